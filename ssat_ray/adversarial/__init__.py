@@ -1,0 +1,35 @@
+"""Adversarial attacks, training objectives, robust evaluation and intervals; imports no Ray."""
+
+from ssat_ray.adversarial.attacks import frozen, gaussian_start, pgd, uniform_start
+from ssat_ray.adversarial.evaluation import (
+    apgd_ce_flags,
+    autoattack_flags,
+    clean_flags,
+    masking_warnings,
+    pgd_flags,
+)
+from ssat_ray.adversarial.intervals import bootstrap_interval, paired_difference
+from ssat_ray.adversarial.objectives import (
+    AdversarialObjective,
+    CleanObjective,
+    pgd_at_loss,
+    trades_loss,
+)
+
+__all__ = [
+    "AdversarialObjective",
+    "CleanObjective",
+    "apgd_ce_flags",
+    "autoattack_flags",
+    "bootstrap_interval",
+    "clean_flags",
+    "frozen",
+    "gaussian_start",
+    "masking_warnings",
+    "paired_difference",
+    "pgd",
+    "pgd_at_loss",
+    "pgd_flags",
+    "trades_loss",
+    "uniform_start",
+]

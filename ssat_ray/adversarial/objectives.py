@@ -1,0 +1,304 @@
+"""Training objectives (TRADES, PGD-AT, clean) as losses and as modules with one forward."""
+
+import math
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssat_ray.adversarial.attacks import (
+    AutocastFactory,
+    frozen,
+    gaussian_start,
+    pgd,
+    uniform_start,
+)
+
+ObjectiveName = Literal["trades", "pgd-at"]
+NoiseKind = Literal["normal", "uniform"]
+LossParts = dict[str, Tensor]
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def _weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Sum of weights * values over the sum of weights; 0 where all weights are 0."""
+    total = weights.sum()
+    return (weights * values).sum() / torch.where(total > 0, total, torch.ones_like(total))
+
+
+def _row_weights(logits: Tensor, y: Tensor, weights: Tensor | None) -> Tensor:
+    if y.shape != logits.shape[:1]:
+        raise ValueError(f"y has shape {tuple(y.shape)}, logits have {tuple(logits.shape)}")
+    if weights is None:
+        return logits.new_ones(logits.shape[0])
+    if weights.shape != y.shape:
+        raise ValueError(f"weights have shape {tuple(weights.shape)}, y has {tuple(y.shape)}")
+    return weights.to(logits.dtype)
+
+
+def _labelled_cross_entropy(
+    logits: Tensor, y: Tensor, weights: Tensor, label_smoothing: float
+) -> Tensor:
+    labelled = y >= 0
+    rows = F.cross_entropy(
+        logits, y.clamp(min=0).long(), reduction="none", label_smoothing=label_smoothing
+    )
+    return _weighted_mean(rows, weights * labelled)
+
+
+def trades_loss(
+    logits: Tensor,
+    logits_adv: Tensor,
+    y: Tensor,
+    *,
+    beta: float,
+    label_smoothing: float = 0.0,
+    weights: Tensor | None = None,
+) -> tuple[Tensor, LossParts]:
+    """Mean over labelled rows of CE(z, y) + beta * mean over all rows of KL(f(x) || f(x')).
+
+    The gradient flows through both arguments of the KL, as in the reference code. Means are over
+    the rows given here: ranks or micro-batches with different numbers of labelled rows must be
+    combined by the caller.
+
+    Args:
+        logits: (B, K) of the clean images, z.
+        logits_adv: (B, K) of the adversarial images, z'.
+        y: (B,) integer labels; -1 skips the CE of that row and keeps its KL.
+        beta: weight of the KL term.
+        label_smoothing: share of the target spread over all classes, for the CE only.
+        weights: (B,) non-negative per-sample weights (coresets): both means become
+            sum(w * l) / sum(w). None for ones.
+
+    Returns:
+        The scalar loss and detached scalars `loss`, `ce` and `kl` (nats; `kl` without beta).
+        Without labelled rows `ce` is 0.
+
+    Raises:
+        ValueError: shapes do not match.
+
+    Source: Zhang et al. 2019 (TRADES), equation 5 and reference code; method.md section 4.
+    """
+    if logits.shape != logits_adv.shape:
+        raise ValueError(
+            f"logits have shape {tuple(logits.shape)}, logits_adv {tuple(logits_adv.shape)}"
+        )
+    logits, logits_adv = _at_least_float32(logits), _at_least_float32(logits_adv)
+    row_weights = _row_weights(logits, y, weights)
+    ce = _labelled_cross_entropy(logits, y, row_weights, label_smoothing)
+    log_p, log_q = logits.log_softmax(dim=1), logits_adv.log_softmax(dim=1)
+    kl = _weighted_mean((log_p.exp() * (log_p - log_q)).sum(dim=1), row_weights)
+    loss = ce + beta * kl
+    return loss, {"loss": loss.detach(), "ce": ce.detach(), "kl": kl.detach()}
+
+
+def pgd_at_loss(
+    logits_adv: Tensor,
+    y: Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    weights: Tensor | None = None,
+) -> tuple[Tensor, LossParts]:
+    """Mean over labelled rows of CE(z', y), the loss of PGD adversarial training.
+
+    Args:
+        logits_adv: (B, K) of the adversarial images.
+        y: (B,) integer labels; rows with -1 are ignored.
+        label_smoothing: share of the target spread over all classes.
+        weights: (B,) non-negative per-sample weights; the mean becomes sum(w * l) / sum(w).
+
+    Returns:
+        The scalar loss and detached scalars `loss` and `ce`; 0 without labelled rows.
+
+    Raises:
+        ValueError: shapes do not match.
+
+    Source: Madry et al. 2018, equation 2.1; method.md section 4.
+    """
+    logits_adv = _at_least_float32(logits_adv)
+    row_weights = _row_weights(logits_adv, y, weights)
+    loss = _labelled_cross_entropy(logits_adv, y, row_weights, label_smoothing)
+    return loss, {"loss": loss.detach(), "ce": loss.detach()}
+
+
+def _check_label_smoothing(label_smoothing: float) -> None:
+    if not 0.0 <= label_smoothing < 1.0:
+        raise ValueError(f"label_smoothing is {label_smoothing}; allowed: 0 <= value < 1")
+
+
+class AdversarialObjective(nn.Module):
+    """A classifier with its adversarial loss, so that DDP sees one forward a step.
+
+    Wrap this module, not the classifier, in DDP, and call `perturb` on the bare module.
+
+    Args:
+        model: classifier, (B, C, H, W) in [0, 1] to logits (B, K).
+        name: "trades" or "pgd-at".
+        beta: weight of the KL term; not used by "pgd-at".
+        label_smoothing: of the cross-entropy, in [0, 1).
+
+    Raises:
+        ValueError: an unknown name, or a value out of range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        name: ObjectiveName,
+        beta: float = 6.0,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if name not in get_args(ObjectiveName):
+            raise ValueError(
+                f"objective is {name!r}; allowed: {', '.join(get_args(ObjectiveName))}"
+            )
+        if not (math.isfinite(beta) and beta >= 0):
+            raise ValueError(f"beta is {beta}; allowed: a finite number, 0 or more")
+        _check_label_smoothing(label_smoothing)
+        self.model = model
+        self.name: ObjectiveName = name
+        self.beta = beta
+        self.label_smoothing = label_smoothing
+
+    @property
+    def noise_kind(self) -> NoiseKind:
+        """Which noise `perturb` expects: standard "normal", or "uniform" in [-1, 1]."""
+        return "normal" if self.name == "trades" else "uniform"
+
+    def forward(
+        self, x: Tensor, x_adv: Tensor, y: Tensor, weights: Tensor | None = None
+    ) -> tuple[Tensor, LossParts]:
+        """The loss of one batch, on float32 logits, in the module's current mode (train).
+
+        The clean and the adversarial batch pass through the model in separate calls, so that
+        BatchNorm normalises each by its own statistics, as in the TRADES reference code.
+        "pgd-at" does not run the clean batch.
+
+        Args:
+            x: (B, C, H, W) float in [0, 1].
+            x_adv: (B, C, H, W) what `perturb` returned for `x`.
+            y: (B,) integer labels, -1 for none.
+            weights: (B,) per-sample weights or None.
+
+        Returns:
+            The scalar loss and its detached parts, see `trades_loss` and `pgd_at_loss`.
+        """
+        if self.name == "pgd-at":
+            logits_adv = self.model(x_adv).float()
+            return pgd_at_loss(logits_adv, y, label_smoothing=self.label_smoothing, weights=weights)
+        logits, logits_adv = self.model(x).float(), self.model(x_adv).float()
+        return trades_loss(
+            logits,
+            logits_adv,
+            y,
+            beta=self.beta,
+            label_smoothing=self.label_smoothing,
+            weights=weights,
+        )
+
+    def perturb(
+        self,
+        x: Tensor,
+        y: Tensor,
+        noise: Tensor,
+        *,
+        eps: float,
+        step_size: float,
+        num_steps: int,
+        autocast: AutocastFactory | None = None,
+    ) -> Tensor:
+        """Training attack on the bare, frozen, eval-mode model; BatchNorm statistics stay.
+
+        TRADES: KL ascent; the clean logits do not change, so they are computed once. PGD-AT: CE
+        ascent on y, and on the model's own prediction where y is -1.
+
+        Args:
+            x: (B, C, H, W) float in [0, 1].
+            y: (B,) integer labels, -1 for none; not used by "trades".
+            noise: (B, C, H, W) of kind `noise_kind`, the caller's slice of the global batch's.
+            eps, step_size, num_steps, autocast: see `attacks.pgd`.
+
+        Returns:
+            (B, C, H, W) adversarial images, detached, in the memory format of `x`.
+
+        Source: TRADES reference code; architecture.md, decisions 5 and 6.
+        """
+        with frozen(self.model) as model:
+            if self.name == "trades":
+                probabilities = self._clean_logits(x, autocast).softmax(dim=1)
+
+                def ascent(logits: Tensor) -> Tensor:
+                    return F.kl_div(logits.log_softmax(dim=1), probabilities, reduction="sum")
+
+                start = gaussian_start(x, noise)
+            else:
+                labels = y.long()
+                if bool((labels < 0).any()):
+                    predicted = self._clean_logits(x, autocast).argmax(dim=1)
+                    labels = torch.where(labels < 0, predicted, labels)
+
+                def ascent(logits: Tensor) -> Tensor:
+                    return F.cross_entropy(logits, labels, reduction="sum")
+
+                start = uniform_start(x, noise, eps)
+            return pgd(
+                model,
+                x,
+                ascent,
+                eps=eps,
+                step_size=step_size,
+                num_steps=num_steps,
+                start=start,
+                autocast=autocast,
+            )
+
+    @torch.no_grad()
+    def _clean_logits(self, x: Tensor, autocast: AutocastFactory | None) -> Tensor:
+        if autocast is None:
+            logits: Tensor = self.model(x)
+        else:
+            with autocast():
+                logits = self.model(x)
+        return logits.float()
+
+
+class CleanObjective(nn.Module):
+    """Standard cross-entropy training with the same calling style as `AdversarialObjective`.
+
+    Args:
+        model: classifier, (B, C, H, W) in [0, 1] to logits (B, K).
+        label_smoothing: share of the target spread over all classes, in [0, 1).
+
+    Raises:
+        ValueError: label_smoothing is out of range.
+    """
+
+    def __init__(self, model: nn.Module, *, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        _check_label_smoothing(label_smoothing)
+        self.model = model
+        self.label_smoothing = label_smoothing
+
+    def forward(
+        self, x: Tensor, y: Tensor, weights: Tensor | None = None
+    ) -> tuple[Tensor, LossParts]:
+        """Mean cross-entropy over the rows with a label.
+
+        Args:
+            x: (B, C, H, W) float in [0, 1].
+            y: (B,) integer labels; rows with -1 are ignored.
+            weights: (B,) per-sample weights or None.
+
+        Returns:
+            The scalar loss and detached scalars `loss` and `ce`; 0 without labelled rows.
+        """
+        logits = self.model(x).float()
+        row_weights = _row_weights(logits, y, weights)
+        loss = _labelled_cross_entropy(logits, y, row_weights, self.label_smoothing)
+        return loss, {"loss": loss.detach(), "ce": loss.detach()}

@@ -1,0 +1,365 @@
+"""The whole configuration as one tree: typed, bounded, documented, with presets and overrides."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ssat_ray.errors import UserError
+
+Row = Literal["none", "random", "pcs", "lcs-km", "lcs-gmm", "gmm-ll", "easy", "full"]
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A branch of the tree. Unknown keys are errors and values are checked on assignment too."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """The labelled set and how it is split. The split is fixed by `split_seed`, not by the run's seeds."""
+
+    name: Literal["digits", "npz"] = "digits"
+    path: str | None = Field(None, description="npz with `image` (N,H,W[,C]) and `label` (N,)")
+    num_test: Positive = Field(797, description="images that only `evaluate` sees")
+    num_labelled: Positive = Field(300, description="labelled training images")
+    num_validation: Positive = Field(700, description="images for the stopping rule only")
+    split_seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _path_with_npz(self) -> DataConfig:
+        if self.name == "npz" and not self.path:
+            raise ValueError("data.name=npz needs data.path, the npz file to read")
+        return self
+
+
+class ModelConfig(Section):
+    """The classifier: `preact-small`, or `package.module:factory` for your own."""
+
+    name: str = Field("preact-small", pattern=r"^(preact-small|[\w.]+:\w+)$")
+    widths: tuple[Positive, ...] = Field((32, 64, 128), min_length=1, description="channels by group")
+    strides: tuple[Positive, ...] = Field((1, 2, 2), description="stride of each group's first block")
+    blocks: Positive = Field(1, description="residual blocks in a group")
+
+    @model_validator(mode="after")
+    def _one_stride_a_width(self) -> ModelConfig:
+        if len(self.widths) != len(self.strides):
+            raise ValueError(
+                f"model.strides has {len(self.strides)} entries, model.widths {len(self.widths)}"
+            )
+        return self
+
+
+class ThreatConfig(Section):
+    """The perturbation that training and evaluation allow."""
+
+    norm: Literal["linf"] = "linf"
+    eps: float = Field(0.15, gt=0, lt=1, description="radius, in units of the [0, 1] image scale")
+
+
+class ObjectiveConfig(Section):
+    """The adversarial training objective and its inner attack (method: TRADES, PGD-AT)."""
+
+    name: Literal["trades", "pgd-at"] = "trades"
+    beta: float = Field(5.0, ge=0, description="weight of the TRADES KL term")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    num_steps: Positive = Field(10, description="steps of the training attack")
+    step_size: float = Field(0.03, gt=0, description="step of the training attack, image scale")
+
+
+class OptimiserConfig(Section):
+    """What every gradient descent here shares."""
+
+    batch_size: Positive = Field(128, description="images a step over all workers")
+    lr: float = Field(0.1, gt=0)
+    weight_decay: float = Field(5e-4, ge=0)
+    warmup_steps: int = Field(20, ge=0)
+    ema_decay: float = Field(0.99, ge=0, lt=1)
+    augment_shift: int = Field(1, ge=0, description="random translation, pixels each way")
+    precision: Literal["float32", "bf16"] = "bf16"
+
+
+class IntermediateConfig(OptimiserConfig):
+    """The model whose latent space is clustered: standard training on the labelled set."""
+
+    num_steps: Positive = 200
+
+
+class TrainConfig(OptimiserConfig):
+    """SSAT: constant rate with weight averaging to a plateau, then a linear cool-down."""
+
+    unsup_fraction: float = Field(0.5, ge=0, lt=1, description="share of a batch from the pool")
+    momentum: float = Field(0.9, ge=0, lt=1)
+    max_steps: Positive = Field(2000, description="steps before the cool-down at the latest")
+    eval_every: Positive = Field(40, description="steps between validation PGD-10")
+    patience: Positive = Field(4, description="evaluations without a rise that make a plateau")
+    delta: float = Field(0.5, ge=0, description="rise that counts, in points of accuracy")
+    cooldown_fraction: Fraction = Field(0.25, description="cool-down steps / steps run so far")
+    none_recipes: dict[str, dict[str, float | int | str]] = Field(
+        default_factory=dict,
+        description="further recipes for the row `none`, which keeps its best by validation: "
+        "name -> overrides of this section",
+    )
+
+    @model_validator(mode="after")
+    def _recipes_are_valid(self) -> TrainConfig:
+        for name in self.none_recipes:
+            self.recipe(name)
+        return self
+
+    def recipe(self, name: str) -> TrainConfig:
+        """This section with the overrides of the named recipe (`default`: none)."""
+        values = self.model_dump() | {"none_recipes": {}}
+        if name != "default":
+            overrides = self.none_recipes[name]
+            unknown = sorted(set(overrides) - set(values))
+            if unknown:
+                raise ValueError(
+                    f"train.none_recipes.{name}: unknown key {unknown[0]!r}"
+                    + _nearest(unknown[0], list(values))
+                )
+            values |= overrides
+        return TrainConfig(**values)
+
+
+class PretrainConfig(Section):
+    """The class-conditional DDPM (diffusers UNet2DModel), trained on the labelled images only."""
+
+    channels: tuple[Positive, ...] = Field((32, 64), min_length=1, description="U-Net, by level")
+    layers_per_block: Positive = 1
+    norm_num_groups: Positive = Field(8, description="at most channels / 4: see docs/generation.md")
+    num_timesteps: Positive = 1000
+    prediction_type: Literal["epsilon", "v_prediction"] = "v_prediction"
+    num_steps: Positive = 1000
+    batch_size: Positive = 64
+    lr: float = Field(2e-3, gt=0)
+    warmup_steps: int = Field(50, ge=0)
+    ema_decay: float = Field(0.995, ge=0, lt=1)
+    augment_shift: int = Field(0, ge=0, description="random translation, pixels each way")
+    precision: Literal["float32", "bf16"] = "float32"
+
+    @model_validator(mode="after")
+    def _groups_fit(self) -> PretrainConfig:
+        for width in self.channels:
+            if width % self.norm_num_groups or self.norm_num_groups * 4 > width:
+                raise ValueError(
+                    f"pretrain.norm_num_groups={self.norm_num_groups} must divide every entry of "
+                    f"pretrain.channels and be at most a quarter of it (found {width}): with one "
+                    "channel a group the time and class embeddings cancel"
+                )
+        return self
+
+
+class GenerateConfig(Section):
+    """Sampling the pool from the DDPM."""
+
+    num_images: Positive = 10_000
+    sampler: Literal["dpmsolver++", "ddim"] = "dpmsolver++"
+    num_inference_steps: Positive = 20
+    shard_rows: Positive = Field(1_000, description="images a Parquet shard, and a sampling batch")
+    precision: Literal["float32", "bf16"] = "float32"
+
+
+class ClusterConfig(Section):
+    """Clusters of the pool's embeddings: FAISS k-means and Gaussian mixtures."""
+
+    k: int | None = Field(None, ge=2, le=10_000, description="clusters; null: number of classes")
+    layer: Literal["pooled", "logits", "unpooled"] = "pooled"
+    restarts: Positive = 10
+    iterations: Positive = 50
+    covariance: Literal["diag", "tied", "full"] = "diag"
+    pca_dims: int | None = Field(None, ge=1, description="PCA before the mixture; null: none")
+
+
+class SelectConfig(Section):
+    """How many images of the pool are kept, and which share of them by score."""
+
+    ratio: float = Field(0.2, gt=0, le=1, description="selected images / pool images")
+    boundary_fraction: Fraction = Field(0.4, description="share taken by lowest score, the rest at random")
+    per_class: bool = Field(False, description="the same choice within every class")
+
+
+class EvaluateConfig(Section):
+    """Attacks on the whole test set, in float32, at `threat.eps`."""
+
+    pgd_steps: Positive = 40
+    pgd_step_size: float = Field(0.015, gt=0)
+    apgd_steps: Positive = 100
+    autoattack_seeds: tuple[int, ...] = Field((), description="run seeds that get AutoAttack too")
+    attack_seed: int = Field(0, ge=0)
+    batch_size: Positive = Field(100, description="images an attack batch; part of the result")
+
+
+class RuntimeConfig(Section):
+    """Where and with how much: nothing here changes a result, so nothing here enters a digest."""
+
+    store: str = Field("store", description="folder of all artefacts")
+    runs: str = Field("runs", description="folder of reports and results")
+    address: str | None = Field(None, description="Ray cluster to join; null: start one here")
+    num_cpus: int | None = Field(None, ge=1, description="CPUs of a local Ray; null: all")
+    object_store_mib: int = Field(512, ge=80)
+    train_workers: Positive = Field(2, description="DDP workers of each Ray Train group")
+    actors: Positive = Field(2, description="actors of each Ray Data stage")
+    checkpoint_steps: Positive = Field(50, description="steps between training checkpoints")
+    tracking_uri: str | None = Field(None, description="MLflow; null: <store>/mlflow.db")
+
+
+class Config(Section):
+    """One comparison: rows x seeds over one labelled set and one pool."""
+
+    preset: str = Field("digits", description="name of the preset this tree came from")
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    rows: tuple[Row, ...] = Field(
+        ("none", "random", "pcs", "lcs-km", "lcs-gmm", "easy", "full"), min_length=1
+    )
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    threat: ThreatConfig = ThreatConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    intermediate: IntermediateConfig = IntermediateConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    generate: GenerateConfig = GenerateConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    select: SelectConfig = SelectConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        for name in ("seeds", "rows"):
+            values = getattr(self, name)
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name} has duplicates: {list(values)}")
+        k = self.cluster.k
+        if k is not None and k > self.generate.num_images:
+            raise ValueError(
+                f"cluster.k={k} is larger than the pool (generate.num_images={self.generate.num_images})"
+            )
+        return self
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that ship with the package."""
+    folder = resources.files("ssat_ray") / "presets"
+    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
+
+
+def load_config(preset: str, overrides: tuple[str, ...] | list[str] = ()) -> Config:
+    """Resolve a preset (a name or a YAML file) with `key.path=value` overrides.
+
+    Raises:
+        UserError: unknown preset or key, or a value of the wrong type or out of range; the message
+            names the key, the value found, what is allowed and the nearest valid key.
+    """
+    if preset.endswith((".yaml", ".yml")):
+        path = Path(preset)
+        if not path.is_file():
+            raise UserError(f"preset file {preset} does not exist.")
+        text, name = path.read_text(), path.stem
+    else:
+        if preset not in preset_names():
+            raise UserError(
+                f"unknown preset {preset!r}{_nearest(preset, preset_names())}; "
+                f"the presets are {', '.join(preset_names())}, or give a .yaml file."
+            )
+        text, name = (resources.files("ssat_ray") / "presets" / f"{preset}.yaml").read_text(), preset
+    try:
+        tree = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"preset {preset} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"preset {preset} must be a mapping of keys, found {type(tree).__name__}.")
+    for override in overrides:
+        key, sep, value = override.partition("=")
+        if not sep:
+            raise UserError(f"--set {override}: expected key=value, for example select.ratio=0.1.")
+        _assign(tree, key.strip().split("."), yaml.safe_load(value))
+    tree["preset"] = name
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(_explain(error)) from error
+
+
+def _assign(tree: dict[str, Any], path: list[str], value: Any) -> None:
+    """Set tree[path] = value after checking that the schema has such a key."""
+    section: type[BaseModel] = Config
+    for depth, key in enumerate(path):
+        dotted = ".".join(path[: depth + 1])
+        if key not in section.model_fields:
+            raise UserError(f"unknown key {dotted!r}{_nearest(dotted, all_keys())}.")
+        if depth == len(path) - 1:
+            break
+        inner = section.model_fields[key].annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            if get_origin(inner) is dict:
+                break
+            raise UserError(f"unknown key {'.'.join(path)!r}: {dotted} is a value, not a section.")
+        section = inner
+    for key in path[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[path[-1]] = value
+
+
+def all_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """Every dotted key of the tree, sections included."""
+    keys = []
+    for name, field in section.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += all_keys(field.annotation, f"{prefix}{name}.")
+    return keys
+
+
+def _nearest(word: str, candidates: list[str]) -> str:
+    found = difflib.get_close_matches(word, candidates, n=1, cutoff=0.4)
+    if not found and "." in word:  # a right leaf in a wrong section
+        found = [c for c in candidates if c.rpartition(".")[2] == word.rpartition(".")[2]]
+    return f" (did you mean {found[0]!r}?)" if found else ""
+
+
+def _explain(error: ValidationError) -> str:
+    """One sentence a problem: key, value found, what is allowed."""
+    lines = []
+    for item in error.errors():
+        path = [str(p) for p in item["loc"]]
+        key = ".".join(path)
+        if item["type"] == "extra_forbidden":
+            lines.append(f"unknown key {key!r}{_nearest(key, all_keys())}.")
+        elif item["type"] == "value_error":
+            lines.append(f"{item['msg'].removeprefix('Value error, ')}.")
+        else:
+            allowed = item["msg"][0].lower() + item["msg"][1:]
+            lines.append(f"{key}={item['input']!r}: {allowed}{_type_of(path)}.")
+    return " ".join(dict.fromkeys(lines))
+
+
+def _type_of(path: list[str]) -> str:
+    """What the schema says of a key, for error messages."""
+    section: Any = Config
+    field = None
+    for key in path:
+        if not (isinstance(section, type) and issubclass(section, BaseModel)):
+            break
+        field = section.model_fields.get(key)
+        if field is None:
+            return ""
+        section = field.annotation
+    if field is None:
+        return ""
+    kind = field.annotation
+    if get_origin(kind) in (Union, types.UnionType):
+        shown = " or ".join(getattr(a, "__name__", str(a)) for a in get_args(kind))
+    else:
+        shown = getattr(kind, "__name__", str(kind))
+    about = f" ({field.description})" if field.description else ""
+    return f"; it is {shown}{about}"

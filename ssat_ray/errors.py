@@ -1,0 +1,15 @@
+"""The two ways a command ends badly: the user can mend it (exit 2) or the run failed (exit 1)."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A mistake in the configuration, the input files or the environment; one paragraph, exit code 2."""
+
+    exit_code = 2
+
+
+class RunFailed(Exception):
+    """A run that started and could not finish; what had finished stays in the store; exit code 1."""
+
+    exit_code = 1

@@ -1,0 +1,134 @@
+"""Ray sessions, threads per actor, memory and time meters, and the progress board."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+import torch
+
+from ssat_ray.config import RuntimeConfig
+from ssat_ray.errors import UserError
+
+BOARD = "ssat-progress"
+
+
+@contextlib.contextmanager
+def ray_session(config: RuntimeConfig) -> Iterator[None]:
+    """Join the configured cluster, or start Ray on this machine and stop it afterwards."""
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(address=address, **common)
+        else:
+            ray.init(
+                address="local",
+                num_cpus=config.num_cpus,
+                object_store_memory=config.object_store_mib * 2**20,
+                include_dashboard=False,
+                **common,
+            )
+    except ConnectionError as error:
+        raise UserError(f"no Ray cluster answers at {address}: {error}") from error
+    needed, found = max(config.train_workers, config.actors), int(ray.cluster_resources().get("CPU", 0))
+    if needed > found:
+        ray.shutdown()
+        raise UserError(
+            f"runtime.train_workers={config.train_workers} and runtime.actors={config.actors} need "
+            f"{needed} CPUs, Ray has {found}; lower them or raise runtime.num_cpus."
+        )
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def use_threads(num_threads: int = 1) -> None:
+    """Give this process the threads of its CPUs: more than that costs 5 to 7 times on small machines."""
+    torch.set_num_threads(num_threads)
+
+
+def session_log_dir() -> Path | None:
+    """Ray's log folder of this session, named by error messages."""
+    if not ray.is_initialized():
+        return None
+    session = ray._private.worker._global_node.get_session_dir_path()  # noqa: SLF001
+    return Path(session) / "logs"
+
+
+class Meter:
+    """Wall seconds and peak PSS of this process while the `with` block runs."""
+
+    def __init__(self, interval: float = 0.25) -> None:
+        self.seconds = 0.0
+        self.peak_pss = 0
+        self._interval = interval
+
+    def __enter__(self) -> Meter:
+        self._stop = threading.Event()
+        self._process = psutil.Process()
+        self._start = time.perf_counter()
+        self._sample()
+        self._thread = threading.Thread(target=self._watch, name="memory-meter", daemon=True)
+        self._thread.start()
+        return self
+
+    def _sample(self) -> None:
+        info = self._process.memory_full_info()
+        self.peak_pss = max(self.peak_pss, getattr(info, "pss", info.rss))
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self._interval):
+            self._sample()
+
+    def __exit__(self, *exc: object) -> None:
+        self.seconds = time.perf_counter() - self._start
+        self._stop.set()
+        self._thread.join()
+        self._sample()
+
+
+@ray.remote(num_cpus=0)
+class ProgressBoard:
+    """What every running job has done so far; workers post, the driver polls."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, dict[str, Any]] = {}
+
+    def post(self, job: str, done: float, total: float, unit: str, note: str = "") -> None:
+        entry = self._jobs.setdefault(job, {"since": time.time(), "first": done})
+        entry.update(done=done, total=total, unit=unit, note=note)
+
+    def add(self, job: str, amount: float, total: float, unit: str) -> None:
+        entry = self._jobs.setdefault(job, {"since": time.time(), "first": 0.0, "done": 0.0, "note": ""})
+        entry.update(done=entry["done"] + amount, total=total, unit=unit)
+
+    def read(self) -> dict[str, dict[str, Any]]:
+        return self._jobs
+
+
+def start_board() -> Any:
+    """The session's board, started by the driver."""
+    return ProgressBoard.options(name=BOARD, get_if_exists=True).remote()
+
+
+def board() -> Any:
+    """The session's board as seen by a worker."""
+    return ray.get_actor(BOARD)

@@ -1,0 +1,1 @@
+"""Which pool images to keep: scores, clusterings and the exact balanced choice."""

@@ -1,0 +1,252 @@
+"""Content-addressed artefact store: `<store>/<stage>/<digest>/`, published by `stage.json`, leased while computed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ssat_ray.errors import UserError
+
+LEASE_SECONDS = 30.0
+RECORD = "stage.json"
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: the same text for the same value everywhere."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write a file so that readers see all of it or none (temporary name, fsync, rename)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    with open(scratch, "wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(scratch, path)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One artefact to compute: a stage, what determines its result, and the jobs it reads.
+
+    `params` are what the pipeline varies within one configuration (method, seed, attack, recipe);
+    `config` is the part of the configuration that the stage declares; `inputs` are other jobs.
+    """
+
+    stage: str
+    version: int
+    params: dict[str, Any]
+    config: dict[str, Any]
+    inputs: dict[str, Job] = field(default_factory=dict)
+
+    @cached_property
+    def digest(self) -> str:
+        """20 hex digits of SHA-256 over everything that determines the result and nothing else."""
+        key = {
+            "stage": self.stage,
+            "version": self.version,
+            "params": self.params,
+            "config": self.config,
+            "inputs": {name: job.digest for name, job in self.inputs.items()},
+        }
+        return hashlib.sha256(canonical_json(key).encode()).hexdigest()[:20]
+
+    @property
+    def label(self) -> str:
+        """Short name for people: `train[lcs-km seed=0]`."""
+        shown = [str(v) if k in ("row", "method", "attack") else f"{k}={v}" for k, v in self.params.items()]
+        return f"{self.stage}[{' '.join(shown)}]" if shown else self.stage
+
+    def closure(self) -> Iterator[Job]:
+        """This job and all it depends on, dependencies first, each once."""
+        seen: set[str] = set()
+        stack: list[tuple[Job, bool]] = [(self, False)]
+        while stack:
+            job, expanded = stack.pop()
+            if expanded:
+                yield job
+            elif job.digest not in seen:
+                seen.add(job.digest)
+                stack.append((job, True))
+                stack.extend((j, False) for j in reversed(job.inputs.values()))
+
+
+class Store:
+    """Artefacts on a file system that every node of the cluster can read and write."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root).absolute()
+
+    def check_writable(self) -> None:
+        """Create the store and prove that it can be written; UserError otherwise."""
+        probe = self.root / f".probe-{uuid.uuid4().hex}"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe.write_text("")
+            probe.unlink()
+        except OSError as error:
+            raise UserError(
+                f"the store {self.root} cannot be written ({error.strerror}); "
+                "give another folder with --set runtime.store=FOLDER."
+            ) from error
+
+    def folder(self, job: Job) -> Path:
+        return self.root / job.stage / job.digest
+
+    def record(self, job: Job) -> dict[str, Any] | None:
+        """The published record of an artefact, or None while it is unfinished."""
+        return self.read_record(self.folder(job))
+
+    @staticmethod
+    def read_record(folder: Path) -> dict[str, Any] | None:
+        try:
+            record: dict[str, Any] = json.loads((folder / RECORD).read_text())
+        except FileNotFoundError:
+            return None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{folder / RECORD} is damaged ({error}); delete this folder and run again.") from error
+        return record
+
+    def publish(self, job: Job, record: dict[str, Any]) -> None:
+        """Declare the artefact finished; every other file of it must be in place already."""
+        full = {
+            "stage": job.stage,
+            "version": job.version,
+            "digest": job.digest,
+            "params": job.params,
+            "config": job.config,
+            "inputs": {name: j.digest for name, j in job.inputs.items()},
+            **record,
+        }
+        write_atomic(self.folder(job) / RECORD, json.dumps(full, indent=1, sort_keys=True))
+
+    @contextlib.contextmanager
+    def lease(self, job: Job) -> Iterator[bool]:
+        """Try to become the one process that computes `job`; yields whether it may.
+
+        The lease file is created only if absent, renewed from a thread every third of its life, and
+        may be taken over once it has expired or its process on this host is gone.
+        """
+        lease = Lease(self.folder(job) / "lease.json")
+        if not lease.acquire():
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lease.release()
+
+    def collect_garbage(self, runs: Path, *, dry_run: bool = False, min_age: float = 3600.0) -> tuple[list[Path], int]:
+        """Remove artefacts that no `run.json` under `runs` refers to.
+
+        Leased artefacts, those changed within `min_age` seconds (a starting run may be about to
+        refer to them) and their inputs stay. Returns the removed folders and their bytes.
+        """
+        keep: set[str] = set()
+        for path in runs.glob("*/run.json"):
+            keep.update(json.loads(path.read_text())["digests"])
+        folders = [f for f in self.root.glob("*/*") if f.is_dir() and len(f.name) == 20]
+        removable = [
+            f
+            for f in folders
+            if f.name not in keep
+            and time.time() - f.stat().st_mtime > min_age
+            and not Lease(f / "lease.json").held_by_other()
+        ]
+        size = sum(folder_bytes(f) for f in removable)
+        if not dry_run:
+            for folder in removable:
+                (folder / RECORD).unlink(missing_ok=True)  # unpublished first: never half an artefact
+                shutil.rmtree(folder)
+        return removable, size
+
+
+class Lease:
+    """A file that names the process computing an artefact."""
+
+    def __init__(self, path: Path, seconds: float = LEASE_SECONDS) -> None:
+        self.path = path
+        self.seconds = seconds
+        self.owner = uuid.uuid4().hex
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def _content(self) -> str:
+        return json.dumps(
+            {
+                "owner": self.owner,
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "expires": time.time() + self.seconds,
+            }
+        )
+
+    def held_by_other(self) -> bool:
+        """Whether a live process holds the lease."""
+        try:
+            found = json.loads(self.path.read_text())
+        except FileNotFoundError:
+            return False
+        except json.JSONDecodeError:  # being written: judge by age
+            with contextlib.suppress(FileNotFoundError):
+                return time.time() - self.path.stat().st_mtime < self.seconds
+            return False
+        if found["owner"] == self.owner or found["expires"] < time.time():
+            return False
+        return not (found["host"] == socket.gethostname() and not _alive(found["pid"]))
+
+    def acquire(self) -> bool:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists() and not self.held_by_other():
+            # Only one of several takers-over wins the rename.
+            grave = self.path.with_name(f".lease-{self.owner}.tmp")
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(self.path, grave)
+                grave.unlink()
+        try:
+            with open(self.path, "x") as file:
+                file.write(self._content())
+        except FileExistsError:
+            return False
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._thread.start()
+        return True
+
+    def _renew(self) -> None:
+        while not self._stop.wait(self.seconds / 3):
+            write_atomic(self.path, self._content())
+
+    def release(self) -> None:
+        self._stop.set()
+        if self._thread:
+            self._thread.join()
+        self.path.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def folder_bytes(folder: Path, names: Iterable[str] = ("*",)) -> int:
+    """Bytes of the files in a folder that match any of the patterns."""
+    return sum(p.stat().st_size for name in names for p in folder.rglob(name) if p.is_file())

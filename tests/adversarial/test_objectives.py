@@ -1,0 +1,262 @@
+"""Losses against float64 loops and written-out gradients; the training attack's side effects."""
+
+import math
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssat_ray.adversarial.objectives import (
+    AdversarialObjective,
+    CleanObjective,
+    pgd_at_loss,
+    trades_loss,
+)
+
+Y = torch.tensor([2, -1, 0, 1, -1])
+WEIGHTS = torch.tensor([0.5, 2.0, 1.5, 0.0, 3.0], dtype=torch.float64)
+
+
+def _logits(seed: int, rows: int = 5, classes: int = 3) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return 2 * torch.randn(rows, classes, generator=generator, dtype=torch.float64)
+
+
+def _loop(
+    z: Tensor, z_adv: Tensor, y: Tensor, beta: float, smoothing: float, w: Tensor
+) -> tuple[float, float, float]:
+    ce_sum = ce_weight = kl_sum = kl_weight = 0.0
+    for i in range(len(y)):
+        p = [math.exp(v) for v in z[i].tolist()]
+        q = [math.exp(v) for v in z_adv[i].tolist()]
+        p, q = [v / sum(p) for v in p], [v / sum(q) for v in q]
+        weight, classes = float(w[i]), len(p)
+        kl_sum += weight * sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+        kl_weight += weight
+        if y[i] >= 0:
+            target = [
+                smoothing / classes + (1 - smoothing) * (k == int(y[i])) for k in range(classes)
+            ]
+            ce_sum -= weight * sum(t * math.log(a) for t, a in zip(target, p, strict=True))
+            ce_weight += weight
+    ce, kl = ce_sum / ce_weight, kl_sum / kl_weight
+    return ce + beta * kl, ce, kl
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+def test_trades_equals_a_loop(smoothing: float, weights: Tensor | None) -> None:
+    z, z_adv = _logits(0), _logits(1)
+    loss, parts = trades_loss(z, z_adv, Y, beta=6.0, label_smoothing=smoothing, weights=weights)
+    ones = torch.ones(5) if weights is None else weights
+    expected = _loop(z, z_adv, Y, 6.0, smoothing, ones)
+    found = [float(loss), float(parts["ce"]), float(parts["kl"])]
+    assert found == pytest.approx(expected, rel=1e-12)
+    assert float(parts["loss"]) == float(loss) and not parts["kl"].requires_grad
+
+
+def test_trades_gradients_equal_the_written_out_formula() -> None:
+    """method.md section 5: the last-layer gradients of the TRADES loss, in closed form."""
+    beta = 5.0
+    z, z_adv = _logits(2).requires_grad_(), _logits(3).requires_grad_()
+    loss, _ = trades_loss(z, z_adv, Y, beta=beta)
+    found, found_adv = torch.autograd.grad(loss, (z, z_adv))
+    p, q = z.detach().softmax(1), z_adv.detach().softmax(1)
+    kl = (p * (p.log() - q.log())).sum(1, keepdim=True)
+    ce = torch.zeros_like(p)
+    labelled = (Y >= 0).nonzero().squeeze(1)
+    for i in labelled.tolist():
+        ce[i] = p[i]
+        ce[i, Y[i]] -= 1
+    expected = ce / len(labelled) + beta / 5 * p * (p.log() - q.log() - kl)
+    assert torch.allclose(found, expected, atol=1e-12)
+    assert torch.allclose(found_adv, beta / 5 * (q - p), atol=1e-12)
+
+
+def test_gradients_equal_finite_differences() -> None:
+    z, z_adv = _logits(4).requires_grad_(), _logits(5).requires_grad_()
+
+    def trades(a: Tensor, b: Tensor) -> Tensor:
+        return trades_loss(a, b, Y, beta=3.0, label_smoothing=0.1, weights=WEIGHTS)[0]
+
+    def pgd_at(b: Tensor) -> Tensor:
+        return pgd_at_loss(b, Y, label_smoothing=0.1, weights=WEIGHTS)[0]
+
+    assert torch.autograd.gradcheck(trades, (z, z_adv))
+    assert torch.autograd.gradcheck(pgd_at, (z_adv,))
+
+
+def test_pgd_at_ignores_unlabelled_rows() -> None:
+    z_adv = _logits(6)
+    for weights in (None, WEIGHTS):
+        loss, parts = pgd_at_loss(z_adv, Y, label_smoothing=0.2, weights=weights)
+        ones = torch.ones(5) if weights is None else weights
+        assert float(loss) == pytest.approx(_loop(z_adv, z_adv, Y, 0.0, 0.2, ones)[1], rel=1e-12)
+        assert float(parts["ce"]) == float(loss)
+
+
+def test_batches_without_labels_or_weight_give_zero_not_nan() -> None:
+    z, z_adv = _logits(7).requires_grad_(), _logits(8).requires_grad_()
+    none = torch.full((5,), -1)
+    loss, parts = trades_loss(z, z_adv, none, beta=2.0)
+    assert float(parts["ce"]) == 0.0 and float(parts["kl"]) > 0
+    assert loss.item() == pytest.approx(2 * float(parts["kl"]))
+    loss_at, _ = pgd_at_loss(z_adv, none)
+    assert loss_at.item() == 0.0
+    zero, _ = trades_loss(z, z_adv, Y, beta=2.0, weights=torch.zeros(5))
+    for scalar in (loss, loss_at, zero):
+        gradients = torch.autograd.grad(scalar, (z, z_adv), allow_unused=True)
+        assert all(g is None or bool(g.isfinite().all()) for g in gradients)
+    assert zero.item() == 0.0
+
+
+def test_half_precision_logits_are_raised_to_float32() -> None:
+    z, z_adv = _logits(9).bfloat16(), _logits(10).bfloat16()
+    loss, _ = trades_loss(z, z_adv, Y, beta=1.0)
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, trades_loss(z.float(), z_adv.float(), Y, beta=1.0)[0])
+
+
+def test_mismatched_shapes_are_errors() -> None:
+    with pytest.raises(ValueError, match="logits_adv"):
+        trades_loss(_logits(0), _logits(0)[:4], Y, beta=1.0)
+    with pytest.raises(ValueError, match="y has shape"):
+        pgd_at_loss(_logits(0), Y[:4])
+    with pytest.raises(ValueError, match="weights"):
+        pgd_at_loss(_logits(0), Y, weights=torch.ones(4))
+
+
+class Net(nn.Module):
+    """Convolution, BatchNorm, dropout and a linear layer; counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(16, 3)
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        logits: Tensor = self.head(self.drop(torch.tanh(self.norm(self.conv(x)))).flatten(1))
+        return logits
+
+
+@pytest.fixture
+def net() -> Net:
+    torch.manual_seed(0)
+    model = Net()
+    model.norm.running_mean.uniform_(-0.1, 0.1)  # type: ignore[union-attr]
+    return model.train()
+
+
+def _batch() -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.rand(5, 2, 4, 4, generator=generator)
+    return x, Y.clone(), torch.randn(5, 2, 4, 4, generator=generator)
+
+
+ATTACK: dict[str, Any] = {"eps": 0.1, "step_size": 0.03, "num_steps": 4}
+
+
+@pytest.mark.parametrize("name", ["trades", "pgd-at"])
+def test_perturb_leaves_the_model_as_it_was(net: Net, name: Any) -> None:
+    objective = AdversarialObjective(net, name=name, beta=6.0)
+    net.conv.weight.requires_grad_(False)
+    net.norm.eval()
+    state = deepcopy(net.state_dict())
+    flags = [m.training for m in net.modules()], [p.requires_grad for p in net.parameters()]
+    x, y, noise = _batch()
+    x_adv = objective.perturb(x, y, noise.clamp(-1, 1), **ATTACK)
+    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+    assert flags[0] == [m.training for m in net.modules()]
+    assert flags[1] == [p.requires_grad for p in net.parameters()]
+    assert all(p.grad is None for p in net.parameters())
+    assert float((x_adv - x).abs().max()) <= 0.1 + 1e-6
+    assert float(x_adv.min()) >= 0 and float(x_adv.max()) <= 1
+    assert not x_adv.requires_grad and not torch.equal(x_adv, x)
+    # Dropout and batch statistics would make a second call differ.
+    assert torch.equal(x_adv, objective.perturb(x, y, noise.clamp(-1, 1), **ATTACK))
+
+
+def test_trades_perturb_equals_the_reference_loop_and_runs_the_clean_batch_once(net: Net) -> None:
+    x, y, noise = _batch()
+    objective = AdversarialObjective(net, name="trades", beta=6.0)
+    assert objective.noise_kind == "normal"
+    found = objective.perturb(x, y, noise, **ATTACK)
+    assert net.calls == ATTACK["num_steps"] + 1
+    model = deepcopy(net).eval()
+    x_adv = (x + 0.001 * noise).clamp(0, 1)
+    for _ in range(ATTACK["num_steps"]):
+        x_adv = x_adv.detach().requires_grad_()
+        p, q = F.softmax(model(x), dim=1), F.softmax(model(x_adv), dim=1)
+        (gradient,) = torch.autograd.grad((p * (p.log() - q.log())).sum(), x_adv)
+        x_adv = x_adv.detach() + ATTACK["step_size"] * gradient.sign()
+        x_adv = torch.minimum(torch.maximum(x_adv, x - 0.1), x + 0.1).clamp(0, 1)
+    # A gradient of the order of rounding may change its sign, so a few pixels may differ.
+    assert float(((found - x_adv).abs() > 1e-5).float().mean()) < 0.02
+
+
+def test_pgd_at_perturb_raises_ce_and_uses_the_prediction_without_a_label(net: Net) -> None:
+    x, y, noise = _batch()
+    u = noise.clamp(-1, 1)
+    objective = AdversarialObjective(net, name="pgd-at", beta=0.0)
+    assert objective.noise_kind == "uniform"
+    with torch.no_grad():
+        predicted = deepcopy(net).eval()(x).argmax(dim=1)
+    filled = torch.where(y < 0, predicted, y)
+    other = torch.where(y < 0, (predicted + 1) % 3, y)
+    found = objective.perturb(x, y, u, **ATTACK)
+    assert torch.equal(found, objective.perturb(x, filled, u, **ATTACK))
+    assert not torch.equal(found, objective.perturb(x, other, u, **ATTACK))
+    model = deepcopy(net).eval()
+    with torch.no_grad():
+        start = (x + 0.1 * u).clamp(0, 1)
+        before = F.cross_entropy(model(start), filled, reduction="none")
+        after = F.cross_entropy(model(found), filled, reduction="none")
+    assert bool((after > before).all())
+
+
+def test_forward_uses_separate_batchnorm_statistics(net: Net) -> None:
+    net.drop.p = 0.0
+    x, y, noise = _batch()
+    x_adv = (x + 0.2 * noise).clamp(0, 1)
+    twin = deepcopy(net)
+    objective = AdversarialObjective(net, name="trades", beta=4.0, label_smoothing=0.1)
+    loss, parts = objective(x, x_adv, y, WEIGHTS)
+    z, z_adv = twin(x), twin(x_adv)
+    expected, _ = trades_loss(z, z_adv, y, beta=4.0, label_smoothing=0.1, weights=WEIGHTS)
+    assert torch.equal(loss, expected) and set(parts) == {"loss", "ce", "kl"}
+    joint = deepcopy(net)(torch.cat([x, x_adv]))
+    assert not torch.allclose(joint[:5], z, atol=1e-4)
+    assert int(net.norm.num_batches_tracked) == 2  # type: ignore[arg-type]
+    loss.backward()
+    assert all(p.grad is not None for p in net.parameters())
+
+
+def test_pgd_at_forward_and_clean_forward(net: Net) -> None:
+    net.drop.p = 0.0
+    x, y, noise = _batch()
+    x_adv = (x + 0.2 * noise).clamp(0, 1)
+    twin, twin_clean = deepcopy(net), deepcopy(net)
+    loss, _ = AdversarialObjective(net, name="pgd-at", beta=0.0)(x, x_adv, y)
+    assert torch.allclose(loss, F.cross_entropy(twin(x_adv), y, ignore_index=-1))
+    assert net.calls == 1
+    clean, parts = CleanObjective(twin_clean, label_smoothing=0.1)(x, y)
+    reference = F.cross_entropy(twin(x), y, ignore_index=-1, label_smoothing=0.1)
+    assert torch.allclose(clean, reference)
+    assert float(parts["loss"]) == float(clean)
+
+
+def test_settings_are_checked() -> None:
+    model = nn.Flatten()
+    with pytest.raises(ValueError, match="'mart'; allowed: trades, pgd-at"):
+        AdversarialObjective(model, name="mart", beta=1.0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="beta is -1"):
+        AdversarialObjective(model, name="trades", beta=-1.0)
+    with pytest.raises(ValueError, match="label_smoothing is 1"):
+        CleanObjective(model, label_smoothing=1.0)
