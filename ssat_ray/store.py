@@ -212,11 +212,7 @@ class Lease:
     def acquire(self) -> bool:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists() and not self.held_by_other():
-            # Only one of several takers-over wins the rename.
-            grave = self.path.with_name(f".lease-{self.owner}.tmp")
-            with contextlib.suppress(FileNotFoundError):
-                os.rename(self.path, grave)
-                grave.unlink()
+            self._bury()
         try:
             with open(self.path, "x") as file:
                 file.write(self._content())
@@ -225,6 +221,16 @@ class Lease:
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._thread.start()
         return True
+
+    def _bury(self) -> None:
+        """Remove a dead lease; of several takers-over only one wins the rename."""
+        grave = Lease(self.path.with_name(f".lease-{self.owner}.tmp"))
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(self.path, grave.path)
+            if grave.held_by_other():  # another taker was faster: its live lease goes back
+                with contextlib.suppress(FileExistsError):
+                    os.link(grave.path, self.path)
+            grave.path.unlink()
 
     def _renew(self) -> None:
         while not self._stop.wait(self.seconds / 3):

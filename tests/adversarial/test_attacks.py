@@ -19,7 +19,10 @@ def test_linear_model_reaches_the_closed_form_minimum_of_the_margin() -> None:
     x = _images(6, 1, 3, 3)
     x[0, 0, 0, 0], x[1, 0, 0, 0] = 0.0, 1.0
     weight = torch.linspace(-1, 1, 9).roll(4) + 0.01
-    model = lambda images: images.flatten(1) @ torch.stack([weight, -weight], dim=1)  # noqa: E731
+
+    def model(images: Tensor) -> Tensor:
+        return images.flatten(1) @ torch.stack([weight, -weight], dim=1)
+
     y = torch.tensor([0, 1, 0, 1, 0, 1])
     eps = 0.1
     x_adv = pgd(

@@ -249,7 +249,7 @@ def test_pgd_at_forward_and_clean_forward(net: Net) -> None:
     clean, parts = CleanObjective(twin_clean, label_smoothing=0.1)(x, y)
     reference = F.cross_entropy(twin(x), y, ignore_index=-1, label_smoothing=0.1)
     assert torch.allclose(clean, reference)
-    assert float(parts["loss"]) == float(clean)
+    assert float(parts["loss"]) == clean.item()
 
 
 def test_settings_are_checked() -> None:

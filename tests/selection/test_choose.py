@@ -166,6 +166,19 @@ def test_ties_inside_one_class_count_for_per_class_quotas():
         )  # fmt: skip
 
 
+def test_ties_add_up_over_the_classes():
+    labels = np.repeat([0, 1], 500)
+    score = np.arange(1000.0)
+    score[98:101], score[597:601] = -1, -2
+    found = choose(
+        np.arange(1000), score, ratio=0.004, boundary_fraction=1, seed=0,
+        labels=labels, per_class=True,
+    )  # fmt: skip
+    assert found.num_tied_at_cut == 3 + 4
+    assert found.ids.tolist() == [98, 99, 597, 598]
+    assert found.cut == -1
+
+
 def test_nan_scores_are_degenerate():
     with pytest.raises(DegenerateScoreError, match="'pcs': 1 of 3 scores are NaN"):
         choose(

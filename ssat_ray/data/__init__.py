@@ -1,0 +1,1 @@
+"""Labelled sets, the pool format, augmentation and batch mixing."""

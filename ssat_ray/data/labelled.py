@@ -1,0 +1,157 @@
+"""The labelled set: read, check, and split into labelled, validation and test images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save
+
+from ssat_ray.config import DataConfig
+from ssat_ray.errors import UserError
+
+SPLITS = ("labelled", "validation", "test")
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """Three disjoint splits: name -> (images (N, H, W, C) uint8, labels (N,) int64)."""
+
+    splits: dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]]
+    num_classes: int
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)"""
+        _, height, width, channels = self.splits["labelled"][0].shape
+        return channels, height, width
+
+    def tensors(self, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images (N, C, H, W) uint8 and labels (N,) int64 of one split."""
+        images, labels = self.splits[split]
+        return to_nchw(images), torch.from_numpy(labels)
+
+    def save(self, folder: Path) -> dict[str, bytes]:
+        """The files of the artefact: name -> content."""
+        tensors: dict[str, np.ndarray] = {}
+        for name, (images, labels) in self.splits.items():
+            tensors[f"{name}.image"], tensors[f"{name}.label"] = images, labels
+        tensors["num_classes"] = np.array([self.num_classes])
+        return {"labelled.safetensors": save(tensors)}
+
+    @classmethod
+    def load(cls, folder: Path) -> LabelledSet:
+        tensors = load_file(folder / "labelled.safetensors")
+        splits = {name: (tensors[f"{name}.image"], tensors[f"{name}.label"]) for name in SPLITS}
+        return cls(splits, int(tensors["num_classes"][0]))
+
+
+def to_nchw(images: NDArray[np.uint8]) -> torch.Tensor:
+    """(N, H, W, C) uint8 array -> (N, C, H, W) uint8 tensor."""
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+
+
+def unit_float(images: torch.Tensor) -> torch.Tensor:
+    """uint8 in 0..255 -> float32 in [0, 1]."""
+    return images.float().div_(255.0)
+
+
+def read_labelled(config: DataConfig) -> LabelledSet:
+    """Read and split the labelled set that the configuration names.
+
+    Raises:
+        UserError: a file is missing or is no npz; arrays are missing, of differing lengths, of an
+            object type, out of range or NaN; fewer than two classes; fewer images than the splits need.
+    """
+    if config.name == "digits":
+        images, labels = _sklearn_digits()
+    else:
+        images, labels = _npz(Path(str(config.path)))
+    return split(images, labels, config)
+
+
+def split(images: NDArray[np.uint8], labels: NDArray[np.int64], config: DataConfig) -> LabelledSet:
+    """Seeded split; the test images come first, so they do not depend on the other sizes."""
+    needed = config.num_test + config.num_labelled + config.num_validation
+    if needed > len(images):
+        raise UserError(
+            f"the labelled set has {len(images)} images, data.num_test + data.num_labelled + "
+            f"data.num_validation ask for {needed}."
+        )
+    order = np.random.default_rng(config.split_seed).permutation(len(images))
+    bounds = np.cumsum([0, config.num_test, config.num_labelled, config.num_validation])
+    names = ("test", "labelled", "validation")
+    parts = {
+        name: (images[order[a:b]], labels[order[a:b]])
+        for name, a, b in zip(names, bounds[:-1], bounds[1:], strict=True)
+    }
+    num_classes = int(labels.max()) + 1
+    if len(np.unique(parts["labelled"][1])) < 2:
+        raise UserError(
+            "the labelled images are all of one class; a decision boundary needs at least two. "
+            "Check the labels, or raise data.num_labelled."
+        )
+    return LabelledSet({name: parts[name] for name in SPLITS}, num_classes)
+
+
+def _sklearn_digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """UCI digits as shipped with scikit-learn: (1797, 8, 8, 1) uint8; 0..16 scaled to 0..255."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = np.round(bunch.images * (255.0 / 16.0)).astype(np.uint8)[..., None]
+    return images, bunch.target.astype(np.int64)
+
+
+def _npz(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    if not path.is_file():
+        raise UserError(f"data.path: {path} does not exist.")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            missing = {"image", "label"} - set(archive.files)
+            if missing:
+                raise UserError(
+                    f"{path} lacks the array(s) {', '.join(sorted(missing))}; found {', '.join(archive.files)}."
+                )
+            images, labels = archive["image"], archive["label"]
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(f"{path} is not a readable npz of plain arrays: {error}") from error
+    return check_images(images, str(path)), check_labels(labels, len(images), str(path))
+
+
+def check_images(images: NDArray[np.generic], source: str) -> NDArray[np.uint8]:
+    """(N, H, W[, C]) uint8, or float in [0, 1], as (N, H, W, C) uint8; UserError names the row."""
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise UserError(
+            f"{source}: images must be (N, H, W) or (N, H, W, C) with 1 or 3 channels, found {images.shape}."
+        )
+    if images.dtype == np.uint8:
+        return images  # type: ignore[return-value]
+    if images.dtype.kind != "f":
+        raise UserError(f"{source}: images must be uint8 or float in [0, 1], found {images.dtype}.")
+    flat = images.reshape(len(images), -1).astype(np.float64)
+    bad = ~np.isfinite(flat).all(1)
+    if bad.any():
+        raise UserError(f"{source}: image {int(bad.argmax())} has NaN or infinite pixels ({int(bad.sum())} in all).")
+    bad = (flat.min(1) < 0) | (flat.max(1) > 1)
+    if bad.any():
+        raise UserError(
+            f"{source}: image {int(bad.argmax())} has pixels outside [0, 1]; give uint8 or scale the floats."
+        )
+    return np.round(images * 255.0).astype(np.uint8)
+
+
+def check_labels(labels: NDArray[np.generic], count: int, source: str) -> NDArray[np.int64]:
+    """(N,) integers from 0; UserError otherwise."""
+    if labels.shape != (count,) or labels.dtype.kind not in "iu":
+        raise UserError(
+            f"{source}: labels must be {count} integers, one an image; found {labels.shape} {labels.dtype}."
+        )
+    if count and labels.min() < 0:
+        raise UserError(f"{source}: label {int(labels.min())} of image {int(labels.argmin())} is negative.")
+    return labels.astype(np.int64)

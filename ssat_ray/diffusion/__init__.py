@@ -1,0 +1,1 @@
+"""Diffusion: training targets and samplers."""

@@ -1,0 +1,1 @@
+"""Classifiers, their registry and files, weight averaging, and the U-Net builder."""

@@ -1,0 +1,1 @@
+"""Training without Ray: world, schedule, stopping rule, state files and the loops."""
