@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -71,6 +72,19 @@ def session_log_dir() -> Path | None:
         return None
     session = ray._private.worker._global_node.get_session_dir_path()  # noqa: SLF001
     return Path(session) / "logs"
+
+
+def git_commit() -> str | None:
+    """Commit of the source tree this package runs from, with `-dirty` if it was changed; None outside git."""
+    root = Path(__file__).resolve().parents[1]
+    try:
+        commit, changes = (
+            subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, check=True).stdout.strip()
+            for args in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("-dirty" if changes else "")
 
 
 class Meter:

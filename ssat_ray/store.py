@@ -44,7 +44,8 @@ class Job:
     """One artefact to compute: a stage, what determines its result, and the jobs it reads.
 
     `params` are what the pipeline varies within one configuration (method, seed, attack, recipe);
-    `config` is the part of the configuration that the stage declares; `inputs` are other jobs.
+    `config` is the part of the configuration that the stage declares; `inputs` are other jobs. `about` is
+    for people only and does not enter the digest.
     """
 
     stage: str
@@ -52,6 +53,7 @@ class Job:
     params: dict[str, Any]
     config: dict[str, Any]
     inputs: dict[str, Job] = field(default_factory=dict)
+    about: str = ""
 
     @cached_property
     def digest(self) -> str:
@@ -67,9 +69,8 @@ class Job:
 
     @property
     def label(self) -> str:
-        """Short name for people: `train[lcs-km seed=0]`."""
-        shown = [str(v) if k in ("row", "method", "attack") else f"{k}={v}" for k, v in self.params.items()]
-        return f"{self.stage}[{' '.join(shown)}]" if shown else self.stage
+        """Short name for people: `train lcs-km seed 0`."""
+        return f"{self.stage} {self.about}".strip()
 
     def closure(self) -> Iterator[Job]:
         """This job and all it depends on, dependencies first, each once."""

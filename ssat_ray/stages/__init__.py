@@ -1,0 +1,1 @@
+"""The stages: each reads artefacts, writes one artefact, and runs through Ray."""

@@ -92,7 +92,7 @@ def test_restarts_keep_the_best():
 
 
 def test_an_offset_does_not_change_the_clustering():
-    # Multiples of 1 / 128 survive the addition exactly; FAISS on uncentred rows is 60 % worse.
+    # Multiples of 1 / 128 survive the addition exactly; FAISS on uncentred rows is 18 % worse.
     h = make_blobs(1500, 8, centers=3, cluster_std=0.3, center_box=(0, 2), random_state=0)[0]
     h = (np.round(h * 128) / 128).astype(np.float32)
     plain, shifted = fit_kmeans(h, 3), fit_kmeans(h + np.float32(65536), 3)

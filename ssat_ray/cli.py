@@ -1,0 +1,141 @@
+"""`ssat`: run a comparison or one stage, show a configuration, collect garbage."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+
+from ssat_ray.config import Config, load_config, preset_names
+from ssat_ray.errors import RunFailed, UserError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="Efficient semi-supervised adversarial training on Ray.",
+    pretty_exceptions_enable=False,
+)
+Preset = Annotated[str, typer.Argument(help="a preset's name (ssat presets) or a YAML file")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override any key, e.g. select.ratio=0.1")
+]
+STAGE_VERBS = {
+    "intermediate": "train the classifier whose latent space is clustered",
+    "pretrain": "train the DDPM on the labelled images",
+    "generate": "sample the pool",
+    "cluster": "embed the pool and fit the clusters",
+    "score": "score the pool",
+    "select": "choose the images to keep",
+    "train": "train every row",
+    "evaluate": "attack every row's classifier",
+    "report": "write the report",
+}
+
+
+@app.command()
+def run(
+    preset: Preset,
+    overrides: Overrides = None,
+    name: Annotated[str | None, typer.Option(help="run name; default: the preset's")] = None,
+    allow_masking: Annotated[
+        bool, typer.Option("--allow-masking", help="do not fail when AutoAttack is above PGD")
+    ] = False,
+) -> None:
+    """Compute whatever is missing of a comparison, then write its report. Run it again to resume."""
+    _run(load_config(preset, overrides or []), name, None, allow_masking)
+
+
+@app.command()
+def show(preset: Preset, overrides: Overrides = None) -> None:
+    """Print the resolved configuration."""
+    print(yaml.safe_dump(load_config(preset, overrides or []).model_dump(mode="json"), sort_keys=False), end="")
+
+
+@app.command()
+def presets() -> None:
+    """List the presets."""
+    print("\n".join(preset_names()))
+
+
+@app.command()
+def gc(
+    store: Annotated[str, typer.Option(help="the store's folder")] = "store",
+    runs: Annotated[str, typer.Option(help="the runs' folder")] = "runs",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would go")] = False,
+    min_age: Annotated[float, typer.Option(help="seconds an artefact must be old")] = 3600.0,
+) -> None:
+    """Remove artefacts that no run refers to."""
+    from ssat_ray.store import Store
+
+    for folder, what in ((store, "store"), (runs, "runs")):
+        if not Path(folder).is_dir():
+            raise UserError(f"--{what} {folder}: there is no such folder.")
+    removed, size = Store(store).collect_garbage(Path(runs), dry_run=dry_run, min_age=min_age)
+    for folder in removed:
+        print(folder)
+    print(f"{'would remove' if dry_run else 'removed'} {len(removed)} artefacts, {size / 2**20:.1f} MiB")
+
+
+def _stage_command(stage: str, about: str) -> None:
+    def command(preset: Preset, overrides: Overrides = None, name: str | None = None) -> None:
+        _run(load_config(preset, overrides or []), name, stage, allow_masking=True)
+
+    command.__doc__ = f"Run the pipeline up to this stage: {about}."
+    app.command(stage)(command)
+
+
+for _stage, _about in STAGE_VERBS.items():
+    _stage_command(_stage, _about)
+
+
+def _run(config: Config, name: str | None, until: str | None, allow_masking: bool) -> None:
+    from rich.console import Console
+
+    from ssat_ray import pipeline
+    from ssat_ray.plan import default_name
+    from ssat_ray.stages.results import masked_rows
+    from ssat_ray.view import View, quiet_output, results_table
+
+    name = name or default_name(config)
+    log = Path(config.runtime.runs) / name / "run.log"
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"runtime.runs: {log.parent} cannot be written ({error.strerror}).") from error
+    with quiet_output(log) as screen:
+        console = Console(file=screen, width=None if screen.isatty() else 140)
+        view = View(console)
+        try:
+            outcome = pipeline.run(config, view, name=name, until=until)
+        except RunFailed as error:
+            raise RunFailed(f"{error} Finished stages are kept; run the same command to continue. Log: {log}") from error
+        finally:
+            view.close()
+        if outcome.computed == 0:
+            console.print(f"everything is up to date ({outcome.total} artefacts)", highlight=False)
+        if outcome.results is not None:
+            console.print(results_table(outcome.results))
+            for warning in outcome.results["warnings"]:
+                console.print(f"warning: {warning}", highlight=False, markup=False)
+            console.print(f"report: {outcome.folder / 'report.html'}", highlight=False, soft_wrap=True)
+    masked = masked_rows(outcome.results) if outcome.results else []
+    if masked and not allow_masking:
+        raise RunFailed(
+            f"AutoAttack accuracy above PGD accuracy in {', '.join(masked)}: PGD misses what AutoAttack must at least "
+            "match, so the evaluation is unsound (masked gradients). --allow-masking keeps the table."
+        )
+
+
+def main() -> None:
+    """Entry point: user mistakes and failed runs end with one paragraph, exit code 2 and 1."""
+    try:
+        app(standalone_mode=True)
+    except (UserError, RunFailed) as error:
+        print(f"ssat: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("ssat: interrupted; run the same command to continue.", file=sys.stderr)
+        sys.exit(130)

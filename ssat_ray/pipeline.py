@@ -1,0 +1,152 @@
+"""Get a plan done: what is missing, stage by stage, in one Ray session; then report and track."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssat_ray.config import Config
+from ssat_ray.errors import RunFailed, UserError
+from ssat_ray.plan import STAGES, Plan, build_plan, default_name
+from ssat_ray.stages.base import Stage, StageContext
+from ssat_ray.stages.report import REPORT, RESULTS, read_results
+from ssat_ray.store import Job, Store, write_atomic
+
+
+class Watcher:
+    """What the pipeline tells whoever looks on; the methods do nothing here."""
+
+    def planned(self, plan: Plan, missing: list[Job]) -> None: ...
+
+    def stage_started(self, stage: str, jobs: list[Job]) -> None: ...
+
+    def stage_finished(self, stage: str, jobs: list[Job], seconds: float) -> None: ...
+
+    def waiting(self, job: Job) -> None: ...
+
+    def connected(self, board: Any) -> None: ...
+
+    def disconnected(self) -> None: ...
+
+
+def write_run(config: Config, plan: Plan, folder: Path) -> None:
+    """`run.json`: every (row, seed, stage) and its digest. `ssat gc` keeps what it names."""
+    content = {
+        "config": config.model_dump(mode="json"),
+        "digests": sorted(job.digest for job in plan.unique),
+        "jobs": [
+            {"row": row, "seed": seed, "stage": stage, "digest": job.digest, "folder": f"{job.stage}/{job.digest}"}
+            for (row, seed, stage), job in plan.jobs.items()
+        ],
+        "report": plan.report.digest,
+    }
+    write_atomic(folder / "run.json", json.dumps(content, indent=1))
+
+
+def execute(jobs: list[Job], context: StageContext, watcher: Watcher) -> None:
+    """Compute what is missing, stage by stage; jobs leased by another process are waited for.
+
+    Raises:
+        RunFailed, UserError: from the stages; everything published before stays.
+    """
+    for name, stage in STAGES.items():
+        pending = [job for job in jobs if job.stage == name and context.store.record(job) is None]
+        while pending:
+            ready = [j for j in pending if all(context.store.record(i) is not None for i in j.inputs.values())]
+            assert ready, f"{name}: no job of {len(pending)} has its inputs"
+            computed = _compute(stage, ready, context, watcher)
+            pending = [job for job in pending if context.store.record(job) is None]
+            if pending and not computed:
+                watcher.waiting(pending[0])
+                time.sleep(1.0)
+
+
+def _compute(stage: Stage, ready: list[Job], context: StageContext, watcher: Watcher) -> bool:
+    """Run the stage on the jobs this process could lease; False if another process holds them all."""
+    with contextlib.ExitStack() as leases:
+        mine = [job for job in ready if leases.enter_context(context.store.lease(job))]
+        mine = [job for job in mine if context.store.record(job) is None]  # finished while we waited
+        if not mine:
+            return False
+        watcher.stage_started(stage.name, mine)
+        start = time.perf_counter()
+        try:
+            stage.run(mine, context)
+        except ValueError as error:
+            raise UserError(f"{stage.name}: {error}") from error
+        unpublished = [job.label for job in mine if context.store.record(job) is None]
+        if unpublished:
+            raise RunFailed(f"{stage.name} ended without publishing {', '.join(unpublished)}")
+        watcher.stage_finished(stage.name, mine, time.perf_counter() - start)
+    return True
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What `run` leaves behind."""
+
+    folder: Path
+    results: dict[str, Any] | None
+    computed: int
+    total: int
+
+
+def run(config: Config, watcher: Watcher, *, name: str | None = None, until: str | None = None) -> Outcome:
+    """Compute everything that the configuration asks for (up to the stage `until`), report it, track it.
+
+    Raises:
+        UserError: the input or the environment is at fault. RunFailed: a stage could not finish.
+    """
+    from ssat_ray import runtime, tracking
+
+    store = Store(config.runtime.store)
+    store.check_writable()
+    folder = Path(config.runtime.runs).absolute() / (name or default_name(config))
+    plan = build_plan(config)
+    write_run(config, plan, folder)
+    order = list(STAGES)
+    wanted = plan.unique if until is None else _up_to(plan, order[: order.index(until) + 1])
+    missing = [job for job in wanted if store.record(job) is None]
+    watcher.planned(plan, missing)
+    context = StageContext(store, config.runtime, folder / "run.log")
+    execute([job for job in missing if job.stage == "labelled"], context, watcher)
+    preflight(config, plan, store)
+    if any(job.stage != "labelled" for job in missing):
+        with runtime.ray_session(config.runtime):
+            watcher.connected(runtime.start_board())
+            try:
+                execute(missing, context, watcher)
+            finally:
+                watcher.disconnected()
+    results = None
+    if store.record(plan.report) is not None:
+        for file in (RESULTS, REPORT):
+            shutil.copyfile(store.folder(plan.report) / file, folder / file)
+        results = read_results(folder)
+        tracking.log_run(config, plan, store, results, folder)
+    return Outcome(folder, results, len(missing), len(wanted))
+
+
+def preflight(config: Config, plan: Plan, store: Store) -> None:
+    """Errors of the configuration that only the data shows, before any work starts."""
+    from ssat_ray.models.registry import build_classifier
+
+    record = store.record(next(job for job in plan.unique if job.stage == "labelled"))
+    assert record is not None
+    channels, height, width = record["image_shape"]
+    build_classifier(config.model, (channels, height, width), record["num_classes"], seed=0)
+    down = 2 ** (len(config.pretrain.channels) - 1)
+    if height % down or width % down:
+        raise UserError(
+            f"pretrain.channels has {len(config.pretrain.channels)} levels, so images must be multiples of "
+            f"{down} pixels; they are {height} x {width}."
+        )
+
+
+def _up_to(plan: Plan, stages: list[str]) -> list[Job]:
+    return [job for job in plan.unique if job.stage in stages]

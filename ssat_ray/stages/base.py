@@ -1,0 +1,68 @@
+"""What a stage is, and what a worker is told of a job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssat_ray.config import RuntimeConfig
+from ssat_ray.store import Job, Store, write_atomic
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What a stage needs beside its jobs."""
+
+    store: Store
+    runtime: RuntimeConfig
+    log: Path
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A verb of the pipeline.
+
+    Args:
+        name: box, file, verb and store folder.
+        version: raised whenever the result for the same inputs changes.
+        run: computes and publishes a list of jobs whose inputs are all published. It must be safe to run
+            again after a kill at any moment.
+    """
+
+    name: str
+    version: int
+    run: Callable[[list[Job], StageContext], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One job as a worker sees it: the job, its folder, and the folders of its inputs."""
+
+    job: Job
+    folder: Path
+    inputs: dict[str, Path]
+    store_root: Path
+
+    @classmethod
+    def of(cls, job: Job, store: Store) -> Task:
+        folders = {name: store.folder(j) for name, j in job.inputs.items()}
+        return cls(job, store.folder(job), folders, store.root)
+
+    @property
+    def seed(self) -> int:
+        return int(self.job.params["seed"])
+
+    @property
+    def published(self) -> bool:
+        return Store.read_record(self.folder) is not None
+
+    def write(self, files: dict[str, bytes]) -> int:
+        """Write the artefact's files atomically; returns their bytes."""
+        for name, data in files.items():
+            write_atomic(self.folder / name, data)
+        return sum(map(len, files.values()))
+
+    def publish(self, record: dict[str, Any]) -> None:
+        Store(self.store_root).publish(self.job, record)

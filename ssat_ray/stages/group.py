@@ -1,0 +1,105 @@
+"""Several training jobs in one Ray Train worker group: starting a group costs 30 to 40 s, so it is paid once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+import ray.train
+import torch.distributed as dist
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from ssat_ray.errors import RunFailed
+from ssat_ray.runtime import Meter, board, use_threads
+from ssat_ray.stages.base import StageContext, Task
+from ssat_ray.store import Job, write_atomic
+from ssat_ray.training.state import drop_state
+from ssat_ray.training.world import World
+
+FAILED = "failed.txt"
+TrainFunction = Callable[[Task, World, Callable[[int, int, str], None]], tuple[dict[str, bytes], dict[str, Any]]]
+"""Trains one job; returns the artefact's files and what to record. Runs on every rank."""
+
+
+def run_group(function: TrainFunction, jobs: list[Job], context: StageContext) -> None:
+    """Train and publish all jobs, one after another, in one DDP worker group.
+
+    A dead worker restarts the group up to three times; jobs already published are skipped and the one
+    under way continues at its last state.
+
+    Raises:
+        RunFailed: the group could not finish, or a job's loss became NaN (the others still finish).
+    """
+    tasks = [Task.of(job, context.store) for job in jobs]
+    key = hashlib.sha256("".join(sorted(job.digest for job in jobs)).encode()).hexdigest()[:12]
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"function": function, "tasks": tasks, "since": time.time()},
+        torch_config=TorchConfig(backend="gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=context.runtime.train_workers, resources_per_worker={"CPU": 1}
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"{jobs[0].stage}-{key}-{int(time.time())}",
+            storage_path=str(context.store.root / "ray-train"),
+            failure_config=ray.train.FailureConfig(max_failures=3),
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:  # Ray wraps whatever happened in its own types
+        cause = str(error).strip().splitlines() or [type(error).__name__]
+        raise RunFailed(f"{jobs[0].stage}: the worker group failed: {cause[-1]}") from error
+    failed = [(t.job.label, (t.folder / FAILED).read_text()) for t in tasks if (t.folder / FAILED).exists()]
+    if failed:
+        raise RunFailed("; ".join(f"{label}: {why}" for label, why in failed))
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """The loop on each worker."""
+    use_threads(1)
+    world, progress_board = World.current(), board()
+    startup = time.time() - config["since"]
+    for task in config["tasks"]:
+        world.barrier()  # all ranks see the same published jobs
+        if task.published:
+            continue
+        label = task.job.label
+
+        def progress(done: int, total: int, note: str, label: str = label) -> None:
+            if world.rank == 0:
+                progress_board.post.remote(label, done, total, "steps", note)
+
+        if world.rank == 0:
+            (task.folder / FAILED).unlink(missing_ok=True)
+        try:
+            with Meter() as meter:
+                files, record = config["function"](task, world, progress)
+        except FloatingPointError as error:  # raised on every rank alike
+            if world.rank == 0:
+                write_atomic(task.folder / FAILED, str(error))
+                drop_state(task.folder)
+            continue
+        ranks = [(os.getpid(), meter.peak_pss)] * world.size
+        if world.size > 1:
+            dist.all_gather_object(ranks, (os.getpid(), meter.peak_pss))
+        if world.rank == 0:
+            written = task.write(files)
+            task.publish(
+                {
+                    **record,
+                    "startup_seconds": startup,
+                    "world_size": world.size,
+                    "backend": dist.get_backend(),
+                    "worker_pids": [pid for pid, _ in ranks],
+                    "peak_pss_bytes": sum(pss for _, pss in ranks),
+                    "bytes_written": written,
+                }
+            )
+            drop_state(task.folder)
+        startup = 0.0
+        ray.train.report({"job": label})

@@ -1,0 +1,154 @@
+"""Jobs made of parts (shards, chunks), streamed by Ray Data through a pool of actors, resumed part by part.
+
+An actor writes a part's files first and its note `parts/NNNNN.json` last; the driver publishes a job once
+all its notes are there, so a killed run goes on at the first missing part and keeps the time already spent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+from ray.exceptions import RayTaskError
+
+from ssat_ray.errors import RunFailed, UserError
+from ssat_ray.runtime import Meter, board, use_threads
+from ssat_ray.stages.base import StageContext, Task
+from ssat_ray.store import Job, Store, write_atomic
+
+NOTES = "parts"
+Note = dict[str, Any]
+
+
+class PartActor:
+    """Base of the actors: subclasses implement `process`."""
+
+    unit = "parts"
+
+    def __init__(self, tasks: list[Task], num_parts: list[int]) -> None:
+        use_threads(1)
+        self.tasks, self.num_parts = tasks, num_parts
+        self.cache: dict[Any, Any] = {}
+        self.board = board()
+
+    def process(self, task: Task, part: int) -> Note:
+        """Compute one part and write its files atomically; returns what to note (`rows` at least)."""
+        raise TypeError(f"{type(self).__name__} does not implement process()")
+
+    def cached(self, key: Any, make: Callable[[], Any]) -> Any:
+        """The last object made for a key: models and clusters are loaded once, not once a part."""
+        if key not in self.cache:
+            if len(self.cache) >= 8:
+                self.cache.clear()
+            self.cache[key] = make()
+        return self.cache[key]
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        for index, part in zip(batch["task"].tolist(), batch["part"].tolist(), strict=True):
+            task = self.tasks[index]
+            with Meter() as meter:
+                note = self.process(task, part)
+            note |= {"seconds": meter.seconds, "peak_pss_bytes": meter.peak_pss, "pid": os.getpid()}
+            write_atomic(task.folder / NOTES / f"{part:05d}.json", json.dumps(note))
+            self.board.add.remote(task.job.label, note["rows"], note.get("of_rows", 0), self.unit)
+        return batch
+
+
+def run_parts(
+    actor: type[PartActor],
+    jobs: list[Job],
+    num_parts: list[int],
+    finish: Callable[[Task, list[Note]], dict[str, Any]],
+    context: StageContext,
+) -> None:
+    """Stream every missing part of every job through the actors and publish each job as it completes.
+
+    Args:
+        actor: the class whose `process` computes one part.
+        num_parts: parts of each job.
+        finish: called on the driver with all notes of a job, in order; writes what is left and returns
+            the record to publish.
+
+    Raises:
+        RunFailed: an actor failed; parts already done are kept.
+        UserError: an actor found the input at fault.
+    """
+    tasks = [Task.of(job, context.store) for job in jobs]
+    waiting = {i: set(_missing(task, n)) for i, (task, n) in enumerate(zip(tasks, num_parts, strict=True))}
+
+    def complete(index: int) -> None:
+        task = tasks[index]
+        notes = [read_note(task, part) for part in range(num_parts[index])]
+        record = finish(task, notes)
+        task.publish(
+            {
+                "seconds": sum(n["seconds"] for n in notes) / context.runtime.actors,
+                "actor_seconds": sum(n["seconds"] for n in notes),
+                "actor_pids": sorted({n["pid"] for n in notes}),
+                "blocks": len(notes),
+                "rows": sum(n["rows"] for n in notes),
+                "peak_pss_bytes": _pool_peak(notes),
+                **record,
+            }
+        )
+        shutil.rmtree(task.folder / NOTES)
+
+    items = [{"task": i, "part": p} for i, parts in waiting.items() for p in sorted(parts)]
+    for index, parts in waiting.items():
+        if not parts:
+            complete(index)
+    if not items:
+        return
+    stream = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        actor,
+        fn_constructor_args=(tasks, num_parts),
+        batch_size=1,
+        num_cpus=1,
+        compute=ray.data.ActorPoolStrategy(size=min(context.runtime.actors, len(items))),
+    )
+    try:
+        for row in stream.iter_rows():
+            index = int(row["task"])
+            waiting[index].discard(int(row["part"]))
+            if not waiting[index]:
+                complete(index)
+    except (RayTaskError, ray.exceptions.RayError) as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, UserError):
+                raise UserError(str(cause)) from error
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        last = str(error).strip().splitlines()[-1]
+        if "UserError" in last:
+            raise UserError(last.split("UserError:")[-1].strip()) from error
+        raise RunFailed(f"{jobs[0].stage}: an actor failed: {last}") from error
+
+
+def read_note(task: Task, part: int) -> Note:
+    note: Note = json.loads((task.folder / NOTES / f"{part:05d}.json").read_text())
+    return note
+
+
+def _missing(task: Task, num_parts: int) -> list[int]:
+    return [p for p in range(num_parts) if not (task.folder / NOTES / f"{p:05d}.json").exists()]
+
+
+def _pool_peak(notes: list[Note]) -> int:
+    """Sum over actors of each one's peak."""
+    peaks: dict[int, int] = {}
+    for note in notes:
+        peaks[note["pid"]] = max(peaks.get(note["pid"], 0), note["peak_pss_bytes"])
+    return sum(peaks.values())
+
+
+def record_of(task: Task, name: str) -> dict[str, Any]:
+    """The published record of an input."""
+    record = Store.read_record(task.inputs[name])
+    assert record is not None, f"{task.job.label} started before its input {name} was published"
+    return record

@@ -1,0 +1,131 @@
+"""report: every row's records and flags become results.json and a self-contained report.html (Ray task)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from ssat_ray.data.labelled import LabelledSet
+from ssat_ray.data.pool import Pool
+from ssat_ray.models.files import load_classifier
+from ssat_ray.report.figures import FigureData
+from ssat_ray.report.html import render
+from ssat_ray.runtime import Meter, use_threads
+from ssat_ray.selection.choose import REASONS
+from ssat_ray.stages.base import Stage, StageContext, Task
+from ssat_ray.stages.cluster import embed, load_clusters
+from ssat_ray.stages.results import Artefacts, build_results
+from ssat_ray.stages.score import SCORERS, method_score, read_scores, score_columns
+from ssat_ray.stages.select import TABLE
+from ssat_ray.store import Job, write_atomic
+
+RESULTS, REPORT = "results.json", "report.html"
+SHOW_FIRST = ("lcs-km", "lcs-gmm", "pcs", "easy", "gmm-ll")
+
+
+@ray.remote(num_cpus=1, max_retries=0)
+def _report(task: Task) -> None:
+    use_threads(1)
+    with Meter() as meter:
+        artefacts = Artefacts(task)
+        results = build_results(artefacts)
+        write_atomic(task.folder / RESULTS, json.dumps(results, indent=1))
+        write_atomic(task.folder / REPORT, render(results, figure_data(artefacts)))
+    task.publish({"seconds": meter.seconds, "peak_pss_bytes": meter.peak_pss})
+
+
+def figure_data(artefacts: Artefacts) -> FigureData | None:
+    """What the figures show, from the first seed's artefacts; None where no row has a pool."""
+    seed = artefacts.seeds[0]
+    pooled = [row for row in artefacts.rows if row != "none"]
+    if not pooled:
+        return None
+    labelled = LabelledSet.load(artefacts.folder(pooled[0], seed, "labelled"))
+    pool = Pool(artefacts.folder(pooled[0], seed, "generate")).load()
+    real_images, real_labels = labelled.splits["validation"]
+    labelled_images = labelled.splits["labelled"][0]
+    methods = [row for row in pooled if row in SCORERS]
+    scores, real_scores, reasons = {}, {}, {}
+    embeddings, real_embeddings = np.zeros((len(pool.ids), 2)), np.zeros((len(real_images), 2))
+    top, top_p = np.zeros((len(pool.ids), 2), np.int64), np.zeros((len(pool.ids), 2))
+    layer = artefacts.config["cluster"]["layer"]
+    for row in pooled:
+        if artefacts.job(row, seed, "select") is not None:
+            reasons[row] = _reasons(artefacts.folder(row, seed, "select"), pool.ids)
+    if methods:
+        model = load_classifier(artefacts.folder(methods[0], seed, "intermediate"))
+        embeddings, logits = embed(model, pool.images, layer)
+        real_embeddings, real_logits = embed(model, real_images, layer)
+        top, top_p = _top_two(logits)
+        for row in methods:
+            columns = read_scores(artefacts.folder(row, seed, "score"))
+            scores[row] = method_score(row, columns)[np.argsort(columns["id"])]
+            clusters = None
+            if artefacts.job(row, seed, "cluster") is not None:
+                clusters = load_clusters(artefacts.folder(row, seed, "cluster"))
+            real_scores[row] = method_score(row, score_columns(real_embeddings, real_logits, clusters))
+    return FigureData(
+        images=pool.images,
+        labels=pool.labels,
+        scores=scores,
+        reasons=reasons,
+        embeddings=embeddings,
+        top_classes=top,
+        top_probabilities=top_p,
+        real_images=real_images,
+        real_labels=real_labels,
+        real_embeddings=real_embeddings,
+        real_scores=real_scores,
+        labelled_images=labelled_images,
+        neighbour_generated=_neighbour(pool.images, labelled_images),
+        neighbour_real=_neighbour(real_images, labelled_images),
+        show_method=next((m for m in SHOW_FIRST if m in methods), None),
+    )
+
+
+def _reasons(folder: Path, ids: np.ndarray) -> np.ndarray:
+    """(N,) int8: 0 = not selected, 1 = boundary, 2 = random remainder."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(folder / TABLE)
+    codes = np.array([REASONS.index(r) + 1 for r in table["reason"].to_pylist()], np.int8)
+    reasons = np.zeros(len(ids), np.int8)
+    order = np.argsort(ids)
+    reasons[order[np.searchsorted(ids[order], table["id"].to_numpy())]] = codes
+    return reasons
+
+
+def _top_two(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Two most probable classes and their probabilities, (N, 2) each."""
+    shifted = np.exp(logits - logits.max(1, keepdims=True))
+    p = shifted / shifted.sum(1, keepdims=True)
+    top = np.argsort(-p, axis=1)[:, :2]
+    return top, np.take_along_axis(p, top, 1)
+
+
+def _neighbour(images: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Euclidean distance (N,) on the [0, 1] scale to the nearest reference image."""
+    from sklearn.neighbors import NearestNeighbors
+
+    flat, base = (a.reshape(len(a), -1) / 255.0 for a in (images, reference))
+    distances, _ = NearestNeighbors(n_neighbors=1).fit(base).kneighbors(flat)
+    nearest: np.ndarray = distances[:, 0]
+    return nearest
+
+
+def run(jobs: list[Job], context: StageContext) -> None:
+    for job in jobs:
+        ray.get(_report.remote(Task.of(job, context.store)))
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """The finished report's results."""
+    results: dict[str, Any] = json.loads((folder / RESULTS).read_text())
+    return results
+
+
+STAGE = Stage("report", 1, run)

@@ -1,0 +1,253 @@
+"""results.json: every row's accuracies, differences, times, steps, memory and bytes (docs/results.md)."""
+
+from __future__ import annotations
+
+import os
+import platform
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from ssat_ray.adversarial.evaluation import masking_warnings
+from ssat_ray.adversarial.intervals import bootstrap_interval, paired_difference
+from ssat_ray.runtime import git_commit
+from ssat_ray.stages.base import Task
+from ssat_ray.stages.evaluate import read_flags
+from ssat_ray.store import Job, Store
+
+SCHEMA = 1
+ATTACKS = ("clean", "pgd", "apgd-ce", "autoattack")
+CHARGED = ("intermediate", "pretrain", "generate", "cluster", "score", "select", "train")
+"""Stages whose seconds make a row's total; evaluation and reporting are not part of the method's cost."""
+PACKAGES = ("ray", "torch", "torchvision", "faiss", "diffusers", "scikit-learn", "mlflow", "numpy")
+Record = dict[str, Any]
+
+
+class Artefacts:
+    """The artefacts behind a report. Inputs of the report job are named `row/seed/stage`."""
+
+    def __init__(self, task: Task) -> None:
+        self.store = Store(task.store_root)
+        self.config: dict[str, Any] = task.job.config
+        self.jobs: dict[tuple[str, int, str], Job] = {}
+        for name, job in task.job.inputs.items():
+            row, seed, stage = name.split("/")
+            self.jobs[row, int(seed), stage] = job
+        self.rows: list[str] = list(self.config["rows"])
+        self.seeds: list[int] = list(self.config["seeds"])
+
+    def job(self, row: str, seed: int, stage: str) -> Job | None:
+        return self.jobs.get((row, seed, stage))
+
+    def folder(self, row: str, seed: int, stage: str) -> Path:
+        return self.store.folder(self.jobs[row, seed, stage])
+
+    def record(self, row: str, seed: int, stage: str) -> Record:
+        return self.record_of(self.jobs[row, seed, stage])
+
+    def record_of(self, job: Job) -> Record:
+        record = self.store.record(job)
+        assert record is not None, f"{job.label} is reported before it is published"
+        return record
+
+    @cached_property
+    def unique_jobs(self) -> list[Job]:
+        """Every artefact behind the report once, dependencies first."""
+        found: dict[str, Job] = {}
+        for job in self.jobs.values():
+            found |= {j.digest: j for j in job.closure()}
+        return list(found.values())
+
+    def flags(self, row: str, attack: str) -> tuple[list[int], np.ndarray]:
+        """Seeds that have the attack, and flags (S, N) bool."""
+        seeds = [s for s in self.seeds if (row, s, f"evaluate:{attack}") in self.jobs]
+        return seeds, np.array([read_flags(self.folder(row, s, f"evaluate:{attack}")) for s in seeds])
+
+
+def build_results(artefacts: Artefacts) -> Record:
+    """The whole of results.json."""
+    labelled = artefacts.record(artefacts.rows[0], artefacts.seeds[0], "labelled")
+    rows = [_row(artefacts, row) for row in artefacts.rows]
+    config = artefacts.config
+    return {
+        "schema": SCHEMA,
+        "name": config["preset"],
+        "preset": config["preset"],
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git_commit": git_commit(),
+        "machine": machine(),
+        "config": config,
+        "data": {
+            "dataset": config["data"]["name"],
+            **{f"num_{name}": count for name, count in labelled["rows"].items()},
+            "num_classes": labelled["num_classes"],
+            "image_shape": labelled["image_shape"],
+            "pool_images": config["generate"]["num_images"],
+        },
+        "seeds": artefacts.seeds,
+        "eps": config["threat"]["eps"],
+        "warnings": _warnings(rows),
+        "rows": rows,
+        "stages": [_stage(artefacts, job) for job in artefacts.unique_jobs],
+        "total_wall_seconds": sum(
+            record["seconds"] + record.get("startup_seconds", 0.0)
+            for record in map(artefacts.record_of, artefacts.unique_jobs)
+        ),
+    }
+
+
+def _row(artefacts: Artefacts, row: str) -> Record:
+    seeds = artefacts.seeds
+    trained = [artefacts.record(row, seed, "train") for seed in seeds]
+    charged = [_charged(artefacts, row, seed) for seed in seeds]
+    stages = [stage for stage in CHARGED if stage in charged[0]]
+    seconds = {stage: _mean([c[stage]["seconds"] for c in charged]) for stage in stages}
+    memory = {stage: max(c[stage].get("peak_pss_bytes", 0) for c in charged) for stage in stages}
+    return {
+        "row": row,
+        "seeds": seeds,
+        "images": trained[0]["images"],
+        "recipe": [record.get("recipe", "default") for record in trained],
+        "accuracy": _accuracy(artefacts, row),
+        "differences": _differences(artefacts, row),
+        "seconds": {**seconds, "total": sum(seconds.values())},
+        "seconds_all_recipes": _mean([r.get("seconds_all_recipes", r["seconds"]) for r in trained]),
+        "steps": {
+            "total": [record["steps"] for record in trained],
+            "plateau": [record["plateau_step"] for record in trained],
+            "hit_max_steps": [record["hit_max_steps"] for record in trained],
+        },
+        "seconds_train": [record["seconds"] for record in trained],
+        "reach_full_minus_half": _reach(artefacts, row),
+        "flops": _mean([record["flops"] for record in trained]),
+        "validation": [record["val_pgd"] for record in trained],
+        "peak_memory_bytes": {**memory, "max": max(memory.values())},
+        "bytes": {
+            "read": _mean([sum(c[s].get("bytes_read", 0) for s in stages) for c in charged]),
+            "stored": _mean([sum(c[s].get("bytes_written", 0) for s in stages) for c in charged]),
+        },
+        "history": [[[h["step"], h["seconds"], h["val_pgd"]] for h in r["history"]] for r in trained],
+    }
+
+
+def _charged(artefacts: Artefacts, row: str, seed: int) -> dict[str, Record]:
+    """Records of the stages a row pays for; a shared stage is charged to every row that needs it."""
+    found = {}
+    for stage in CHARGED:
+        job = artefacts.job(row, seed, stage)
+        if job is not None:
+            found[stage] = artefacts.record_of(job)
+    return found
+
+
+def _accuracy(artefacts: Artefacts, row: str) -> Record:
+    accuracy = {}
+    for attack in ATTACKS:
+        seeds, flags = artefacts.flags(row, attack)
+        if not seeds:
+            continue
+        accuracy[attack] = {
+            **_interval(bootstrap_interval(flags)),
+            "by_seed": [100 * float(f.mean()) for f in flags],
+            "seeds": seeds,
+            "name": artefacts.record(row, seeds[0], f"evaluate:{attack}")["name"],
+        }
+    return accuracy
+
+
+def _differences(artefacts: Artefacts, row: str) -> Record:
+    """PGD accuracy minus that of the baselines, in points, paired by seed and test image."""
+    _, own = artefacts.flags(row, "pgd")
+    differences = {}
+    for baseline in ("none", "random", "full"):
+        if baseline != row and baseline in artefacts.rows:
+            _, other = artefacts.flags(baseline, "pgd")
+            differences[baseline] = _interval(paired_difference(own, other))
+    return differences
+
+
+def _interval(values: tuple[float, float, float]) -> Record:
+    return {name: 100 * float(v) for name, v in zip(("mean", "low", "high"), values, strict=True)}
+
+
+def _reach(artefacts: Artefacts, row: str) -> Record | None:
+    """Steps and seconds until validation accuracy first reaches that of `full` minus 0.5 points."""
+    if "full" not in artefacts.rows:
+        return None
+    steps: list[int | None] = []
+    seconds: list[float | None] = []
+    for seed in artefacts.seeds:
+        goal = artefacts.record("full", seed, "train")["val_pgd"] - 0.5
+        history = artefacts.record(row, seed, "train")["history"]
+        hit = next((h for h in history if h["val_pgd"] >= goal), None)
+        steps.append(hit and hit["step"])
+        seconds.append(hit and hit["seconds"])
+    return {"steps": steps, "seconds": seconds}
+
+
+def _warnings(rows: list[Record]) -> list[str]:
+    """Signs of gradient masking, by row and seed."""
+    found = []
+    for row in rows:
+        for seed in row["seeds"]:
+            accuracies = {
+                attack: entry["by_seed"][entry["seeds"].index(seed)] / 100
+                for attack, entry in row["accuracy"].items()
+                if seed in entry["seeds"]
+            }
+            found += [f"{row['row']}, seed {seed}: {text}" for text in masking_warnings(accuracies)]
+    return found
+
+
+def masked_rows(results: Record) -> list[str]:
+    """Rows and seeds where AutoAttack leaves more images correct than PGD: the evaluation is unsound."""
+    found = []
+    for row in results["rows"]:
+        auto, pgd = row["accuracy"].get("autoattack"), row["accuracy"]["pgd"]
+        for seed, value in zip(auto["seeds"], auto["by_seed"], strict=True) if auto else ():
+            if value > pgd["by_seed"][pgd["seeds"].index(seed)]:
+                found.append(f"{row['row']} (seed {seed})")
+    return found
+
+
+def _stage(artefacts: Artefacts, job: Job) -> Record:
+    record = artefacts.record_of(job)
+    carried = (
+        "seconds startup_seconds world_size backend worker_pids actor_pids blocks rows "
+        "peak_pss_bytes bytes_written bytes_read steps"
+    ).split()
+    kept = {name: record[name] for name in carried if name in record}
+    return {"stage": job.stage, "label": job.label, "digest": job.digest, "startup_seconds": 0.0, **kept}
+
+
+def machine() -> Record:
+    """Processor, cores, memory and library versions of this node."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "python": platform.python_version(),
+        "versions": library_versions(),
+    }
+
+
+def library_versions() -> dict[str, str]:
+    """Installed versions of what the numbers depend on."""
+    import faiss
+
+    found = {name: version(name) for name in PACKAGES if name != "faiss"}
+    return {**found, "faiss": faiss.__version__, "ssat_ray": version("ssat_ray")}
+
+
+def _mean(values: list[float]) -> float:
+    return float(np.mean(values))

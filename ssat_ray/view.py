@@ -1,0 +1,178 @@
+"""What a person sees of a run: a live stage table in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+import ray
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from ssat_ray.pipeline import Watcher
+from ssat_ray.plan import STAGES, Plan
+from ssat_ray.store import Job
+
+POLL_SECONDS = 1.0
+LINE_SECONDS = 30.0
+
+
+@contextmanager
+def quiet_output(log: Path) -> Iterator[TextIO]:
+    """Send everything that this process and its children print to `log`; yields the real stdout."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    screen = os.fdopen(os.dup(1), "w", buffering=1)
+    sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(sink, 1)
+    os.dup2(sink, 2)
+    try:
+        yield screen
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for target, original in zip((1, 2), saved, strict=True):
+            os.dup2(original, target)
+            os.close(original)
+        os.close(sink)
+        screen.flush()
+
+
+class View(Watcher):
+    """Follows the pipeline's events and polls the progress board."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.start = time.time()
+        self.stages: dict[str, dict[str, Any]] = {}
+        self.current: str | None = None
+        self.waited: set[str] = set()
+        self._board: Any = None
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._live: Live | None = None
+        self._last_line = 0.0
+
+    # -- events of the pipeline -----------------------------------------------------------------------
+
+    def planned(self, plan: Plan, missing: list[Job]) -> None:
+        for name in STAGES:
+            jobs = [job for job in plan.unique if job.stage == name]
+            todo = sum(job.stage == name for job in missing)
+            if jobs:
+                self.stages[name] = {"jobs": len(jobs), "todo": todo, "seconds": None, "status": ""}
+        if missing and self.console.is_terminal:
+            self._live = Live(self._table(), console=self.console, refresh_per_second=2)
+            self._live.start()
+
+    def connected(self, board: Any) -> None:
+        self._board = board
+        self._thread = threading.Thread(target=self._poll, name="progress", daemon=True)
+        self._thread.start()
+
+    def disconnected(self) -> None:
+        self._stop.set()
+        if self._thread:
+            self._thread.join()
+
+    def close(self) -> None:
+        self.disconnected()
+        if self._live:
+            self._live.update(self._table())
+            self._live.stop()
+
+    def stage_started(self, stage: str, jobs: list[Job]) -> None:
+        self.current = stage
+        self.stages[stage]["status"] = "starting"
+        if not self._live:
+            self._line(f"{stage}: {len(jobs)} to do ({', '.join(job.about or job.stage for job in jobs[:4])}{', ...' if len(jobs) > 4 else ''})")
+
+    def stage_finished(self, stage: str, jobs: list[Job], seconds: float) -> None:
+        entry = self.stages[stage]
+        entry.update(todo=entry["todo"] - len(jobs), seconds=(entry["seconds"] or 0.0) + seconds, status="")
+        self.current = None
+        if not self._live:
+            self._line(f"{stage}: done in {_duration(seconds)}")
+
+    def waiting(self, job: Job) -> None:
+        if job.digest not in self.waited:
+            self.waited.add(job.digest)
+            self._line(f"{job.label}: another process computes it; waiting")
+
+    # -- what is shown --------------------------------------------------------------------------------
+
+    def _poll(self) -> None:
+        while not self._stop.wait(POLL_SECONDS):
+            with suppress(Exception):  # a board that is gone must not end the run
+                self._show(ray.get(self._board.read.remote(), timeout=5))
+
+    def _show(self, jobs: dict[str, dict[str, Any]]) -> None:
+        if self.current is None:
+            return
+        active = {k: v for k, v in jobs.items() if k.startswith(self.current) and v["done"] < v["total"]}
+        if active:
+            name, entry = max(active.items(), key=lambda item: item[1]["since"])
+            self.stages[self.current]["status"] = _status(name, entry)
+        if self._live:
+            self._live.update(self._table())
+        elif active and time.time() - self._last_line > LINE_SECONDS:
+            self._line("  " + self.stages[self.current]["status"])
+
+    def _line(self, text: str) -> None:
+        self._last_line = time.time()
+        self.console.print(f"[{_duration(time.time() - self.start):>7}] {text}", highlight=False, markup=False)
+
+    def _table(self) -> Table:
+        table = Table(box=None, padding=(0, 2, 0, 0), title=None)
+        for heading in ("stage", "done", "time", ""):
+            table.add_column(heading, style="bold" if heading == "stage" else "")
+        for name, entry in self.stages.items():
+            done = entry["jobs"] - entry["todo"]
+            seconds = "" if entry["seconds"] is None else _duration(entry["seconds"])
+            status = "up to date" if not entry["todo"] and entry["seconds"] is None else entry["status"]
+            table.add_row(name, f"{done}/{entry['jobs']}", seconds, status)
+        return table
+
+
+def _status(name: str, entry: dict[str, Any]) -> str:
+    """`train lcs-km seed 0   340/750 steps  17.1/s  left 24 s  loss 0.51`"""
+    elapsed = time.time() - entry["since"]
+    rate = (entry["done"] - entry["first"]) / elapsed if elapsed > 1 else 0.0
+    left = f"  left {_duration((entry['total'] - entry['done']) / rate)}" if rate else ""
+    speed = f"  {rate:,.1f}/s" if rate else ""
+    return f"{name}  {entry['done']:,.0f}/{entry['total']:,.0f} {entry['unit']}{speed}{left}  {entry['note']}".rstrip()
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def results_table(results: dict[str, Any]) -> Table:
+    """The comparison for the terminal: accuracies with intervals, images, steps, seconds."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    attacks = [a for a in ("clean", "pgd", "apgd-ce", "autoattack") if a in results["rows"][0]["accuracy"]]
+    names = [results["rows"][0]["accuracy"][a]["name"] for a in attacks]
+    for heading in ("row", "images", *(f"{n} %" for n in names), "PGD vs random", "steps", "total s"):
+        table.add_column(heading, justify="left" if heading == "row" else "right")
+    for row in results["rows"]:
+        accuracy = [_interval(row["accuracy"].get(a)) for a in attacks]
+        difference = row["differences"].get("random")
+        versus = "" if difference is None else f"{difference['mean']:+.1f} [{difference['low']:+.1f}, {difference['high']:+.1f}]"
+        images = f"{row['images']['labelled'] + row['images']['pool']:,}"
+        steps = f"{sum(row['steps']['total']) / len(row['seeds']):,.0f}"
+        table.add_row(row["row"], images, *accuracy, versus, steps, f"{row['seconds']['total']:,.0f}")
+    return table
+
+
+def _interval(entry: dict[str, Any] | None) -> str:
+    return "" if entry is None else f"{entry['mean']:.1f} [{entry['low']:.1f}, {entry['high']:.1f}]"

@@ -1,0 +1,206 @@
+"""Synthetic but realistic results and figure data, on scikit-learn's digits."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from ssat_ray.report.figures import FigureData
+
+ROWS = ("none", "random", "pcs", "lcs-km", "lcs-gmm", "easy", "full")
+PGD = dict(zip(ROWS, (79.1, 82.6, 82.1, 83.3, 82.9, 81.6, 84.4), strict=True))
+POOL = {"none": 0, "full": 10000}
+NUM_STEPS = dict(zip(ROWS, (900, 1310, 1270, 1390, 1350, 1210, 1800), strict=True))
+STAGES = ("intermediate", "pretrain", "generate", "cluster", "score", "select", "train")
+
+
+def around(mean: float, half: float, **more: Any) -> dict[str, Any]:
+    return {"mean": mean, "low": mean - half, "high": mean + half, **more}
+
+
+def make_row(name: str, rows: tuple[str, ...], seeds: list[int], autoattack: bool) -> dict:
+    rng = np.random.default_rng(ROWS.index(name))
+    names = {"clean": ("clean", 12.4), "pgd": ("PGD-40", 0.0), "apgd-ce": ("APGD-CE", -0.6)}
+    if autoattack:
+        names["autoattack"] = ("AutoAttack", -1.9)
+    accuracy = {}
+    for key, (display, shift) in names.items():
+        covered = seeds[:1] if key == "autoattack" else seeds
+        by_seed = [PGD[name] + shift + d for d in rng.normal(scale=0.6, size=len(covered))]
+        accuracy[key] = around(
+            float(np.mean(by_seed)), 2.3, name=display, by_seed=by_seed, seeds=covered
+        )
+    differences = {
+        other: around(PGD[name] - PGD[other], 1.4, paired=True)
+        for other in ("random", "full", "none")
+        if other != name and other in rows
+    }
+    steps = NUM_STEPS[name]
+    seconds: dict[str, float] = {"train": steps * 0.055}
+    if name != "none":
+        seconds |= {"pretrain": 96.0, "generate": 41.5}
+    if name not in ("none", "full", "random"):
+        seconds |= {"intermediate": 14.2, "cluster": 5.1, "score": 0.9}
+    if name not in ("none", "full"):
+        seconds["select"] = 0.4
+    history = []
+    for _ in seeds:
+        grid = np.arange(50, steps + 1, 50)
+        curve = PGD[name] - 55 * np.exp(-grid / 180) + rng.normal(scale=0.4, size=len(grid))
+        history.append([[int(s), s * 0.055, float(v)] for s, v in zip(grid, curve, strict=True)])
+    reached: list[int | None] = [int(steps * 0.7) + 10 * seed for seed in seeds]
+    if name != "full":
+        reached[-1] = None
+    pool = POOL.get(name, 2000)
+    return {
+        "row": name,
+        "seeds": seeds,
+        "images": {"labelled": 300, "pool": pool},
+        "recipe": ["lr 0.1, weight decay 5e-4", "lr 0.05, weight decay 5e-4"][: len(seeds)]
+        if name == "none"
+        else [],
+        "accuracy": accuracy,
+        "differences": differences,
+        "seconds": seconds | {"total": sum(seconds.values())},
+        "steps": {"total": [steps for _ in seeds], "plateau": [int(steps * 0.8) for _ in seeds]},
+        "seconds_train": [steps * 0.055 for _ in seeds],
+        "reach_full_minus_half": None
+        if name == "none"
+        else {"steps": reached, "seconds": [s and s * 0.055 for s in reached]},
+        "flops": 3.1e12 * steps / 1000,
+        "peak_memory_bytes": {"pretrain": 1.1e9, "train": 1.4e9, "max": 1.4e9},
+        "bytes": {"read": pool * 64.0 * 5, "stored": 640000.0},
+        "history": history,
+    }
+
+
+def make_results(
+    rows: tuple[str, ...] = ROWS, seeds: tuple[int, ...] = (0, 1, 2), autoattack: bool = True
+) -> dict[str, Any]:
+    stages = []
+    for i, stage in enumerate(STAGES):
+        entry: dict[str, Any] = {
+            "stage": stage,
+            "label": f"{stage} seed 0",
+            "digest": f"{i}f3a9c" * 10,
+            "seconds": 12.5 * (i + 1),
+            "startup_seconds": 31.0 if i < 2 else 0.4,
+            "peak_pss_bytes": 9e8 + 1e8 * i,
+            "bytes_written": 640000,
+        }
+        if stage in ("intermediate", "pretrain", "train"):
+            entry |= {"world_size": 2, "backend": "gloo", "worker_pids": [4711, 4712]}
+        if stage in ("generate", "cluster"):
+            entry |= {"actor_pids": [5201, 5202], "blocks": 20}
+        stages.append(entry)
+    return {
+        "name": "digits",
+        "preset": "digits",
+        "created": "2026-05-04T10:20:00Z",
+        "git_commit": "0123abcd4567",
+        "config": {"seeds": list(seeds), "select": {"ratio": 0.2, "boundary_fraction": 0.4}},
+        "machine": {
+            "cpu": "AMD EPYC",
+            "cores": 2,
+            "memory_gib": 7.7,
+            "python": "3.11.9",
+            "versions": {"torch": "2.14.1", "ray": "2.60.0"},
+        },
+        "data": {
+            "dataset": "digits",
+            "num_test": 797,
+            "num_labelled": 300,
+            "num_validation": 700,
+            "num_classes": 10,
+            "image_shape": [1, 8, 8],
+            "pool_images": 10000,
+        },
+        "seeds": list(seeds),
+        "eps": 0.15,
+        "warnings": [],
+        "rows": [make_row(row, rows, list(seeds), autoattack) for row in rows],
+        "stages": stages,
+        "total_wall_seconds": 911.0,
+    }
+
+
+def nearest(images: np.ndarray, others: np.ndarray) -> np.ndarray:
+    a, b = (x.reshape(len(x), -1) / 255.0 for x in (images, others))
+    squared = (a**2).sum(1)[:, None] - 2 * a @ b.T + (b**2).sum(1)
+    return np.sqrt(squared.clip(0).min(axis=1))
+
+
+def make_figures(
+    methods: tuple[str, ...] = ("pcs", "lcs-km", "lcs-gmm", "easy"),
+    show_method: str | None = "lcs-km",
+    num_pool: int = 2000,
+) -> FigureData:
+    rng = np.random.default_rng(0)
+    digits = load_digits()
+    images = (digits.images[..., None] * 15.9375).astype(np.uint8)
+    labelled, real = images[:300], images[300:1000]
+    picked = rng.integers(0, 300, num_pool)
+    noise = rng.normal(scale=22, size=(num_pool, 8, 8, 1))
+    pool = np.clip(labelled[picked] + noise, 0, 255).astype(np.uint8)
+    basis = rng.normal(size=(64, 32)) / 8
+
+    def embed(x: np.ndarray) -> np.ndarray:
+        return np.maximum(x.reshape(len(x), -1) / 64 @ basis, 0).astype(np.float32)
+
+    pool_h, real_h = embed(pool), embed(real)
+    labels = digits.target[:300][picked]
+    centroids = np.stack([pool_h[labels == c].mean(axis=0) for c in range(10)])
+
+    def distances(h: np.ndarray) -> np.ndarray:
+        return np.linalg.norm(h[:, None] - centroids, axis=2)
+
+    near = np.sort(distances(pool_h), axis=1)
+    real_near = np.sort(distances(real_h), axis=1)
+    margin, real_margin = near[:, 1] - near[:, 0], real_near[:, 1] - real_near[:, 0]
+    logits = -distances(pool_h) * 6
+    probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    order = np.argsort(-probabilities, axis=1)[:, :2]
+    top = np.take_along_axis(probabilities, order, axis=1)
+    table = {
+        "pcs": (-np.log(1 - top[:, 0] + 1e-9), -np.log1p(-np.full(700, 0.7))),
+        "lcs-km": (margin, real_margin),
+        "lcs-gmm": (margin**2 * 40, real_margin**2 * 40),
+        "easy": (-margin, -real_margin),
+    }
+    reasons = {"random": np.where(rng.permutation(num_pool) < num_pool // 5, 2, 0).astype(np.int8)}
+    for method in methods:
+        codes = np.zeros(num_pool, dtype=np.int8)
+        ranked = np.argsort(table[method][0])
+        codes[ranked[: num_pool * 8 // 100]] = 1
+        codes[rng.choice(ranked[num_pool * 8 // 100 :], num_pool * 12 // 100, replace=False)] = 2
+        reasons[method] = codes
+    return FigureData(
+        images=pool,
+        labels=labels,
+        scores={method: table[method][0] for method in methods},
+        reasons=reasons,
+        embeddings=pool_h,
+        top_classes=order,
+        top_probabilities=top.astype(np.float32),
+        real_images=real,
+        real_labels=digits.target[300:1000],
+        real_embeddings=real_h,
+        real_scores={method: table[method][1] for method in methods},
+        labelled_images=labelled,
+        neighbour_generated=nearest(pool, labelled),
+        neighbour_real=nearest(real, labelled),
+        show_method=show_method,
+    )
+
+
+@pytest.fixture
+def results() -> Callable[..., dict[str, Any]]:
+    return make_results
+
+
+@pytest.fixture
+def figure_data() -> Callable[..., FigureData]:
+    return make_figures
