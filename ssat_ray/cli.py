@@ -20,7 +20,8 @@ app = typer.Typer(
 )
 Preset = Annotated[str, typer.Argument(help="a preset's name (ssat presets) or a YAML file")]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override any key, e.g. select.ratio=0.1")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="override any key, e.g. select.ratio=0.1"),
 ]
 STAGE_VERBS = {
     "intermediate": "train the classifier whose latent space is clustered",
@@ -51,7 +52,12 @@ def run(
 @app.command()
 def show(preset: Preset, overrides: Overrides = None) -> None:
     """Print the resolved configuration."""
-    print(yaml.safe_dump(load_config(preset, overrides or []).model_dump(mode="json"), sort_keys=False), end="")
+    print(
+        yaml.safe_dump(
+            load_config(preset, overrides or []).model_dump(mode="json"), sort_keys=False
+        ),
+        end="",
+    )
 
 
 @app.command()
@@ -70,13 +76,15 @@ def gc(
     """Remove artefacts that no run refers to."""
     from ssat_ray.store import Store
 
-    for folder, what in ((store, "store"), (runs, "runs")):
-        if not Path(folder).is_dir():
-            raise UserError(f"--{what} {folder}: there is no such folder.")
+    for given, what in ((store, "store"), (runs, "runs")):
+        if not Path(given).is_dir():
+            raise UserError(f"--{what} {given}: there is no such folder.")
     removed, size = Store(store).collect_garbage(Path(runs), dry_run=dry_run, min_age=min_age)
     for folder in removed:
         print(folder)
-    print(f"{'would remove' if dry_run else 'removed'} {len(removed)} artefacts, {size / 2**20:.1f} MiB")
+    print(
+        f"{'would remove' if dry_run else 'removed'} {len(removed)} artefacts, {size / 2**20:.1f} MiB"
+    )
 
 
 def _stage_command(stage: str, about: str) -> None:
@@ -104,14 +112,18 @@ def _run(config: Config, name: str | None, until: str | None, allow_masking: boo
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"runtime.runs: {log.parent} cannot be written ({error.strerror}).") from error
+        raise UserError(
+            f"runtime.runs: {log.parent} cannot be written ({error.strerror})."
+        ) from error
     with quiet_output(log) as screen:
         console = Console(file=screen, width=None if screen.isatty() else 140)
         view = View(console)
         try:
             outcome = pipeline.run(config, view, name=name, until=until)
         except RunFailed as error:
-            raise RunFailed(f"{error} Finished stages are kept; run the same command to continue. Log: {log}") from error
+            raise RunFailed(
+                f"{error} Finished stages are kept; run the same command to continue. Log: {log}"
+            ) from error
         finally:
             view.close()
         if outcome.computed == 0:
@@ -120,7 +132,9 @@ def _run(config: Config, name: str | None, until: str | None, allow_masking: boo
             console.print(results_table(outcome.results))
             for warning in outcome.results["warnings"]:
                 console.print(f"warning: {warning}", highlight=False, markup=False)
-            console.print(f"report: {outcome.folder / 'report.html'}", highlight=False, soft_wrap=True)
+            console.print(
+                f"report: {outcome.folder / 'report.html'}", highlight=False, soft_wrap=True
+            )
     masked = masked_rows(outcome.results) if outcome.results else []
     if masked and not allow_masking:
         raise RunFailed(

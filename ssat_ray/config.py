@@ -45,8 +45,12 @@ class ModelConfig(Section):
     """The classifier: `preact-small`, or `package.module:factory` for your own."""
 
     name: str = Field("preact-small", pattern=r"^(preact-small|[\w.]+:\w+)$")
-    widths: tuple[Positive, ...] = Field((32, 64, 128), min_length=1, description="channels by group")
-    strides: tuple[Positive, ...] = Field((1, 2, 2), description="stride of each group's first block")
+    widths: tuple[Positive, ...] = Field(
+        (32, 64, 128), min_length=1, description="channels by group"
+    )
+    strides: tuple[Positive, ...] = Field(
+        (1, 2, 2), description="stride of each group's first block"
+    )
     blocks: Positive = Field(1, description="residual blocks in a group")
 
     @model_validator(mode="after")
@@ -183,7 +187,9 @@ class SelectConfig(Section):
     """How many images of the pool are kept, and which share of them by score."""
 
     ratio: float = Field(0.2, gt=0, le=1, description="selected images / pool images")
-    boundary_fraction: Fraction = Field(0.4, description="share taken by lowest score, the rest at random")
+    boundary_fraction: Fraction = Field(
+        0.4, description="share taken by lowest score, the rest at random"
+    )
     per_class: bool = Field(False, description="the same choice within every class")
 
 
@@ -208,7 +214,6 @@ class RuntimeConfig(Section):
     object_store_mib: int = Field(512, ge=80)
     train_workers: Positive = Field(2, description="DDP workers of each Ray Train group")
     actors: Positive = Field(2, description="actors of each Ray Data stage")
-    checkpoint_steps: Positive = Field(50, description="steps between training checkpoints")
     tracking_uri: str | None = Field(None, description="MLflow; null: <store>/mlflow.db")
 
 
@@ -239,6 +244,8 @@ class Config(Section):
             values = getattr(self, name)
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} has duplicates: {list(values)}")
+        if set(self.rows) == {"none"}:
+            raise ValueError("rows=['none'] compares nothing: add a row that uses the pool")
         k = self.cluster.k
         if k is not None and k > self.generate.num_images:
             raise ValueError(
@@ -250,7 +257,9 @@ class Config(Section):
 def preset_names() -> list[str]:
     """Names of the presets that ship with the package."""
     folder = resources.files("ssat_ray") / "presets"
-    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
+    return sorted(
+        p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml")
+    )
 
 
 def load_config(preset: str, overrides: tuple[str, ...] | list[str] = ()) -> Config:
@@ -271,7 +280,10 @@ def load_config(preset: str, overrides: tuple[str, ...] | list[str] = ()) -> Con
                 f"unknown preset {preset!r}{_nearest(preset, preset_names())}; "
                 f"the presets are {', '.join(preset_names())}, or give a .yaml file."
             )
-        text, name = (resources.files("ssat_ray") / "presets" / f"{preset}.yaml").read_text(), preset
+        text, name = (
+            (resources.files("ssat_ray") / "presets" / f"{preset}.yaml").read_text(),
+            preset,
+        )
     try:
         tree = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:

@@ -6,9 +6,12 @@ import contextlib
 import json
 import shutil
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import ray
 
 from ssat_ray.config import Config
 from ssat_ray.errors import RunFailed, UserError
@@ -40,7 +43,13 @@ def write_run(config: Config, plan: Plan, folder: Path) -> None:
         "config": config.model_dump(mode="json"),
         "digests": sorted(job.digest for job in plan.unique),
         "jobs": [
-            {"row": row, "seed": seed, "stage": stage, "digest": job.digest, "folder": f"{job.stage}/{job.digest}"}
+            {
+                "row": row,
+                "seed": seed,
+                "stage": stage,
+                "digest": job.digest,
+                "folder": f"{job.stage}/{job.digest}",
+            }
             for (row, seed, stage), job in plan.jobs.items()
         ],
         "report": plan.report.digest,
@@ -57,7 +66,11 @@ def execute(jobs: list[Job], context: StageContext, watcher: Watcher) -> None:
     for name, stage in STAGES.items():
         pending = [job for job in jobs if job.stage == name and context.store.record(job) is None]
         while pending:
-            ready = [j for j in pending if all(context.store.record(i) is not None for i in j.inputs.values())]
+            ready = [
+                j
+                for j in pending
+                if all(context.store.record(i) is not None for i in j.inputs.values())
+            ]
             assert ready, f"{name}: no job of {len(pending)} has its inputs"
             computed = _compute(stage, ready, context, watcher)
             pending = [job for job in pending if context.store.record(job) is None]
@@ -70,15 +83,21 @@ def _compute(stage: Stage, ready: list[Job], context: StageContext, watcher: Wat
     """Run the stage on the jobs this process could lease; False if another process holds them all."""
     with contextlib.ExitStack() as leases:
         mine = [job for job in ready if leases.enter_context(context.store.lease(job))]
-        mine = [job for job in mine if context.store.record(job) is None]  # finished while we waited
+        mine = [
+            job for job in mine if context.store.record(job) is None
+        ]  # finished while we waited
         if not mine:
             return False
         watcher.stage_started(stage.name, mine)
         start = time.perf_counter()
         try:
             stage.run(mine, context)
-        except ValueError as error:
-            raise UserError(f"{stage.name}: {error}") from error
+        except (UserError, RunFailed):
+            raise
+        except ray.exceptions.RayError as error:
+            traceback.print_exc()
+            last = str(error).strip().splitlines()[-1]
+            raise RunFailed(f"{stage.name} failed: {last}") from error
         unpublished = [job.label for job in mine if context.store.record(job) is None]
         if unpublished:
             raise RunFailed(f"{stage.name} ended without publishing {', '.join(unpublished)}")
@@ -96,7 +115,9 @@ class Outcome:
     total: int
 
 
-def run(config: Config, watcher: Watcher, *, name: str | None = None, until: str | None = None) -> Outcome:
+def run(
+    config: Config, watcher: Watcher, *, name: str | None = None, until: str | None = None
+) -> Outcome:
     """Compute everything that the configuration asks for (up to the stage `until`), report it, track it.
 
     Raises:

@@ -27,7 +27,18 @@ from ssat_ray.store import Job, canonical_json
 
 STAGES: dict[str, Stage] = {
     module.STAGE.name: module.STAGE
-    for module in (labelled, intermediate, pretrain, generate, cluster, score, select, train, evaluate, report)
+    for module in (
+        labelled,
+        intermediate,
+        pretrain,
+        generate,
+        cluster,
+        score,
+        select,
+        train,
+        evaluate,
+        report,
+    )
 }
 """All stages in the order in which the pipeline runs them."""
 
@@ -62,7 +73,13 @@ def build_plan(config: Config) -> Plan:
     return Plan(jobs, _job("report", {}, tree, inputs))
 
 
-def _job(stage: str, params: dict[str, Any], config: dict[str, Any], inputs: dict[str, Job], about: str = "") -> Job:
+def _job(
+    stage: str,
+    params: dict[str, Any],
+    config: dict[str, Any],
+    inputs: dict[str, Job],
+    about: str = "",
+) -> Job:
     return Job(stage, STAGES[stage].version, params, config, inputs, about)
 
 
@@ -78,22 +95,35 @@ def _shared_jobs(config: Config, seed: int) -> dict[str, Job]:
     if config.data.path:  # the file's content decides, not its name
         digest = hashlib.sha256(Path(config.data.path).read_bytes()).hexdigest()
         data = _job("labelled", {"sha256": digest}, _part(config, "data"), {})
-    inter = _job("intermediate", of, _part(config, "model", "intermediate", "threat"), {"labelled": data}, about)
+    inter = _job(
+        "intermediate",
+        of,
+        _part(config, "model", "intermediate", "threat"),
+        {"labelled": data},
+        about,
+    )
     ddpm = _job("pretrain", of, _part(config, "pretrain"), {"labelled": data}, about)
     pool = _job("generate", of, _part(config, "generate"), {"labelled": data, "ddpm": ddpm}, about)
     embedded = {"labelled": data, "intermediate": inter, "pool": pool}
     shared = {"labelled": data, "intermediate": inter, "pretrain": ddpm, "generate": pool}
     layer = {"layer": config.cluster.layer}
     scored = {"intermediate": inter, "pool": pool}
-    shared["score:confidence"] = _job("score", {**of, "scorer": "confidence"}, layer, scored, f"confidence {about}")
+    shared["score:confidence"] = _job(
+        "score", {**of, "scorer": "confidence"}, layer, scored, f"confidence {about}"
+    )
     fields = config.cluster.model_dump(mode="json")
-    only = {"kmeans": ("k", "layer", "restarts", "iterations"), "gmm": ("k", "layer", "covariance", "pca_dims")}
+    only = {
+        "kmeans": ("k", "layer", "restarts", "iterations"),
+        "gmm": ("k", "layer", "covariance", "pca_dims"),
+    }
     for method, keys in only.items():
         part = {"cluster": {key: fields[key] for key in keys}}
         fitted = _job("cluster", {**of, "method": method}, part, embedded, f"{method} {about}")
         shared[f"cluster:{method}"] = fitted
         inputs = {**scored, "clusters": fitted}
-        shared[f"score:{method}"] = _job("score", {**of, "scorer": method}, layer, inputs, f"{method} {about}")
+        shared[f"score:{method}"] = _job(
+            "score", {**of, "scorer": method}, layer, inputs, f"{method} {about}"
+        )
     return shared
 
 
@@ -112,13 +142,19 @@ def _row_jobs(config: Config, row: str, seed: int, shared: dict[str, Job]) -> di
             if scorer != "confidence":
                 jobs["cluster"] = shared[f"cluster:{scorer}"]
             inputs["score"] = jobs["score"]
-        pool = jobs["select"] = _job("select", {**of, "method": row}, _part(config, "select"), inputs, about)
+        pool = jobs["select"] = _job(
+            "select", {**of, "method": row}, _part(config, "select"), inputs, about
+        )
     jobs["train"] = _train_job(config, row, seed, data, pool)
-    attacks = ["clean", "pgd", "apgd-ce"] + (["autoattack"] if seed in config.evaluate.autoattack_seeds else [])
+    attacks = ["clean", "pgd", "apgd-ce"] + (
+        ["autoattack"] if seed in config.evaluate.autoattack_seeds else []
+    )
     for attack in attacks:
         inputs = {"labelled": data, "classifier": jobs["train"]}
         settings = _attack_settings(config, attack)
-        jobs[f"evaluate:{attack}"] = _job("evaluate", {"attack": attack}, settings, inputs, f"{about} {attack}")
+        jobs[f"evaluate:{attack}"] = _job(
+            "evaluate", {"attack": attack}, settings, inputs, f"{about} {attack}"
+        )
     return jobs
 
 

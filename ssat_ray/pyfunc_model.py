@@ -20,10 +20,15 @@ class Classifier(PythonModel):  # type: ignore[misc]
         self.model = load_classifier(Path(context.artifacts["checkpoint"]))
 
     def predict(
-        self, context: PythonModelContext, model_input: np.ndarray, params: dict[str, Any] | None = None
+        self,
+        context: PythonModelContext,
+        model_input: np.ndarray,
+        params: dict[str, Any] | None = None,
     ) -> np.ndarray:
         with torch.inference_mode():
-            logits: np.ndarray = self.model(torch.from_numpy(np.ascontiguousarray(model_input))).numpy()
+            logits: np.ndarray = self.model(
+                torch.from_numpy(np.ascontiguousarray(model_input))
+            ).numpy()
         return logits
 
 

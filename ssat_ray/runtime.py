@@ -45,7 +45,10 @@ def ray_session(config: RuntimeConfig) -> Iterator[None]:
             )
     except ConnectionError as error:
         raise UserError(f"no Ray cluster answers at {address}: {error}") from error
-    needed, found = max(config.train_workers, config.actors), int(ray.cluster_resources().get("CPU", 0))
+    needed, found = (
+        max(config.train_workers, config.actors),
+        int(ray.cluster_resources().get("CPU", 0)),
+    )
     if needed > found:
         ray.shutdown()
         raise UserError(
@@ -70,7 +73,7 @@ def session_log_dir() -> Path | None:
     """Ray's log folder of this session, named by error messages."""
     if not ray.is_initialized():
         return None
-    session = ray._private.worker._global_node.get_session_dir_path()  # noqa: SLF001
+    session = ray._private.worker._global_node.get_session_dir_path()
     return Path(session) / "logs"
 
 
@@ -79,7 +82,9 @@ def git_commit() -> str | None:
     root = Path(__file__).resolve().parents[1]
     try:
         commit, changes = (
-            subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, check=True).stdout.strip()
+            subprocess.run(
+                ["git", "-C", str(root), *args], capture_output=True, text=True, check=True
+            ).stdout.strip()
             for args in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
         )
     except (OSError, subprocess.CalledProcessError):
@@ -131,7 +136,9 @@ class ProgressBoard:
         entry.update(done=done, total=total, unit=unit, note=note)
 
     def add(self, job: str, amount: float, total: float, unit: str) -> None:
-        entry = self._jobs.setdefault(job, {"since": time.time(), "first": 0.0, "done": 0.0, "note": ""})
+        entry = self._jobs.setdefault(
+            job, {"since": time.time(), "first": 0.0, "done": 0.0, "note": ""}
+        )
         entry.update(done=entry["done"] + amount, total=total, unit=unit)
 
     def read(self) -> dict[str, dict[str, Any]]:
@@ -140,7 +147,7 @@ class ProgressBoard:
 
 def start_board() -> Any:
     """The session's board, started by the driver."""
-    return ProgressBoard.options(name=BOARD, get_if_exists=True).remote()
+    return ProgressBoard.options(name=BOARD, get_if_exists=True).remote()  # type: ignore[attr-defined]
 
 
 def board() -> Any:

@@ -119,7 +119,9 @@ class Store:
         except FileNotFoundError:
             return None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{folder / RECORD} is damaged ({error}); delete this folder and run again.") from error
+            raise UserError(
+                f"{folder / RECORD} is damaged ({error}); delete this folder and run again."
+            ) from error
         return record
 
     def publish(self, job: Job, record: dict[str, Any]) -> None:
@@ -151,7 +153,9 @@ class Store:
         finally:
             lease.release()
 
-    def collect_garbage(self, runs: Path, *, dry_run: bool = False, min_age: float = 3600.0) -> tuple[list[Path], int]:
+    def collect_garbage(
+        self, runs: Path, *, dry_run: bool = False, min_age: float = 3600.0
+    ) -> tuple[list[Path], int]:
         """Remove artefacts that no `run.json` under `runs` refers to.
 
         Leased artefacts, those changed within `min_age` seconds (a starting run may be about to
@@ -171,7 +175,9 @@ class Store:
         size = sum(folder_bytes(f) for f in removable)
         if not dry_run:
             for folder in removable:
-                (folder / RECORD).unlink(missing_ok=True)  # unpublished first: never half an artefact
+                (folder / RECORD).unlink(
+                    missing_ok=True
+                )  # unpublished first: never half an artefact
                 shutil.rmtree(folder)
         return removable, size
 

@@ -32,8 +32,16 @@ def log_run(config: Config, plan: Plan, store: Store, results: dict[str, Any], f
         return str(state["parent"])
     tracker = Tracker(config.runtime.tracking_uri, store)
     if state.get("report") != plan.report.digest:
-        state = {"report": plan.report.digest, "parent": tracker.start(folder.name, None), "children": {}}
-        tracker.describe(state["parent"], _flatten(config.model_dump(mode="json")), {"digest": plan.report.digest})
+        state = {
+            "report": plan.report.digest,
+            "parent": tracker.start(folder.name, None),
+            "children": {},
+        }
+        tracker.describe(
+            state["parent"],
+            _flatten(config.model_dump(mode="json")),
+            {"digest": plan.report.digest},
+        )
         write_atomic(state_path, json.dumps(state))
     for row in results["rows"]:
         for index, seed in enumerate(row["seeds"]):
@@ -61,7 +69,9 @@ class Tracker:
         self.client = mlflow.MlflowClient(self.uri)
         found = self.client.get_experiment_by_name(EXPERIMENT)
         location = None if uri else (store.root / "mlflow-artifacts").as_uri()
-        self.experiment = found.experiment_id if found else self.client.create_experiment(EXPERIMENT, location)
+        self.experiment = (
+            found.experiment_id if found else self.client.create_experiment(EXPERIMENT, location)
+        )
 
     def start(self, name: str, parent: str | None) -> str:
         tags = {"mlflow.runName": name, "mlflow.source.git.commit": git_commit() or "unknown"}
@@ -78,26 +88,38 @@ class Tracker:
             self.client.log_batch(run_id, params=entries[start : start + 100])
         self.client.log_batch(run_id, tags=[RunTag(k, str(v)) for k, v in tags.items()])
 
-    def child(self, config: Config, plan: Plan, row: dict[str, Any], index: int, parent: str) -> str:
+    def child(
+        self, config: Config, plan: Plan, row: dict[str, Any], index: int, parent: str
+    ) -> str:
         """One row and seed: parameters, digests, metrics by step, results and the model."""
         from mlflow.entities import Metric
 
         seed = row["seeds"][index]
         run_id = self.start(f"{row['row']} seed {seed}", parent)
-        jobs = {stage: job for (r, s, stage), job in plan.jobs.items() if (r, s) == (row["row"], seed)}
+        jobs = {
+            stage: job for (r, s, stage), job in plan.jobs.items() if (r, s) == (row["row"], seed)
+        }
         versions = {f"version.{name}": v for name, v in _versions().items()}
         digests = {f"digest.{stage}".replace(":", "."): job.digest for stage, job in jobs.items()}
         params = {"row": row["row"], "seed": seed, "recipe": row["recipe"][index]}
-        self.describe(run_id, {**params, **_flatten(config.model_dump(mode="json"))}, {**versions, **digests})
+        self.describe(
+            run_id, {**params, **_flatten(config.model_dump(mode="json"))}, {**versions, **digests}
+        )
         record = self.store.record(jobs["train"])
         assert record is not None
         metrics = []
         for entry in record["history"]:
             when = int(1000 * entry["seconds"])
             metrics += [
-                Metric(k, float(v), when, int(entry["step"])) for k, v in entry.items() if k not in ("step", "seconds")
+                Metric(k, float(v), when, int(entry["step"]))
+                for k, v in entry.items()
+                if k not in ("step", "seconds")
             ]
-        final = {f"test.{attack}": entry["by_seed"][entry["seeds"].index(seed)] for attack, entry in row["accuracy"].items() if seed in entry["seeds"]}
+        final = {
+            f"test.{attack}": entry["by_seed"][entry["seeds"].index(seed)]
+            for attack, entry in row["accuracy"].items()
+            if seed in entry["seeds"]
+        }
         final |= {f"seconds.{stage}": value for stage, value in row["seconds"].items()}
         final |= {"steps": row["steps"]["total"][index], "images.pool": row["images"]["pool"]}
         metrics += [Metric(k, float(v), 0, 0) for k, v in final.items()]

@@ -94,11 +94,15 @@ class View(Watcher):
         self.current = stage
         self.stages[stage]["status"] = "starting"
         if not self._live:
-            self._line(f"{stage}: {len(jobs)} to do ({', '.join(job.about or job.stage for job in jobs[:4])}{', ...' if len(jobs) > 4 else ''})")
+            self._line(
+                f"{stage}: {len(jobs)} to do ({', '.join(job.about or job.stage for job in jobs[:4])}{', ...' if len(jobs) > 4 else ''})"
+            )
 
     def stage_finished(self, stage: str, jobs: list[Job], seconds: float) -> None:
         entry = self.stages[stage]
-        entry.update(todo=entry["todo"] - len(jobs), seconds=(entry["seconds"] or 0.0) + seconds, status="")
+        entry.update(
+            todo=entry["todo"] - len(jobs), seconds=(entry["seconds"] or 0.0) + seconds, status=""
+        )
         self.current = None
         if not self._live:
             self._line(f"{stage}: done in {_duration(seconds)}")
@@ -118,7 +122,9 @@ class View(Watcher):
     def _show(self, jobs: dict[str, dict[str, Any]]) -> None:
         if self.current is None:
             return
-        active = {k: v for k, v in jobs.items() if k.startswith(self.current) and v["done"] < v["total"]}
+        active = {
+            k: v for k, v in jobs.items() if k.startswith(self.current) and v["done"] < v["total"]
+        }
         if active:
             name, entry = max(active.items(), key=lambda item: item[1]["since"])
             self.stages[self.current]["status"] = _status(name, entry)
@@ -129,7 +135,9 @@ class View(Watcher):
 
     def _line(self, text: str) -> None:
         self._last_line = time.time()
-        self.console.print(f"[{_duration(time.time() - self.start):>7}] {text}", highlight=False, markup=False)
+        self.console.print(
+            f"[{_duration(time.time() - self.start):>7}] {text}", highlight=False, markup=False
+        )
 
     def _table(self) -> Table:
         table = Table(box=None, padding=(0, 2, 0, 0), title=None)
@@ -138,7 +146,9 @@ class View(Watcher):
         for name, entry in self.stages.items():
             done = entry["jobs"] - entry["todo"]
             seconds = "" if entry["seconds"] is None else _duration(entry["seconds"])
-            status = "up to date" if not entry["todo"] and entry["seconds"] is None else entry["status"]
+            status = (
+                "up to date" if not entry["todo"] and entry["seconds"] is None else entry["status"]
+            )
             table.add_row(name, f"{done}/{entry['jobs']}", seconds, status)
         return table
 
@@ -160,17 +170,32 @@ def _duration(seconds: float) -> str:
 def results_table(results: dict[str, Any]) -> Table:
     """The comparison for the terminal: accuracies with intervals, images, steps, seconds."""
     table = Table(box=None, padding=(0, 2, 0, 0))
-    attacks = [a for a in ("clean", "pgd", "apgd-ce", "autoattack") if a in results["rows"][0]["accuracy"]]
+    attacks = [
+        a for a in ("clean", "pgd", "apgd-ce", "autoattack") if a in results["rows"][0]["accuracy"]
+    ]
     names = [results["rows"][0]["accuracy"][a]["name"] for a in attacks]
-    for heading in ("row", "images", *(f"{n} %" for n in names), "PGD vs random", "steps", "total s"):
+    for heading in (
+        "row",
+        "images",
+        *(f"{n} %" for n in names),
+        "PGD vs random",
+        "steps",
+        "total s",
+    ):
         table.add_column(heading, justify="left" if heading == "row" else "right")
     for row in results["rows"]:
         accuracy = [_interval(row["accuracy"].get(a)) for a in attacks]
         difference = row["differences"].get("random")
-        versus = "" if difference is None else f"{difference['mean']:+.1f} [{difference['low']:+.1f}, {difference['high']:+.1f}]"
+        versus = (
+            ""
+            if difference is None
+            else f"{difference['mean']:+.1f} [{difference['low']:+.1f}, {difference['high']:+.1f}]"
+        )
         images = f"{row['images']['labelled'] + row['images']['pool']:,}"
         steps = f"{sum(row['steps']['total']) / len(row['seeds']):,.0f}"
-        table.add_row(row["row"], images, *accuracy, versus, steps, f"{row['seconds']['total']:,.0f}")
+        table.add_row(
+            row["row"], images, *accuracy, versus, steps, f"{row['seconds']['total']:,.0f}"
+        )
     return table
 
 

@@ -9,7 +9,15 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-_STREAMS = {"labelled": 1, "unlabelled": 2, "shift": 3, "attack": 4, "noise": 5, "timestep": 6, "evaluate": 7}
+_STREAMS = {
+    "labelled": 1,
+    "unlabelled": 2,
+    "shift": 3,
+    "attack": 4,
+    "noise": 5,
+    "timestep": 6,
+    "evaluate": 7,
+}
 
 
 def generator(seed: int, stream: str, step: int) -> torch.Generator:
@@ -23,7 +31,9 @@ def generator(seed: int, stream: str, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(mixed & 0x7FFFFFFFFFFFFFFF)
 
 
-def epoch_indices(num_items: int, batch_size: int, seed: int, stream: str, step: int) -> torch.Tensor:
+def epoch_indices(
+    num_items: int, batch_size: int, seed: int, stream: str, step: int
+) -> torch.Tensor:
     """Indices (batch_size,) of batch `step` of an endless stream of seeded permutations.
 
     Position p of the stream is item p mod N of permutation p // N, so every item appears once in N

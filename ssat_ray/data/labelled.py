@@ -131,19 +131,21 @@ def check_images(images: NDArray[np.generic], source: str) -> NDArray[np.uint8]:
             f"{source}: images must be (N, H, W) or (N, H, W, C) with 1 or 3 channels, found {images.shape}."
         )
     if images.dtype == np.uint8:
-        return images  # type: ignore[return-value]
+        return images.view(np.uint8)
     if images.dtype.kind != "f":
         raise UserError(f"{source}: images must be uint8 or float in [0, 1], found {images.dtype}.")
     flat = images.reshape(len(images), -1).astype(np.float64)
     bad = ~np.isfinite(flat).all(1)
     if bad.any():
-        raise UserError(f"{source}: image {int(bad.argmax())} has NaN or infinite pixels ({int(bad.sum())} in all).")
+        raise UserError(
+            f"{source}: image {int(bad.argmax())} has NaN or infinite pixels ({int(bad.sum())} in all)."
+        )
     bad = (flat.min(1) < 0) | (flat.max(1) > 1)
     if bad.any():
         raise UserError(
             f"{source}: image {int(bad.argmax())} has pixels outside [0, 1]; give uint8 or scale the floats."
         )
-    return np.round(images * 255.0).astype(np.uint8)
+    return np.round(flat.reshape(images.shape) * 255.0).astype(np.uint8)
 
 
 def check_labels(labels: NDArray[np.generic], count: int, source: str) -> NDArray[np.int64]:
@@ -153,5 +155,7 @@ def check_labels(labels: NDArray[np.generic], count: int, source: str) -> NDArra
             f"{source}: labels must be {count} integers, one an image; found {labels.shape} {labels.dtype}."
         )
     if count and labels.min() < 0:
-        raise UserError(f"{source}: label {int(labels.min())} of image {int(labels.argmin())} is negative.")
+        raise UserError(
+            f"{source}: label {int(labels.min())} of image {int(labels.argmin())} is negative."
+        )
     return labels.astype(np.int64)

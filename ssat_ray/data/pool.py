@@ -43,7 +43,9 @@ def encode_shard(shard: Shard) -> bytes:
     table = pa.table(
         {
             "id": pa.array(shard.ids, pa.int64()),
-            "image": pa.FixedSizeBinaryArray.from_buffers(pa.binary(size), len(shard.ids), [None, pixels]),
+            "image": pa.FixedSizeBinaryArray.from_buffers(
+                pa.binary(size), len(shard.ids), [None, pixels]
+            ),
             "label": pa.array(shard.labels.astype(np.int16), pa.int16()),
         }
     )
@@ -80,7 +82,9 @@ def describe_shard(path: Path) -> dict[str, Any]:
     }
 
 
-def manifest(shards: list[dict[str, Any]], image_shape: tuple[int, int, int], num_classes: int) -> str:
+def manifest(
+    shards: list[dict[str, Any]], image_shape: tuple[int, int, int], num_classes: int
+) -> str:
     """The text of `pool.json`. image_shape is (C, H, W)."""
     channels, height, width = image_shape
     return json.dumps(
@@ -126,11 +130,15 @@ class Pool:
         except FileNotFoundError as error:
             raise UserError(f"{path} is listed in {MANIFEST} and missing.") from error
         if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-            raise UserError(f"{path} was altered after it was written: its checksum differs from {MANIFEST}.")
+            raise UserError(
+                f"{path} was altered after it was written: its checksum differs from {MANIFEST}."
+            )
         table = pq.read_table(io.BytesIO(data))
         height, width, channels = self.manifest["shape"]
         column = table["image"].combine_chunks()
-        pixels = np.frombuffer(column.buffers()[1], np.uint8, offset=column.offset * column.type.byte_width)
+        pixels = np.frombuffer(
+            column.buffers()[1], np.uint8, offset=column.offset * column.type.byte_width
+        )
         images = pixels[: len(column) * column.type.byte_width].reshape(-1, height, width, channels)
         if len(images) != entry["rows"]:
             raise UserError(f"{path} has {len(images)} rows, {MANIFEST} says {entry['rows']}.")

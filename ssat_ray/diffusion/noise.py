@@ -23,7 +23,9 @@ def build_scheduler(config: PretrainConfig) -> DDPMScheduler:
     )
 
 
-def training_target(scheduler: DDPMScheduler, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+def training_target(
+    scheduler: DDPMScheduler, x0: Tensor, noise: Tensor, timesteps: Tensor
+) -> Tensor:
     """What the U-Net should return (B, C, H, W), by the scheduler's `prediction_type`.
 
     epsilon: the noise; v_prediction: sqrt(abar) noise - sqrt(1 - abar) x0; sample: x0.

@@ -20,7 +20,10 @@ def initial_noise(ids: NDArray[np.int64], shape: tuple[int, int, int], seed: int
 
     So an image does not depend on which actor makes it, nor on its neighbours.
     """
-    rows = [np.random.Generator(np.random.Philox(key=[seed, int(i)])).standard_normal(shape) for i in ids]
+    rows = [
+        np.random.Generator(np.random.Philox(key=[seed, int(i)])).standard_normal(shape)
+        for i in ids
+    ]
     return torch.from_numpy(np.stack(rows).astype(np.float32))
 
 
@@ -31,7 +34,11 @@ def balanced_labels(ids: NDArray[np.int64], num_classes: int) -> NDArray[np.int6
 
 @torch.inference_mode()
 def sample(
-    unet: UNet2DModel, scheduler: DDPMScheduler, noise: Tensor, labels: Tensor, config: GenerateConfig
+    unet: UNet2DModel,
+    scheduler: DDPMScheduler,
+    noise: Tensor,
+    labels: Tensor,
+    config: GenerateConfig,
 ) -> Tensor:
     """Images (n, C, H, W) uint8 from standard normal noise and (n,) int64 classes.
 
@@ -50,5 +57,7 @@ def sample(
     for t in solver.timesteps:
         with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
             predicted = unet(x, t, class_labels=labels).sample
-        x = solver.step(predicted.float(), t, x).prev_sample.contiguous(memory_format=torch.channels_last)
+        x = solver.step(predicted.float(), t, x).prev_sample.contiguous(
+            memory_format=torch.channels_last
+        )
     return ((x + 1) * 127.5).round_().clamp_(0, 255).to(torch.uint8)

@@ -35,7 +35,9 @@ def embed(model: Any, images: np.ndarray, layer: str) -> tuple[np.ndarray, np.nd
     parts = []
     for start in range(0, len(images), EMBED_BATCH):
         x = unit_float(to_nchw(images[start : start + EMBED_BATCH]))
-        parts.append(model.embed_with_logits(x.contiguous(memory_format=torch.channels_last), layer))
+        parts.append(
+            model.embed_with_logits(x.contiguous(memory_format=torch.channels_last), layer)
+        )
     embeddings, logits = (torch.cat(p).float().numpy() for p in zip(*parts, strict=True))
     return embeddings, logits
 
@@ -61,7 +63,9 @@ def _embedding_file(folder: Path, part: int) -> Path:
     return folder / f"embeddings-{part:05d}.npy"
 
 
-@ray.remote(num_cpus=0)  # the embedding actors hold every CPU until the stream ends and are idle by then
+@ray.remote(
+    num_cpus=0
+)  # the embedding actors hold every CPU until the stream ends and are idle by then
 class ClusterActor:
     """Fits the clusters of one job on all its embeddings."""
 
@@ -82,7 +86,9 @@ class ClusterActor:
         return {"fit_seconds": meter.seconds, "fit_peak_pss_bytes": meter.peak_pss}
 
 
-def _kmeans(h: np.ndarray, k: int, config: ClusterConfig, seed: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _kmeans(
+    h: np.ndarray, k: int, config: ClusterConfig, seed: int
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     fit = fit_kmeans(h, k, restarts=config.restarts, iterations=config.iterations, seed=seed)
     return {"centroids": fit.centroids, "counts": fit.counts}, {
         "method": "kmeans",
@@ -95,7 +101,9 @@ def _kmeans(h: np.ndarray, k: int, config: ClusterConfig, seed: int) -> tuple[di
     }
 
 
-def _mixture(h: np.ndarray, k: int, config: ClusterConfig, seed: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _mixture(
+    h: np.ndarray, k: int, config: ClusterConfig, seed: int
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     fit = fit_gmm(h, k, covariance=config.covariance, pca_dims=config.pca_dims, seed=seed)
     about = {"method": "gmm", "k": k, "layer": config.layer, "rows": len(h), **fit.metadata()}
     return dict(fit.to_tensors()), about

@@ -27,11 +27,16 @@ class AttackActor(PartActor):
     def process(self, task: Task, part: int) -> Note:
         folder, config = task.inputs["classifier"], task.job.config
         model = self.cached(folder, lambda: load_classifier(folder))
-        labelled = self.cached(task.inputs["labelled"], lambda: LabelledSet.load(task.inputs["labelled"]))
+        labelled = self.cached(
+            task.inputs["labelled"], lambda: LabelledSet.load(task.inputs["labelled"])
+        )
         images, labels = labelled.tensors("test")
         size = config["batch_size"]
         chunk = slice(part * size, (part + 1) * size)
-        x, y = unit_float(images[chunk]).contiguous(memory_format=torch.channels_last), labels[chunk]
+        x, y = (
+            unit_float(images[chunk]).contiguous(memory_format=torch.channels_last),
+            labels[chunk],
+        )
         name = flags = None
         match task.job.params["attack"]:
             case "clean":
@@ -52,12 +57,25 @@ class AttackActor(PartActor):
             case "apgd-ce":
                 name = "APGD-CE"
                 flags = apgd_ce_flags(
-                    model, x, y, eps=config["eps"], num_steps=config["num_steps"], seed=config["seed"], batch_size=size
+                    model,
+                    x,
+                    y,
+                    eps=config["eps"],
+                    num_steps=config["num_steps"],
+                    seed=config["seed"],
+                    batch_size=size,
                 )
             case "autoattack":
-                flags, name = autoattack_flags(model, x, y, eps=config["eps"], seed=config["seed"], batch_size=size)
+                flags, name = autoattack_flags(
+                    model, x, y, eps=config["eps"], seed=config["seed"], batch_size=size
+                )
         assert flags is not None, f"no attack is called {task.job.params['attack']}"
-        return {"rows": len(y), "of_rows": len(labels), "name": name, "correct": flags.int().tolist()}
+        return {
+            "rows": len(y),
+            "of_rows": len(labels),
+            "name": name,
+            "correct": flags.int().tolist(),
+        }
 
 
 def _finish(task: Task, notes: list[Note]) -> dict[str, Any]:
@@ -67,7 +85,11 @@ def _finish(task: Task, notes: list[Note]) -> dict[str, Any]:
     buffer = io.BytesIO()
     np.save(buffer, flags, allow_pickle=False)
     write_atomic(task.folder / FLAGS, buffer.getvalue())
-    return {"accuracy": float(flags.mean()), "name": notes[0]["name"], "bytes_written": buffer.tell()}
+    return {
+        "accuracy": float(flags.mean()),
+        "name": notes[0]["name"],
+        "bytes_written": buffer.tell(),
+    }
 
 
 def read_flags(folder: Path) -> np.ndarray:

@@ -21,7 +21,9 @@ def load_ddpm(folder: Path) -> tuple[Any, Any]:
     from diffusers import DDPMScheduler, UNet2DModel
 
     unet = UNet2DModel.from_pretrained(folder / "unet").eval().requires_grad_(False)
-    return unet.to(memory_format=torch.channels_last), DDPMScheduler.from_pretrained(folder / "scheduler")
+    return unet.to(memory_format=torch.channels_last), DDPMScheduler.from_pretrained(
+        folder / "scheduler"
+    )
 
 
 class SampleActor(PartActor):
@@ -55,7 +57,9 @@ def finish(task: Task, notes: list[Note]) -> dict[str, Any]:
 
 def run(jobs: list[Job], context: StageContext) -> None:
     configs = [GenerateConfig(**job.config["generate"]) for job in jobs]
-    run_parts(SampleActor, jobs, [-(-c.num_images // c.shard_rows) for c in configs], finish, context)
+    run_parts(
+        SampleActor, jobs, [-(-c.num_images // c.shard_rows) for c in configs], finish, context
+    )
 
 
 STAGE = Stage("generate", 1, run)

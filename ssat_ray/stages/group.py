@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +22,9 @@ from ssat_ray.training.state import drop_state
 from ssat_ray.training.world import World
 
 FAILED = "failed.txt"
-TrainFunction = Callable[[Task, World, Callable[[int, int, str], None]], tuple[dict[str, bytes], dict[str, Any]]]
+TrainFunction = Callable[
+    [Task, World, Callable[[int, int, str], None]], tuple[dict[str, bytes], dict[str, Any]]
+]
 """Trains one job; returns the artefact's files and what to record. Runs on every rank."""
 
 
@@ -36,6 +39,7 @@ def run_group(function: TrainFunction, jobs: list[Job], context: StageContext) -
     """
     tasks = [Task.of(job, context.store) for job in jobs]
     key = hashlib.sha256("".join(sorted(job.digest for job in jobs)).encode()).hexdigest()[:12]
+    name, storage = f"{jobs[0].stage}-{key}-{time.time_ns()}", context.store.root / "ray-train"
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"function": function, "tasks": tasks, "since": time.time()},
@@ -44,8 +48,8 @@ def run_group(function: TrainFunction, jobs: list[Job], context: StageContext) -
             num_workers=context.runtime.train_workers, resources_per_worker={"CPU": 1}
         ),
         run_config=ray.train.RunConfig(
-            name=f"{jobs[0].stage}-{key}-{int(time.time())}",
-            storage_path=str(context.store.root / "ray-train"),
+            name=name,
+            storage_path=str(storage),
             failure_config=ray.train.FailureConfig(max_failures=3),
         ),
     )
@@ -54,7 +58,13 @@ def run_group(function: TrainFunction, jobs: list[Job], context: StageContext) -
     except Exception as error:  # Ray wraps whatever happened in its own types
         cause = str(error).strip().splitlines() or [type(error).__name__]
         raise RunFailed(f"{jobs[0].stage}: the worker group failed: {cause[-1]}") from error
-    failed = [(t.job.label, (t.folder / FAILED).read_text()) for t in tasks if (t.folder / FAILED).exists()]
+    finally:
+        shutil.rmtree(storage / name, ignore_errors=True)  # our artefacts hold all there is to keep
+    failed = [
+        (t.job.label, (t.folder / FAILED).read_text())
+        for t in tasks
+        if (t.folder / FAILED).exists()
+    ]
     if failed:
         raise RunFailed("; ".join(f"{label}: {why}" for label, why in failed))
 

@@ -24,7 +24,9 @@ def train(
     model_config = ModelConfig(**config["model"])
     trainer = ClassifierTrainer(
         ClassifierTask(
-            model=build_classifier(model_config, labelled.image_shape, labelled.num_classes, task.seed),
+            model=build_classifier(
+                model_config, labelled.image_shape, labelled.num_classes, task.seed
+            ),
             optimiser=IntermediateConfig(**config["intermediate"]),
             objective=ObjectiveConfig(),
             threat=ThreatConfig(**config["threat"]),
@@ -32,12 +34,13 @@ def train(
             validation=labelled.tensors("validation"),
             unlabelled=None,
             seed=task.seed,
-            checkpoint_steps=50,
         ),
         world,
     )
     result = trainer.run(task.folder, progress)
-    files = classifier_files(trainer.ema.model, model_config, labelled.image_shape, labelled.num_classes)
+    files = classifier_files(
+        trainer.ema.model, model_config, labelled.image_shape, labelled.num_classes
+    )
     return files, result
 
 

@@ -80,7 +80,9 @@ def run_parts(
         UserError: an actor found the input at fault.
     """
     tasks = [Task.of(job, context.store) for job in jobs]
-    waiting = {i: set(_missing(task, n)) for i, (task, n) in enumerate(zip(tasks, num_parts, strict=True))}
+    waiting = {
+        i: set(_missing(task, n)) for i, (task, n) in enumerate(zip(tasks, num_parts, strict=True))
+    }
 
     def complete(index: int) -> None:
         task = tasks[index]

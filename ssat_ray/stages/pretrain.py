@@ -28,7 +28,7 @@ def train(
     unet = build_unet(config, labelled.image_shape, labelled.num_classes, task.seed)
     scheduler = build_scheduler(config)
     ema, result = train_ddpm(
-        DDPMTask(unet, scheduler, config, images, labels, task.seed, checkpoint_steps=100),
+        DDPMTask(unet, scheduler, config, images, labels, task.seed),
         world,
         task.folder,
         progress,
@@ -50,7 +50,9 @@ def pipeline_files(unet: Any, scheduler: Any) -> dict[str, bytes]:
         unet.save_pretrained(Path(scratch) / "unet")
         scheduler.save_pretrained(Path(scratch) / "scheduler")
         files = {
-            str(p.relative_to(scratch)): p.read_bytes() for p in Path(scratch).rglob("*") if p.is_file()
+            str(p.relative_to(scratch)): p.read_bytes()
+            for p in Path(scratch).rglob("*")
+            if p.is_file()
         }
     return {**files, "model_index.json": json.dumps(index, indent=1).encode()}
 

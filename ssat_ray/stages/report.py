@@ -38,12 +38,10 @@ def _report(task: Task) -> None:
     task.publish({"seconds": meter.seconds, "peak_pss_bytes": meter.peak_pss})
 
 
-def figure_data(artefacts: Artefacts) -> FigureData | None:
-    """What the figures show, from the first seed's artefacts; None where no row has a pool."""
+def figure_data(artefacts: Artefacts) -> FigureData:
+    """What the figures show, from the first seed's artefacts."""
     seed = artefacts.seeds[0]
     pooled = [row for row in artefacts.rows if row != "none"]
-    if not pooled:
-        return None
     labelled = LabelledSet.load(artefacts.folder(pooled[0], seed, "labelled"))
     pool = Pool(artefacts.folder(pooled[0], seed, "generate")).load()
     real_images, real_labels = labelled.splits["validation"]
@@ -67,7 +65,9 @@ def figure_data(artefacts: Artefacts) -> FigureData | None:
             clusters = None
             if artefacts.job(row, seed, "cluster") is not None:
                 clusters = load_clusters(artefacts.folder(row, seed, "cluster"))
-            real_scores[row] = method_score(row, score_columns(real_embeddings, real_logits, clusters))
+            real_scores[row] = method_score(
+                row, score_columns(real_embeddings, real_logits, clusters)
+            )
     return FigureData(
         images=pool.images,
         labels=pool.labels,

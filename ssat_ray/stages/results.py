@@ -66,7 +66,9 @@ class Artefacts:
     def flags(self, row: str, attack: str) -> tuple[list[int], np.ndarray]:
         """Seeds that have the attack, and flags (S, N) bool."""
         seeds = [s for s in self.seeds if (row, s, f"evaluate:{attack}") in self.jobs]
-        return seeds, np.array([read_flags(self.folder(row, s, f"evaluate:{attack}")) for s in seeds])
+        return seeds, np.array(
+            [read_flags(self.folder(row, s, f"evaluate:{attack}")) for s in seeds]
+        )
 
 
 def build_results(artefacts: Artefacts) -> Record:
@@ -116,7 +118,9 @@ def _row(artefacts: Artefacts, row: str) -> Record:
         "accuracy": _accuracy(artefacts, row),
         "differences": _differences(artefacts, row),
         "seconds": {**seconds, "total": sum(seconds.values())},
-        "seconds_all_recipes": _mean([r.get("seconds_all_recipes", r["seconds"]) for r in trained]),
+        "seconds_all_recipes": _mean(
+            [float(r.get("seconds_all_recipes", r["seconds"])) for r in trained]
+        ),
         "steps": {
             "total": [record["steps"] for record in trained],
             "plateau": [record["plateau_step"] for record in trained],
@@ -131,7 +135,9 @@ def _row(artefacts: Artefacts, row: str) -> Record:
             "read": _mean([sum(c[s].get("bytes_read", 0) for s in stages) for c in charged]),
             "stored": _mean([sum(c[s].get("bytes_written", 0) for s in stages) for c in charged]),
         },
-        "history": [[[h["step"], h["seconds"], h["val_pgd"]] for h in r["history"]] for r in trained],
+        "history": [
+            [[h["step"], h["seconds"], h["val_pgd"]] for h in r["history"]] for r in trained
+        ],
     }
 
 
@@ -163,11 +169,11 @@ def _accuracy(artefacts: Artefacts, row: str) -> Record:
 def _differences(artefacts: Artefacts, row: str) -> Record:
     """PGD accuracy minus that of the baselines, in points, paired by seed and test image."""
     _, own = artefacts.flags(row, "pgd")
-    differences = {}
+    differences: Record = {}
     for baseline in ("none", "random", "full"):
         if baseline != row and baseline in artefacts.rows:
             _, other = artefacts.flags(baseline, "pgd")
-            differences[baseline] = _interval(paired_difference(own, other))
+            differences[baseline] = {**_interval(paired_difference(own, other)), "paired": True}
     return differences
 
 
@@ -217,12 +223,28 @@ def masked_rows(results: Record) -> list[str]:
 
 def _stage(artefacts: Artefacts, job: Job) -> Record:
     record = artefacts.record_of(job)
-    carried = (
-        "seconds startup_seconds world_size backend worker_pids actor_pids blocks rows "
-        "peak_pss_bytes bytes_written bytes_read steps"
-    ).split()
+    carried = [
+        "seconds",
+        "startup_seconds",
+        "world_size",
+        "backend",
+        "worker_pids",
+        "actor_pids",
+        "blocks",
+        "rows",
+        "peak_pss_bytes",
+        "bytes_written",
+        "bytes_read",
+        "steps",
+    ]
     kept = {name: record[name] for name in carried if name in record}
-    return {"stage": job.stage, "label": job.label, "digest": job.digest, "startup_seconds": 0.0, **kept}
+    return {
+        "stage": job.stage,
+        "label": job.label,
+        "digest": job.digest,
+        "startup_seconds": 0.0,
+        **kept,
+    }
 
 
 def machine() -> Record:
@@ -230,7 +252,11 @@ def machine() -> Record:
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        names = [
+            line.partition(":")[2].strip()
+            for line in cpuinfo.read_text().splitlines()
+            if "model name" in line
+        ]
         model = names[0] if names else model
     return {
         "cpu": model,

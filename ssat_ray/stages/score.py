@@ -27,7 +27,13 @@ from ssat_ray.stages.cluster import embed, load_clusters
 from ssat_ray.stages.parts import Note, PartActor, run_parts
 from ssat_ray.store import Job, write_atomic
 
-SCORERS = {"pcs": "confidence", "lcs-km": "kmeans", "easy": "kmeans", "lcs-gmm": "gmm", "gmm-ll": "gmm"}
+SCORERS = {
+    "pcs": "confidence",
+    "lcs-km": "kmeans",
+    "easy": "kmeans",
+    "lcs-gmm": "gmm",
+    "gmm-ll": "gmm",
+}
 """Which score table each selection method reads."""
 
 
@@ -41,7 +47,13 @@ def score_columns(
         log_joint = clusters.log_joint(h)
         l1, l2, cluster, score = gmm_margin(log_joint)
         likelihood = gmm_log_likelihood(log_joint)
-        return {"l1": l1, "l2": l2, "cluster": cluster, "score": score, "log_likelihood": likelihood}
+        return {
+            "l1": l1,
+            "l2": l2,
+            "cluster": cluster,
+            "score": score,
+            "log_likelihood": likelihood,
+        }
     d1, d2, cluster = two_nearest(h, clusters)
     return {"d1": d1, "d2": d2, "cluster": cluster, "score": kmeans_margin(d1, d2)}
 
@@ -57,7 +69,9 @@ class ScoreActor(PartActor):
         pool = self.cached(task.inputs["pool"], lambda: Pool(task.inputs["pool"]))
         clusters = None
         if "clusters" in task.inputs:
-            clusters = self.cached(task.inputs["clusters"], lambda: load_clusters(task.inputs["clusters"]))
+            clusters = self.cached(
+                task.inputs["clusters"], lambda: load_clusters(task.inputs["clusters"])
+            )
         shard = pool.read(part)
         h, logits = embed(model, shard.images, task.job.config["layer"])
         columns = score_columns(h, logits, clusters)
@@ -84,7 +98,10 @@ def _finish(task: Task, notes: list[Note]) -> dict[str, Any]:
     pool = Pool(task.inputs["pool"])
     rows = sum(note["rows"] for note in notes)
     assert rows == len(pool), f"{task.job.label}: scored {rows} of {len(pool)} images"
-    record: dict[str, Any] = {"bytes_written": sum(n["bytes"] for n in notes), "bytes_read": pool.num_bytes}
+    record: dict[str, Any] = {
+        "bytes_written": sum(n["bytes"] for n in notes),
+        "bytes_read": pool.num_bytes,
+    }
     if "saturated" in notes[0]:
         record["posterior_saturation"] = sum(n["saturated"] for n in notes) / rows
     return record

@@ -66,14 +66,23 @@ def _write(task: Task, pool: Pool, choice: Choice) -> dict[str, Any]:
     ids = np.concatenate([shard.ids for shard in chosen])
     assert len(ids) == len(choice.ids), f"{len(choice.ids)} chosen, {len(ids)} found in the pool"
     entries = [
-        write_shard(task.folder, i, Shard(ids[a : a + SHARD_ROWS], images[a : a + SHARD_ROWS], labels[a : a + SHARD_ROWS]))
+        write_shard(
+            task.folder,
+            i,
+            Shard(ids[a : a + SHARD_ROWS], images[a : a + SHARD_ROWS], labels[a : a + SHARD_ROWS]),
+        )
         for i, a in enumerate(range(0, len(ids), SHARD_ROWS))
     ]
     buffer = io.BytesIO()
     reasons = np.array(REASONS)[choice.reason]
-    pq.write_table(pa.table({"id": choice.ids, "reason": pa.array(reasons).dictionary_encode()}), buffer)
+    pq.write_table(
+        pa.table({"id": choice.ids, "reason": pa.array(reasons).dictionary_encode()}), buffer
+    )
     write_atomic(task.folder / TABLE, buffer.getvalue())
-    write_atomic(task.folder / MANIFEST, manifest(entries, (channels, height, width), pool.manifest["num_classes"]))
+    write_atomic(
+        task.folder / MANIFEST,
+        manifest(entries, (channels, height, width), pool.manifest["num_classes"]),
+    )
     return {
         "rows": len(ids),
         "of_rows": len(pool),

@@ -32,7 +32,9 @@ def train(
     model_config = ModelConfig(**config["model"])
     trainer = ClassifierTrainer(
         ClassifierTask(
-            model=build_classifier(model_config, labelled.image_shape, labelled.num_classes, task.seed),
+            model=build_classifier(
+                model_config, labelled.image_shape, labelled.num_classes, task.seed
+            ),
             optimiser=TrainConfig(**config["train"]),
             objective=ObjectiveConfig(**config["objective"]),
             threat=ThreatConfig(**config["threat"]),
@@ -40,13 +42,17 @@ def train(
             validation=labelled.tensors("validation"),
             unlabelled=unlabelled,
             seed=task.seed,
-            checkpoint_steps=50,
         ),
         world,
     )
     result = trainer.run(task.folder, progress)
-    files = classifier_files(trainer.ema.model, model_config, labelled.image_shape, labelled.num_classes)
-    images = {"labelled": len(labelled.splits["labelled"][1]), "pool": len(unlabelled[1]) if unlabelled else 0}
+    files = classifier_files(
+        trainer.ema.model, model_config, labelled.image_shape, labelled.num_classes
+    )
+    images = {
+        "labelled": len(labelled.splits["labelled"][1]),
+        "pool": len(unlabelled[1]) if unlabelled else 0,
+    }
     return files, {**result, "images": images, "bytes_read": read}
 
 
@@ -66,10 +72,22 @@ def keep_best(task: Task) -> None:
     best = max(records, key=lambda name: (records[name]["val_pgd"], name))
     source = task.inputs[best]
     written = task.write({name: (source / name).read_bytes() for name in (WEIGHTS, DESCRIPTION)})
-    carried = (
-        "steps plateau_step hit_max_steps seconds flops val_clean val_pgd history images bytes_read "
-        "world_size backend worker_pids peak_pss_bytes"
-    ).split()
+    carried = [
+        "steps",
+        "plateau_step",
+        "hit_max_steps",
+        "seconds",
+        "flops",
+        "val_clean",
+        "val_pgd",
+        "history",
+        "images",
+        "bytes_read",
+        "world_size",
+        "backend",
+        "worker_pids",
+        "peak_pss_bytes",
+    ]
     task.publish(
         {
             **{name: records[best][name] for name in carried},

@@ -16,7 +16,13 @@ from torch import Tensor, nn
 
 from ssat_ray.adversarial.attacks import frozen, pgd, uniform_start
 from ssat_ray.adversarial.objectives import AdversarialObjective, CleanObjective, LossParts
-from ssat_ray.config import IntermediateConfig, ObjectiveConfig, OptimiserConfig, ThreatConfig, TrainConfig
+from ssat_ray.config import (
+    IntermediateConfig,
+    ObjectiveConfig,
+    OptimiserConfig,
+    ThreatConfig,
+    TrainConfig,
+)
 from ssat_ray.data.batches import epoch_indices, generator, interleave, random_shift
 from ssat_ray.data.labelled import unit_float
 from ssat_ray.models.classifiers import num_flops
@@ -55,7 +61,7 @@ class ClassifierTask:
     validation: Images
     unlabelled: Images | None
     seed: int
-    checkpoint_steps: int
+    checkpoint_steps: int = 50
 
 
 class ClassifierTrainer:
@@ -121,18 +127,28 @@ class ClassifierTrainer:
 
     def batch(self) -> Images:
         """This rank's rows of the global batch: float32 images in [0, 1], channels-last, and labels."""
-        task, total, part = self.task, self.config.batch_size, self.world.part(self.config.batch_size)
+        task, total, part = (
+            self.task,
+            self.config.batch_size,
+            self.world.part(self.config.batch_size),
+        )
         num_pool = 0
         if task.unlabelled is not None and isinstance(self.config, TrainConfig):
             num_pool = round(total * self.config.unsup_fraction)
-        rows = epoch_indices(len(task.labelled[0]), total - num_pool, task.seed, "labelled", self.step)
+        rows = epoch_indices(
+            len(task.labelled[0]), total - num_pool, task.seed, "labelled", self.step
+        )
         images, labels = task.labelled[0][rows], task.labelled[1][rows]
         if num_pool and task.unlabelled is not None:
-            rows = epoch_indices(len(task.unlabelled[0]), num_pool, task.seed, "unlabelled", self.step)
+            rows = epoch_indices(
+                len(task.unlabelled[0]), num_pool, task.seed, "unlabelled", self.step
+            )
             order = interleave(total - num_pool, num_pool)
             images = torch.cat([images, task.unlabelled[0][rows]])[order]
             labels = torch.cat([labels, task.unlabelled[1][rows]])[order]
-        images = random_shift(images, self.config.augment_shift, generator(task.seed, "shift", self.step))
+        images = random_shift(
+            images, self.config.augment_shift, generator(task.seed, "shift", self.step)
+        )
         x = unit_float(images[part]).contiguous(memory_format=torch.channels_last)
         return x, labels[part]
 
@@ -140,8 +156,14 @@ class ClassifierTrainer:
         """This rank's rows of the noise drawn for the whole global batch."""
         rng = generator(self.task.seed, "attack", self.step)
         full = (self.config.batch_size, *shape[1:])
-        noise = torch.randn(full, generator=rng) if kind == "normal" else torch.rand(full, generator=rng) * 2 - 1
-        return noise[self.world.part(self.config.batch_size)].contiguous(memory_format=torch.channels_last)
+        noise = (
+            torch.randn(full, generator=rng)
+            if kind == "normal"
+            else torch.rand(full, generator=rng) * 2 - 1
+        )
+        return noise[self.world.part(self.config.batch_size)].contiguous(
+            memory_format=torch.channels_last
+        )
 
     def autocast(self) -> AbstractContextManager[object]:
         return torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bf16")
@@ -151,7 +173,9 @@ class ClassifierTrainer:
     def collect(self, parts: LossParts) -> None:
         """Sum losses without reading them: no host synchronisation in the loop."""
         for name, value in parts.items():
-            self.loss_sums[name] = self.loss_sums[name] + value if name in self.loss_sums else value.clone()
+            self.loss_sums[name] = (
+                self.loss_sums[name] + value if name in self.loss_sums else value.clone()
+            )
         self.loss_count += 1
 
     def mean_losses(self) -> dict[str, float]:
@@ -200,7 +224,9 @@ class ClassifierTrainer:
     def expected_steps(self) -> int:
         if isinstance(self.config, IntermediateConfig):
             return self.config.num_steps
-        return self.rule.last_step or round(self.config.max_steps * (1 + self.config.cooldown_fraction))
+        return self.rule.last_step or round(
+            self.config.max_steps * (1 + self.config.cooldown_fraction)
+        )
 
     @property
     def finished(self) -> bool:
@@ -211,7 +237,11 @@ class ClassifierTrainer:
     def run(self, folder: Path, progress: Progress) -> dict[str, Any]:
         """Train to the end, going on from the state in `folder` if there is one. Returns the result."""
         self.restore(load_state(folder))
-        every = self.config.eval_every if isinstance(self.config, TrainConfig) else self.config.num_steps
+        every = (
+            self.config.eval_every
+            if isinstance(self.config, TrainConfig)
+            else self.config.num_steps
+        )
         started = time.perf_counter() - self.seconds
         while not self.finished:
             self.advance()
@@ -221,7 +251,11 @@ class ClassifierTrainer:
                 clean, robust = self.validate()
                 self.rule.observe(self.step, robust)
                 self.seconds = time.perf_counter() - started
-                row = {"step": self.step, "seconds": self.seconds, "lr": self.optimiser.param_groups[0]["lr"]}
+                row = {
+                    "step": self.step,
+                    "seconds": self.seconds,
+                    "lr": self.optimiser.param_groups[0]["lr"],
+                }
                 self.history.append({**row, **losses, "val_clean": clean, "val_pgd": robust})
                 note = f"loss {losses['loss']:.3f}  val {clean:.1f}/{robust:.1f} %"
                 progress(self.step, self.expected_steps, note)
@@ -235,8 +269,8 @@ class ClassifierTrainer:
 
     def result(self) -> dict[str, Any]:
         last = self.history[-1]
-        shape = tuple(self.task.labelled[0].shape[1:])
-        forward = num_flops(self.model, shape)
+        channels, height, width = self.task.labelled[0].shape[1:]
+        forward = num_flops(self.model, (channels, height, width))
         return {
             "steps": self.step,
             "plateau_step": self.rule.plateau_step if self.adversarial else None,
@@ -310,5 +344,7 @@ def sgd(model: nn.Module, config: OptimiserConfig) -> torch.optim.SGD:
 
 def stopping_rule(config: TrainConfig | IntermediateConfig) -> PlateauRule:
     if isinstance(config, TrainConfig):
-        return PlateauRule(config.delta, config.patience, config.max_steps, config.cooldown_fraction)
+        return PlateauRule(
+            config.delta, config.patience, config.max_steps, config.cooldown_fraction
+        )
     return PlateauRule(math.inf, 10**9, 10**9, 0.0)

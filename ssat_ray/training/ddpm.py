@@ -38,7 +38,7 @@ class DDPMTask:
     images: Tensor
     labels: Tensor
     seed: int
-    checkpoint_steps: int
+    checkpoint_steps: int = 100
 
 
 def train_ddpm(

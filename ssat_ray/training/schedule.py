@@ -64,7 +64,9 @@ class PlateauRule:
         return cls(**{**state, "history": [(int(s), float(a)) for s, a in state["history"]]})
 
 
-def fixed_lr_factor(step: int, num_steps: int, warmup_steps: int, decay_fraction: float = 0.4) -> float:
+def fixed_lr_factor(
+    step: int, num_steps: int, warmup_steps: int, decay_fraction: float = 0.4
+) -> float:
     """Warm-up, constant, then linear to 0 over the last `decay_fraction` of a fixed number of steps."""
     warm = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
     return warm * min(1.0, (num_steps - step) / max(1.0, decay_fraction * num_steps))

@@ -33,7 +33,9 @@ class World:
         """DistributedDataParallel over more than one rank. Buffers are averaged by `average_buffers`."""
         if self.size == 1:
             return module
-        return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return DistributedDataParallel(
+            module, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
 
     def sum(self, value: Tensor) -> Tensor:
         """Sum over ranks, in place."""

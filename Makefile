@@ -1,0 +1,44 @@
+# Every target does its own set-up: Python 3.11+, make and git are enough.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: demo results test test-slow check format install clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.8
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: $(INSTALLED)  ## the seven rows on real digits, one seed
+	$(BIN)/ssat run digits
+
+results: $(INSTALLED)  ## three seeds and AutoAttack: the table of the README
+	$(BIN)/ssat run digits --name results --set 'seeds=[0,1,2]' --set 'evaluate.autoattack_seeds=[0]' $(ARGS)
+
+test: $(INSTALLED)
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m "not slow" --durations=10
+
+test-slow: $(INSTALLED)
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m slow --durations=10
+
+check: $(INSTALLED)  ## lint, format, types, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock:  ## resolve requirements.lock anew
+	$(BIN)/uv pip compile pyproject.toml --group dev --universal --generate-hashes \
+	  --no-emit-index-url --no-annotate --no-header --python-version 3.11 -o requirements.lock
+
+clean:
+	rm -rf .venv store runs

@@ -1,0 +1,230 @@
+"""The report: complete, honest, self-contained, and safe against what others named."""
+
+import dataclasses
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from ssat_ray.report.html import count, duration, power_of_ten, render, signed, size, verdict
+
+VOID = {"meta", "img", "br", "path", "rect", "use"}
+
+
+class Tree(HTMLParser):
+    """Checks that tags close in order; collects visible text, ids and links within the page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.tags: list[tuple[str, dict]] = []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.text.append(data)
+
+
+def text_of(page: str) -> str:
+    return re.sub(r"\s+", " ", " ".join(Tree(page).text))
+
+
+CASES = {
+    "three seeds": ({}, {}),
+    "one seed": ({"seeds": (0,), "autoattack": False}, {}),
+    "no scored method": ({"rows": ("none", "full")}, {"methods": (), "show_method": None}),
+    "only none": ({"rows": ("none",)}, {"methods": (), "show_method": None}),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request, results, figure_data):
+    kind, shown = CASES[request.param]
+    return results(**kind), figure_data(num_pool=400, **shown)
+
+
+def test_every_row_shows_its_numbers(case):
+    results, data = case
+    text = text_of(render(results, data))
+    for row in results["rows"]:
+        assert row["row"] in text
+        for cell in row["accuracy"].values():
+            assert f"{cell['mean']:.1f}" in text
+            assert f"{cell['low']:.1f} – {cell['high']:.1f}" in text
+        steps = row["steps"]["total"]
+        assert count(sum(steps) / len(steps)).replace("\u202f", " ") in text
+        assert duration(row["seconds"]["total"]) in text
+        assert power_of_ten(row["flops"]) in text
+        assert size(row["peak_memory_bytes"]["max"]) in text
+        if "random" in row["differences"]:
+            assert signed(row["differences"]["random"]["mean"]) in text
+
+
+def test_nothing_lies_outside_the_file(case):
+    page = render(*case)
+    assert not re.search(r"https?://", page)
+    tree = Tree(page)
+    for tag, attributes in tree.tags:
+        assert tag not in ("script", "link", "iframe", "object")
+        assert attributes.get("src", "data:").startswith("data:")
+        assert re.match(r"#|data:", attributes.get("href", "#"))
+        if tag == "img":
+            assert attributes["alt"]
+    assert not re.search(r"@import|url\((?!#)", page)
+
+
+def test_ids_are_unique_and_links_lead_somewhere(case):
+    tags = Tree(render(*case)).tags
+    ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    links = [a["href"][1:] for _, a in tags if a.get("href", "").startswith("#")]
+    assert set(links) <= set(ids)
+
+
+def test_tables_stand_in_a_box_that_scrolls(case):
+    page = render(*case)
+    assert page.count("<table") == page.count('<div class="scroll" tabindex="0"><table')
+
+
+def test_the_verdict_follows_the_intervals(results):
+    content = results()
+    rows = {row["row"]: row for row in content["rows"]}
+    full, selector = rows["full"]["differences"]["none"], rows["lcs-km"]["differences"]["random"]
+    first = verdict(content)
+    assert "raises PGD-40 robust accuracy" in first
+    assert "there is no difference that 95 % settles" in first
+    assert "better than a random choice" not in first
+    full |= {"low": -0.1}
+    selector |= {"mean": 1.5, "low": 0.2, "high": 2.9}
+    second = verdict(content)
+    assert "raises" not in second
+    assert "no difference in PGD-40 robust accuracy that 95 % settles" in second
+    assert "better than a random choice of the same size: lcs-km (+1.5 points" in second
+    full |= {"mean": -2.0, "low": -3.0, "high": -1.0}
+    selector |= {"mean": -1.5, "low": -2.9, "high": -0.2}
+    third = verdict(content)
+    assert "lowers PGD-40 robust accuracy" in third
+    assert "worse than a random choice of the same size: lcs-km" in third
+
+
+def test_an_interval_that_touches_zero_settles_nothing(results):
+    content = results(rows=("none", "full"))
+    content["rows"][1]["differences"]["none"] |= {"low": 0.0}
+    assert "no difference" in verdict(content)
+
+
+def test_the_verdict_says_what_it_cannot_know(results, figure_data):
+    single = results(seeds=(0,))
+    assert "single seed" in verdict(single)
+    assert "test images only" in verdict(single)
+    assert "single seed" not in verdict(results())
+    alone = verdict(results(rows=("none", "full")))
+    assert "no selector was compared with a random choice" in alone
+    assert "was not measured" in verdict(results(rows=("none", "random")))
+    assert "paired" not in verdict(_unpaired(results()))
+    assert verdict(single) in text_of(render(single, figure_data(num_pool=300)))
+
+
+def _unpaired(content):
+    for row in content["rows"]:
+        for difference in row["differences"].values():
+            difference["paired"] = False
+    return content
+
+
+def test_autoattack_for_fewer_seeds_says_so_and_absent_stays_out(results, figure_data):
+    data = figure_data(num_pool=300)
+    assert "1 of 3 seeds" in text_of(render(results(), data))
+    assert "AutoAttack" not in render(results(autoattack=False), data)
+    some = results()
+    del some["rows"][0]["accuracy"]["autoattack"]
+    assert "AutoAttack" in render(some, data)
+
+
+def test_figures_of_a_scored_method_are_left_out_with_a_sentence(results, figure_data):
+    content = results(rows=("none", "full"))
+    text = text_of(render(content, figure_data((), None, 300)))
+    assert text.count("No method that scores") == 4
+    assert "Has the generator memorised?" in text
+
+
+def test_memorisation_counts_the_share_below_the_first_percentile(results, figure_data):
+    data = figure_data(num_pool=400)
+    data.neighbour_real[:] = range(700)
+    data.neighbour_generated[:] = 500.0
+    data.neighbour_generated[:10] = 0.5
+    text = text_of(render(results(), data))
+    assert "2.5 % of the generated images are nearer than 6.99" in text
+    assert "is 500 for generated and 350 for real" in text
+
+
+def test_special_characters_are_escaped(results, figure_data):
+    content = results()
+    nasty = "<script>alert('1')</script>&\""
+    content["name"] = content["data"]["dataset"] = content["machine"]["cpu"] = nasty
+    content["warnings"] = content["rows"][0]["recipe"] = [nasty]
+    content["config"]["note"] = content["stages"][0]["label"] = nasty
+    content["rows"][0]["accuracy"]["pgd"]["name"] = nasty
+    page = render(content, figure_data(num_pool=300))
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert nasty in "".join(Tree(page).text)
+
+
+def test_how_it_was_run_is_recorded(results, figure_data):
+    content = results()
+    text = text_of(render(content, figure_data(num_pool=300)))
+    for shown in ("gloo", "4711, 4712", "5201, 5202", "0123abcd4567", "AMD EPYC", "2.60.0"):
+        assert shown in text
+    assert all(stage["digest"][:12] in text for stage in content["stages"])
+    assert '"boundary_fraction": 0.4' in text
+
+
+def test_rendering_twice_gives_the_same_bytes(results, figure_data):
+    data = figure_data(num_pool=300)
+    assert render(results(), data) == render(results(), data)
+
+
+def test_colour_images_of_another_size(results, figure_data):
+    data = figure_data(num_pool=300)
+    data = dataclasses.replace(
+        data, images=data.images.repeat(3, axis=-1), real_images=data.real_images.repeat(3, axis=-1)
+    )
+    assert "data:image/png" in render(results(), data)
+
+
+def test_numbers_as_people_read_them():
+    assert [duration(s) for s in (None, 0.42, 9.7, 41.4, 59.7, 200, 3900)] == [
+        "–",
+        "0.42 s",
+        "9.7 s",
+        "41 s",
+        "1 min 00 s",
+        "3 min 20 s",
+        "1 h 05 min",
+    ]
+    assert [size(b) for b in (None, 0, 900, 1024, 640000, 1.4e9)] == [
+        "–",
+        "0 B",
+        "900 B",
+        "1 KiB",
+        "625 KiB",
+        "1.3 GiB",
+    ]
+    assert [signed(p) for p in (1.24, -0.3, 0.04, -0.04)] == ["+1.2", "−0.3", "0.0", "0.0"]
+    assert power_of_ten(3.14e12) == "3.1 × 10¹²"
