@@ -19,6 +19,7 @@ demo: $(INSTALLED)  ## the seven rows on real digits, one seed
 
 results: $(INSTALLED)  ## three seeds and AutoAttack: the table of the README
 	$(BIN)/ssat run digits --name results --set 'seeds=[0,1,2]' --set 'evaluate.autoattack_seeds=[0]' $(ARGS)
+	@cat runs/results/results.md
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m "not slow" --durations=10

@@ -16,6 +16,7 @@ import ray
 from ssat_ray.config import Config
 from ssat_ray.errors import RunFailed, UserError
 from ssat_ray.plan import STAGES, Plan, build_plan, default_name
+from ssat_ray.report.markdown import markdown_table
 from ssat_ray.stages.base import Stage, StageContext
 from ssat_ray.stages.report import REPORT, RESULTS, read_results
 from ssat_ray.store import Job, Store, write_atomic
@@ -105,6 +106,9 @@ def _compute(stage: Stage, ready: list[Job], context: StageContext, watcher: Wat
     return True
 
 
+TABLE = "results.md"
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What `run` leaves behind."""
@@ -149,6 +153,7 @@ def run(
         for file in (RESULTS, REPORT):
             shutil.copyfile(store.folder(plan.report) / file, folder / file)
         results = read_results(folder)
+        write_atomic(folder / TABLE, markdown_table(results))
         tracking.log_run(config, plan, store, results, folder)
     return Outcome(folder, results, len(missing), len(wanted))
 

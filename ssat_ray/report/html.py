@@ -27,6 +27,16 @@ ABOUT = {
 SELECTORS = ("pcs", "lcs-km", "lcs-gmm", "gmm-ll", "easy")
 STAGES = ("intermediate", "pretrain", "generate", "cluster", "score", "select", "train")
 MEASURES = ("clean", "pgd", "apgd-ce", "autoattack")
+_STAGE_FACTS = (
+    "startup_seconds",
+    "world_size",
+    "backend",
+    "worker_pids",
+    "actor_pids",
+    "blocks",
+    "peak_pss_bytes",
+    "bytes_written",
+)
 _GRID = 24
 _PER_CLASS = 10
 
@@ -344,16 +354,22 @@ def render(results: dict[str, Any], figures: FigureData) -> str:
     headline = [
         row for row in rows if row["row"] in ("none", "random", figures.show_method, "full")
     ]
+    stages = _stage_order(rows)
     template = _environment().get_template("report.html.j2")
     return template.render(
         results=results,
-        verdict=verdict(results),
+        verdict=verdict(results).replace(" %", "\N{NO-BREAK SPACE}%"),
         rows=[_row_view(row, measures) for row in rows],
         headline=[_row_view(row, measures) for row in headline],
         measures=measures,
         measure_names=names,
         num_selected=selected["images"]["pool"] if selected else None,
-        stages=_stage_order(rows),
+        stages=stages,
+        stage_colours={
+            stage: STAGES.index(stage) if stage in STAGES else len(STAGES) + i % 2
+            for i, stage in enumerate(stages)
+        },
+        run_stages=[dict.fromkeys(_STAGE_FACTS) | stage for stage in results["stages"]],
         longest=max(row["seconds"]["total"] for row in rows) or 1,
         charts=_charts(rows, figures),
         grids=_grids(figures),

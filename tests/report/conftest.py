@@ -196,11 +196,11 @@ def make_figures(
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def results() -> Callable[..., dict[str, Any]]:
     return make_results
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def figure_data() -> Callable[..., FigureData]:
     return make_figures

@@ -52,16 +52,23 @@ CASES = {
 }
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=CASES, scope="module")
 def case(request, results, figure_data):
+    """Results of one kind, and the page that shows them."""
     kind, shown = CASES[request.param]
-    return results(**kind), figure_data(num_pool=400, **shown)
+    content = results(**kind)
+    return content, render(content, figure_data(num_pool=400, **shown))
+
+
+@pytest.fixture(scope="module")
+def page(case):
+    return case[1]
 
 
 def test_every_row_shows_its_numbers(case):
-    results, data = case
-    text = text_of(render(results, data))
-    for row in results["rows"]:
+    content, page = case
+    text = text_of(page)
+    for row in content["rows"]:
         assert row["row"] in text
         for cell in row["accuracy"].values():
             assert f"{cell['mean']:.1f}" in text
@@ -75,8 +82,7 @@ def test_every_row_shows_its_numbers(case):
             assert signed(row["differences"]["random"]["mean"]) in text
 
 
-def test_nothing_lies_outside_the_file(case):
-    page = render(*case)
+def test_nothing_lies_outside_the_file(page):
     assert not re.search(r"https?://", page)
     tree = Tree(page)
     for tag, attributes in tree.tags:
@@ -88,16 +94,15 @@ def test_nothing_lies_outside_the_file(case):
     assert not re.search(r"@import|url\((?!#)", page)
 
 
-def test_ids_are_unique_and_links_lead_somewhere(case):
-    tags = Tree(render(*case)).tags
+def test_ids_are_unique_and_links_lead_somewhere(page):
+    tags = Tree(page).tags
     ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     links = [a["href"][1:] for _, a in tags if a.get("href", "").startswith("#")]
     assert set(links) <= set(ids)
 
 
-def test_tables_stand_in_a_box_that_scrolls(case):
-    page = render(*case)
+def test_tables_stand_in_a_box_that_scrolls(page):
     assert page.count("<table") == page.count('<div class="scroll" tabindex="0"><table')
 
 

@@ -1,0 +1,84 @@
+"""Shared fixtures: one small comparison through real Ray, run once a session as a user would run it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ssat_ray.config import Config, load_config
+from ssat_ray.plan import Plan, build_plan
+from ssat_ray.store import Store
+
+TINY = """\
+rows: [none, random, pcs, lcs-km, lcs-gmm, gmm-ll, easy, full]
+model: {widths: [8, 16], strides: [2, 2]}
+intermediate: {num_steps: 150, batch_size: 64, warmup_steps: 5}
+pretrain: {num_steps: 300, channels: [16, 16], norm_num_groups: 4, batch_size: 32}
+generate: {num_images: 400, num_inference_steps: 4, shard_rows: 100}
+objective: {num_steps: 2, step_size: 0.1}
+select: {ratio: 0.25}
+train:
+  {max_steps: 100, eval_every: 20, batch_size: 32, warmup_steps: 5, none_recipes: {half: {lr: 0.05}}}
+evaluate: {pgd_steps: 3, apgd_steps: 3, batch_size: 200}
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished command in its own folder, with what it printed."""
+
+    cwd: Path
+    config: Config
+    output: str
+    seconds: float
+
+    @property
+    def plan(self) -> Plan:
+        return build_plan(self.config)
+
+    @property
+    def store(self) -> Store:
+        return Store(self.cwd / "store")
+
+    @property
+    def folder(self) -> Path:
+        return self.cwd / "runs" / "tiny"
+
+    @property
+    def results(self) -> dict[str, Any]:
+        return json.loads((self.folder / "results.json").read_text())
+
+    def row(self, name: str) -> dict[str, Any]:
+        return next(row for row in self.results["rows"] if row["row"] == name)
+
+
+@pytest.fixture(scope="session")
+def tiny_preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("preset") / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_preset: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    cwd = tmp_path_factory.mktemp("tiny")
+    start = time.perf_counter()
+    command = [
+        str(Path(sys.executable).with_name("ssat")),
+        "run",
+        str(tiny_preset),
+        "--name",
+        "tiny",
+    ]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=900)
+    log = cwd / "runs" / "tiny" / "run.log"
+    tail = log.read_text()[-3000:] if log.exists() else ""
+    assert done.returncode == 0, done.stdout + done.stderr + tail
+    return Run(cwd, load_config(str(tiny_preset)), done.stdout, time.perf_counter() - start)

@@ -1,0 +1,157 @@
+"""The command line: every mistake ends with one paragraph and exit code 2, before Ray starts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+SSAT = str(Path(sys.executable).with_name("ssat"))
+
+
+def ssat(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([SSAT, *args], cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+def npz(path: Path, images: np.ndarray, labels: np.ndarray) -> str:
+    np.savez(path, image=images, label=labels)
+    return str(path)
+
+
+SMALL = ("data.name=npz", "data.num_test=10", "data.num_labelled=10", "data.num_validation=10")
+
+
+def overrides(*values: str) -> list[str]:
+    return [argument for value in values for argument in ("--set", value)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["run", "digist"], "did you mean 'digits'"),
+        (["run", "nowhere.yaml"], "nowhere.yaml does not exist"),
+        (
+            ["run", "digits", "--set", "select.ratio=0"],
+            "select.ratio=0: input should be greater than 0",
+        ),
+        (["run", "digits", "--set", "select.ratio=1.5"], "select.ratio=1.5"),
+        (["run", "digits", "--set", "select.ratoi=0.1"], "did you mean 'select.ratio'"),
+        (
+            ["run", "digits", "--set", "cluster.k=9999", "--set", "generate.num_images=50"],
+            "larger than the pool",
+        ),
+        (["run", "digits", "--set", "data.name=npz"], "needs data.path"),
+        (
+            ["run", "digits", *overrides(*SMALL, "data.path=missing.npz")],
+            "missing.npz does not exist",
+        ),
+        (["gc", "--store", "nowhere"], "there is no such folder"),
+    ],
+)
+def test_mistakes_are_one_paragraph_and_exit_2(
+    arguments: list[str], expected: str, tmp_path: Path
+) -> None:
+    done = ssat(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_bad_files_are_named(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images = rng.random((40, 8, 8, 1)).astype(np.float32)
+    labels = np.arange(40) % 4
+    broken = images.copy()
+    broken[7, 0, 0, 0] = np.nan
+    (tmp_path / "text.npz").write_text("no archive")
+    cases = {
+        npz(tmp_path / "nan.npz", broken, labels): "image 7 has NaN",
+        npz(tmp_path / "one.npz", images, np.zeros(40, int)): "all of one class",
+        npz(tmp_path / "short.npz", images[:20], labels[:20]): "has 20 images",
+        str(tmp_path / "text.npz"): "not a readable npz",
+    }
+    for path, expected in cases.items():
+        done = ssat("run", "digits", *overrides(*SMALL, f"data.path={path}"), cwd=tmp_path)
+        assert done.returncode == 2, done.stdout
+        assert expected in done.stderr
+
+
+def test_unwritable_store(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = ssat(
+        "run", "digits", "--set", f"runtime.store={tmp_path / 'file' / 'store'}", cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert "cannot be written" in done.stderr
+
+
+def test_show_prints_the_resolved_tree(tmp_path: Path) -> None:
+    done = ssat("show", "digits", "--set", "select.ratio=0.1", cwd=tmp_path)
+    tree = yaml.safe_load(done.stdout)
+    assert tree["select"]["ratio"] == 0.1
+    assert tree["threat"]["eps"] == 0.15
+    assert tree["preset"] == "digits"
+
+
+def test_model_import_errors_come_before_ray(tmp_path: Path) -> None:
+    done = ssat("run", "digits", "--set", "model.name=no_such_module:net", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "no_such_module" in done.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_diverging_run_fails_with_exit_1_and_keeps_the_rest(
+    tiny_run: object, tiny_preset: Path, tmp_path: Path
+) -> None:
+    done = ssat_slow(
+        "run", str(tiny_preset), *overrides("train.lr=1e18", "rows=[none,full]"), cwd=tmp_path
+    )
+    assert done.returncode == 1
+    assert "NaN" in done.stderr
+    assert "run the same command to continue" in done.stderr
+    assert list((tmp_path / "store" / "generate").glob("*/stage.json"))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_degenerate_score_is_an_error_that_names_the_method(tmp_path: Path) -> None:
+    """A DDPM of one image a class gives a pool of near-identical confidences."""
+    (tmp_path / "flat.py").write_text(
+        "import torch\n"
+        "class Flat(torch.nn.Module):\n"
+        "    def __init__(self, channels, classes):\n"
+        "        super().__init__()\n"
+        "        self.net = torch.nn.Linear(64 * channels, classes)\n"
+        "    def forward(self, x):\n"
+        "        return self.net(x.flatten(1) * 0)\n"
+        "    def embed_with_logits(self, x, layer):\n"
+        "        return x.flatten(1), self.forward(x)\n"
+    )
+    (tmp_path / "flat.yaml").write_text(
+        "rows: [pcs, full]\nmodel: {name: 'flat:Flat'}\n"
+        "intermediate: {num_steps: 5}\npretrain: {num_steps: 5}\n"
+        "generate: {num_images: 200, num_inference_steps: 2, shard_rows: 100}\n"
+    )
+    import os
+
+    done = subprocess.run(
+        [SSAT, "select", "flat.yaml"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "pcs" in done.stderr
+    assert "tie" in done.stderr
+
+
+def ssat_slow(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([SSAT, *args], cwd=cwd, capture_output=True, text=True, timeout=900)

@@ -1,0 +1,194 @@
+"""Which jobs a configuration asks for, and which settings change which digests."""
+
+from collections import Counter
+
+import pytest
+
+from ssat_ray.config import Config, load_config
+from ssat_ray.errors import UserError
+from ssat_ray.plan import STAGES, Plan, build_plan, default_name
+from ssat_ray.stages.train import BEST
+
+SELECTING = ("random", "pcs", "lcs-km", "lcs-gmm", "easy")
+
+
+def _plan(*overrides: str) -> Plan:
+    return build_plan(load_config("digits", list(overrides)))
+
+
+def _digests(plan: Plan) -> dict:
+    return {key: job.digest for key, job in plan.jobs.items()} | {"report": plan.report.digest}
+
+
+def _changed(*overrides: str) -> set:
+    before, after = _digests(_plan()), _digests(_plan(*overrides))
+    assert set(before) == set(after)
+    return {key for key in before if before[key] != after[key]}
+
+
+def _stage(key: object) -> str:
+    return "report" if key == "report" else key[2].partition(":")[0]
+
+
+def test_runtime_settings_change_no_digest() -> None:
+    assert _changed("runtime.store=/x", "runtime.train_workers=7", "runtime.actors=3") == set()
+
+
+def test_select_ratio_changes_select_and_what_follows_of_selecting_rows() -> None:
+    changed = _changed("select.ratio=0.1")
+    keys = set(_plan().jobs) | {"report"}
+    expected = {
+        key
+        for key in keys
+        if key == "report"
+        or (key[0] in SELECTING and _stage(key) in {"select", "train", "evaluate"})
+    }
+    assert changed == expected
+
+
+@pytest.mark.parametrize(
+    ("override", "stages"),
+    [
+        ("evaluate.pgd_steps=3", {"evaluate", "report"}),
+        ("train.lr=0.2", {"train", "evaluate", "report"}),
+        ("objective.beta=1", {"train", "evaluate", "report"}),
+        ("cluster.k=12", {"cluster", "score", "select", "train", "evaluate", "report"}),
+        (
+            "generate.num_images=99",
+            {"generate", "cluster", "score", "select", "train", "evaluate", "report"},
+        ),
+        (
+            "intermediate.lr=0.2",
+            {"intermediate", "cluster", "score", "select", "train", "evaluate", "report"},
+        ),
+        ("data.split_seed=1", set(STAGES)),
+    ],
+)
+def test_a_setting_changes_the_stages_downstream_only(override: str, stages: set) -> None:
+    assert {_stage(key) for key in _changed(override)} == stages
+
+
+def test_a_mixture_setting_leaves_the_k_means_rows_alone() -> None:
+    rows = {key[0] for key in _changed("cluster.covariance=full") if key != "report"}
+    assert rows == {"lcs-gmm"}
+    rows = {key[0] for key in _changed("cluster.restarts=2") if key != "report"}
+    assert rows == {"lcs-km", "easy"}
+
+
+def test_autoattack_seeds_only_add_jobs() -> None:
+    before, after = _plan("seeds=[0, 1]"), _plan("seeds=[0, 1]", "evaluate.autoattack_seeds=[1]")
+    added = set(after.jobs) - set(before.jobs)
+    assert added == {(row, 1, "evaluate:autoattack") for row in ("none", "full", *SELECTING)}
+    assert all(after.jobs[key].digest == job.digest for key, job in before.jobs.items())
+
+
+def test_seeds_share_only_the_labelled_set() -> None:
+    jobs = _plan("seeds=[0, 1]").jobs
+    by_seed = [{job.digest for (_, s, _), job in jobs.items() if s == seed} for seed in (0, 1)]
+    assert by_seed[0] & by_seed[1] == {jobs["full", 0, "labelled"].digest}
+    assert len(by_seed[0]) == len(by_seed[1])
+
+
+def test_rows_share_the_pool_and_need_only_their_stages() -> None:
+    jobs = _plan().jobs
+    pools = {job.digest for (_, _, stage), job in jobs.items() if stage == "generate"}
+    assert len(pools) == 1
+    stages = {row: {s for r, _, s in jobs if r == row} for row in ("none", "full", "random", "pcs")}
+    attacks = {"evaluate:clean", "evaluate:pgd", "evaluate:apgd-ce"}
+    assert stages["none"] == {"labelled", "train"} | attacks
+    assert stages["full"] == stages["none"] | {"pretrain", "generate"}
+    assert stages["random"] == stages["full"] | {"select"}
+    assert stages["pcs"] == stages["random"] | {"intermediate", "score"}
+    assert {s for r, _, s in jobs if r == "lcs-gmm"} == stages["pcs"] | {"cluster"}
+
+
+def test_easy_and_lcs_km_share_one_score_table() -> None:
+    jobs = _plan("rows=[easy, lcs-km, lcs-gmm, gmm-ll]").jobs
+    assert jobs["easy", 0, "score"] == jobs["lcs-km", 0, "score"]
+    assert jobs["lcs-gmm", 0, "score"] == jobs["gmm-ll", 0, "score"]
+    assert jobs["easy", 0, "select"].digest != jobs["lcs-km", 0, "select"].digest
+    assert jobs["easy", 0, "score"].digest != jobs["lcs-gmm", 0, "score"].digest
+
+
+def test_full_trains_on_the_pool_and_the_others_on_their_selection() -> None:
+    jobs = _plan().jobs
+    assert jobs["full", 0, "train"].inputs["unlabelled"] == jobs["full", 0, "generate"]
+    for row in SELECTING:
+        assert jobs[row, 0, "train"].inputs["unlabelled"] == jobs[row, 0, "select"]
+
+
+def test_none_is_the_best_of_its_recipes() -> None:
+    plan = _plan("train.none_recipes={slow: {lr: 0.01}, long: {patience: 9}}")
+    best = plan.jobs["none", 0, "train"]
+    assert best.params["recipe"] == BEST
+    assert set(best.inputs) == {"default", "slow", "long"}
+    assert {j.params["recipe"] for j in best.inputs.values()} == {"default", "slow", "long"}
+    assert best.inputs["slow"].config["train"]["lr"] == 0.01
+    assert best.inputs["long"].config["train"]["patience"] == 9
+    trained = [job for job in plan.unique if job.stage == "train"]
+    assert len(trained) == len(plan.jobs and {"none", "full", *SELECTING}) + 3
+    plain = _plan("train.none_recipes={}").jobs["none", 0, "train"]
+    assert plain.params["recipe"] == "default" and set(plain.inputs) == {"labelled"}
+    assert plain.digest == best.inputs["default"].digest
+
+
+def test_unique_holds_each_artefact_once_in_an_order_that_can_run() -> None:
+    plan = _plan("seeds=[0, 1]")
+    seen: set[str] = set()
+    for job in plan.unique:
+        assert all(i.digest in seen for i in job.inputs.values())
+        assert job.digest not in seen
+        seen.add(job.digest)
+    assert plan.unique[-1] == plan.report
+    assert {job.digest for job in plan.jobs.values()} < seen
+    order = list(STAGES)
+    for job in plan.unique:  # what pipeline.execute relies on: no stage needs a later one
+        assert all(order.index(i.stage) <= order.index(job.stage) for i in job.inputs.values())
+    counts = Counter(job.stage for job in plan.unique)
+    assert counts["labelled"] == 1 and counts["generate"] == 2 and counts["score"] == 6
+
+
+def test_jobs_are_the_same_on_every_call() -> None:
+    assert _digests(_plan()) == _digests(_plan())
+
+
+def test_default_name_is_the_presets_unless_a_result_changes() -> None:
+    config = load_config("digits")
+    assert default_name(config) == "digits"
+    assert default_name(load_config("digits", ["runtime.store=/elsewhere"])) == "digits"
+    first = default_name(load_config("digits", ["select.ratio=0.1"]))
+    second = default_name(load_config("digits", ["select.ratio=0.15"]))
+    assert first != second and first == default_name(load_config("digits", ["select.ratio=0.1"]))
+    prefix, _, digits = first.partition("-")
+    assert prefix == "digits" and len(digits) == 8 and int(digits, 16) >= 0
+    assert default_name(Config(preset="gone")).startswith("gone-")
+
+
+def test_the_files_content_decides(tmp_path) -> None:
+    path = tmp_path / "set.npz"
+    digests = []
+    for content in (b"a", b"b", b"a"):
+        path.write_bytes(content)
+        plan = _plan("data.name=npz", f"data.path={path}")
+        digests.append(plan.jobs["full", 0, "labelled"].digest)
+    assert digests[0] == digests[2] != digests[1]
+
+
+@pytest.mark.xfail(
+    strict=True, reason="plan._shared_jobs: data.path is in the digest beside sha256"
+)
+def test_the_files_name_does_not_decide(tmp_path) -> None:
+    digests = set()
+    for name in ("a.npz", "b.npz"):
+        (tmp_path / name).write_bytes(b"same")
+        plan = _plan("data.name=npz", f"data.path={tmp_path / name}")
+        digests.add(plan.jobs["full", 0, "labelled"].digest)
+    assert len(digests) == 1
+
+
+@pytest.mark.xfail(
+    strict=True, reason="plan._shared_jobs reads data.path before anything checks it"
+)
+def test_a_missing_data_file_is_a_user_error(tmp_path) -> None:
+    with pytest.raises(UserError, match=r"gone\.npz"):
+        _plan("data.name=npz", f"data.path={tmp_path / 'gone.npz'}")

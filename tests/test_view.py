@@ -1,0 +1,86 @@
+"""What a person sees: plain lines, the status line, the results table, and quiet output."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from ssat_ray.config import load_config
+from ssat_ray.plan import build_plan
+from ssat_ray.view import View, _duration, _status, quiet_output, results_table
+
+
+def test_plain_lines_name_stage_and_jobs() -> None:
+    out = io.StringIO()
+    view = View(Console(file=out, width=200))
+    plan = build_plan(load_config("digits"))
+    jobs = [job for job in plan.unique if job.stage == "select"]
+    view.planned(plan, jobs)
+    view.stage_started("select", jobs)
+    view.stage_finished("select", jobs, 61.0)
+    view.waiting(jobs[0])
+    view.waiting(jobs[0])
+    view.close()
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 3
+    assert "select: 5 to do (random seed 0" in lines[0]
+    assert "select: done in 1 min 01 s" in lines[1]
+    assert "another process" in lines[2]
+
+
+def test_status_has_rate_and_time_left() -> None:
+    entry = {
+        "since": time.time() - 10,
+        "first": 0,
+        "done": 100,
+        "total": 300,
+        "unit": "steps",
+        "note": "x",
+    }
+    text = _status("train full", entry)
+    assert "100/300 steps" in text
+    assert "10.0/s" in text
+    assert "left 20 s" in text
+    assert _duration(59.6) == "1 min 00 s"
+
+
+def test_quiet_output_catches_children_too(tmp_path: Path) -> None:
+    code = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from ssat_ray.view import quiet_output\n"
+        "with quiet_output(Path('log')) as screen:\n"
+        "    os.system('echo noise'); print('more noise'); print('seen', file=screen)\n"
+        "print('after')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["seen", "after"]
+    assert "noise" in (tmp_path / "log").read_text()
+    assert os.path.getsize(tmp_path / "log") > 0
+    assert callable(quiet_output)
+
+
+def test_results_table_shows_intervals() -> None:
+    entry = {"mean": 83.21, "low": 80.0, "high": 86.0, "name": "PGD-40"}
+    row = {
+        "row": "lcs-km",
+        "seeds": [0],
+        "images": {"labelled": 300, "pool": 2000},
+        "accuracy": {"clean": {**entry, "name": "clean"}, "pgd": entry},
+        "differences": {"random": {"mean": -0.4, "low": -1.5, "high": 0.7}},
+        "steps": {"total": [500]},
+        "seconds": {"total": 321.0},
+    }
+    out = io.StringIO()
+    Console(file=out, width=200).print(results_table({"rows": [row]}))
+    text = out.getvalue()
+    for expected in ("PGD-40 %", "83.2 [80.0, 86.0]", "-0.4 [-1.5, +0.7]", "2,300", "500", "321"):
+        assert expected in text
