@@ -119,7 +119,7 @@ def _row(artefacts: Artefacts, row: str) -> Record:
         "differences": _differences(artefacts, row),
         "seconds": {**seconds, "total": sum(seconds.values())},
         "seconds_all_recipes": _mean(
-            [float(r.get("seconds_all_recipes", r["seconds"])) for r in trained]
+            [record.get("seconds_all_recipes") or record["seconds"] for record in trained]
         ),
         "steps": {
             "total": [record["steps"] for record in trained],
