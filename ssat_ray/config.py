@@ -116,6 +116,8 @@ class TrainConfig(OptimiserConfig):
     @model_validator(mode="after")
     def _recipes_are_valid(self) -> TrainConfig:
         for name in self.none_recipes:
+            if name == "default":
+                raise ValueError("train.none_recipes.default: the section itself is `default`")
             self.recipe(name)
         return self
 
@@ -139,7 +141,7 @@ class PretrainConfig(Section):
 
     channels: tuple[Positive, ...] = Field((32, 64), min_length=1, description="U-Net, by level")
     layers_per_block: Positive = 1
-    norm_num_groups: Positive = Field(8, description="at most channels / 4: see docs/generation.md")
+    norm_num_groups: Positive = Field(8, description="at most channels / 4: see docs/method.md")
     num_timesteps: Positive = 1000
     prediction_type: Literal["epsilon", "v_prediction"] = "v_prediction"
     num_steps: Positive = 1000
@@ -221,7 +223,7 @@ class Config(Section):
     """One comparison: rows x seeds over one labelled set and one pool."""
 
     preset: str = Field("digits", description="name of the preset this tree came from")
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
     rows: tuple[Row, ...] = Field(
         ("none", "random", "pcs", "lcs-km", "lcs-gmm", "easy", "full"), min_length=1
     )
@@ -294,7 +296,11 @@ def load_config(preset: str, overrides: tuple[str, ...] | list[str] = ()) -> Con
         key, sep, value = override.partition("=")
         if not sep:
             raise UserError(f"--set {override}: expected key=value, for example select.ratio=0.1.")
-        _assign(tree, key.strip().split("."), yaml.safe_load(value))
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {override}: {value!r} is not a YAML value.") from error
+        _assign(tree, key.strip().split("."), parsed)
     tree["preset"] = name
     try:
         return Config.model_validate(tree)

@@ -17,9 +17,18 @@ from ssat_ray.config import Config
 from ssat_ray.errors import RunFailed, UserError
 from ssat_ray.plan import STAGES, Plan, build_plan, default_name
 from ssat_ray.report.markdown import markdown_table
-from ssat_ray.stages.base import Stage, StageContext
+from ssat_ray.stages.base import StageContext
+from ssat_ray.stages.group import run_group
 from ssat_ray.stages.report import REPORT, RESULTS, read_results
 from ssat_ray.store import Job, Store, write_atomic
+
+
+BATCHES = [
+    ("labelled",),
+    ("intermediate", "pretrain"),  # both read the labelled set only: one worker group, one start
+    *((name,) for name in list(STAGES)[3:]),
+]
+"""Stages that run together, in order."""
 
 
 class Watcher:
@@ -64,46 +73,57 @@ def execute(jobs: list[Job], context: StageContext, watcher: Watcher) -> None:
     Raises:
         RunFailed, UserError: from the stages; everything published before stays.
     """
-    for name, stage in STAGES.items():
-        pending = [job for job in jobs if job.stage == name and context.store.record(job) is None]
+    for names in BATCHES:
+        pending = [job for job in jobs if job.stage in names and context.store.record(job) is None]
         while pending:
             ready = [
                 j
                 for j in pending
                 if all(context.store.record(i) is not None for i in j.inputs.values())
             ]
-            assert ready, f"{name}: no job of {len(pending)} has its inputs"
-            computed = _compute(stage, ready, context, watcher)
+            assert ready, f"{names}: no job of {len(pending)} has its inputs"
+            computed = _compute(ready, context, watcher)
             pending = [job for job in pending if context.store.record(job) is None]
             if pending and not computed:
                 watcher.waiting(pending[0])
                 time.sleep(1.0)
 
 
-def _compute(stage: Stage, ready: list[Job], context: StageContext, watcher: Watcher) -> bool:
-    """Run the stage on the jobs this process could lease; False if another process holds them all."""
+def _compute(ready: list[Job], context: StageContext, watcher: Watcher) -> bool:
+    """Run the jobs this process could lease; False if another process holds them all."""
     with contextlib.ExitStack() as leases:
         mine = [job for job in ready if leases.enter_context(context.store.lease(job))]
-        mine = [
-            job for job in mine if context.store.record(job) is None
-        ]  # finished while we waited
+        mine = [job for job in mine if context.store.record(job) is None]  # finished meanwhile
         if not mine:
             return False
-        watcher.stage_started(stage.name, mine)
+        by_stage = {name: [j for j in mine if j.stage == name] for name in STAGES}
+        by_stage = {name: jobs for name, jobs in by_stage.items() if jobs}
+        for name, jobs in by_stage.items():
+            watcher.stage_started(name, jobs)
         start = time.perf_counter()
         try:
-            stage.run(mine, context)
-        except (UserError, RunFailed):
-            raise
+            _run_stages(by_stage, context)
         except ray.exceptions.RayError as error:
             traceback.print_exc()
             last = str(error).strip().splitlines()[-1]
-            raise RunFailed(f"{stage.name} failed: {last}") from error
+            raise RunFailed(f"{', '.join(by_stage)} failed: {last}") from error
         unpublished = [job.label for job in mine if context.store.record(job) is None]
         if unpublished:
-            raise RunFailed(f"{stage.name} ended without publishing {', '.join(unpublished)}")
-        watcher.stage_finished(stage.name, mine, time.perf_counter() - start)
+            raise RunFailed(f"the stage ended without publishing {', '.join(unpublished)}")
+        for name, jobs in by_stage.items():
+            watcher.stage_finished(name, jobs, time.perf_counter() - start)
     return True
+
+
+def _run_stages(by_stage: dict[str, list[Job]], context: StageContext) -> None:
+    """One stage by its own `run`; several training stages in one worker group."""
+    if len(by_stage) == 1:
+        ((name, jobs),) = by_stage.items()
+        STAGES[name].run(jobs, context)
+        return
+    functions = {name: STAGES[name].train for name in by_stage}
+    everything = [job for jobs in by_stage.values() for job in jobs]
+    run_group({n: f for n, f in functions.items() if f is not None}, everything, context)
 
 
 TABLE = "results.md"

@@ -92,7 +92,9 @@ def _shared_jobs(config: Config, seed: int) -> dict[str, Job]:
     """Jobs that several rows of one seed read."""
     of, about = {"seed": seed}, f"seed {seed}"
     data = _job("labelled", {}, _part(config, "data"), {})
-    if config.data.path:  # the file's content decides, not its name
+    if config.data.path:  # another file under the same name is another labelled set
+        if not Path(config.data.path).is_file():
+            raise UserError(f"data.path: {config.data.path} does not exist.")
         digest = hashlib.sha256(Path(config.data.path).read_bytes()).hexdigest()
         data = _job("labelled", {"sha256": digest}, _part(config, "data"), {})
     inter = _job(

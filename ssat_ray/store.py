@@ -21,6 +21,7 @@ from ssat_ray.errors import UserError
 
 LEASE_SECONDS = 30.0
 RECORD = "stage.json"
+RAY_TRAIN = "ray-train"
 
 
 def canonical_json(value: Any) -> str:
@@ -156,15 +157,17 @@ class Store:
     def collect_garbage(
         self, runs: Path, *, dry_run: bool = False, min_age: float = 3600.0
     ) -> tuple[list[Path], int]:
-        """Remove artefacts that no `run.json` under `runs` refers to.
+        """Remove artefacts that no `run.json` under `runs` refers to (it names inputs too).
 
-        Leased artefacts, those changed within `min_age` seconds (a starting run may be about to
-        refer to them) and their inputs stay. Returns the removed folders and their bytes.
+        Leased artefacts and those changed within `min_age` seconds stay: a starting run may be
+        about to refer to them. Returns the removed folders and their bytes. What killed Ray Train
+        groups left behind goes too.
         """
         keep: set[str] = set()
         for path in runs.glob("*/run.json"):
             keep.update(json.loads(path.read_text())["digests"])
         folders = [f for f in self.root.glob("*/*") if f.is_dir() and len(f.name) == 20]
+        folders += (self.root / RAY_TRAIN).glob("*")
         removable = [
             f
             for f in folders

@@ -54,7 +54,7 @@ class View(Watcher):
         self.console = console
         self.start = time.time()
         self.stages: dict[str, dict[str, Any]] = {}
-        self.current: str | None = None
+        self.current: list[str] = []
         self.waited: set[str] = set()
         self._board: Any = None
         self._stop = threading.Event()
@@ -91,7 +91,7 @@ class View(Watcher):
             self._live.stop()
 
     def stage_started(self, stage: str, jobs: list[Job]) -> None:
-        self.current = stage
+        self.current.append(stage)
         self.stages[stage]["status"] = "starting"
         if not self._live:
             self._line(
@@ -103,7 +103,7 @@ class View(Watcher):
         entry.update(
             todo=entry["todo"] - len(jobs), seconds=(entry["seconds"] or 0.0) + seconds, status=""
         )
-        self.current = None
+        self.current.remove(stage)
         if not self._live:
             self._line(f"{stage}: done in {_duration(seconds)}")
 
@@ -120,18 +120,19 @@ class View(Watcher):
                 self._show(ray.get(self._board.read.remote(), timeout=5))
 
     def _show(self, jobs: dict[str, dict[str, Any]]) -> None:
-        if self.current is None:
-            return
         active = {
-            k: v for k, v in jobs.items() if k.startswith(self.current) and v["done"] < v["total"]
+            k: v
+            for k, v in jobs.items()
+            if k.startswith(tuple(self.current)) and v["done"] < v["total"]
         }
         if active:
             name, entry = max(active.items(), key=lambda item: item[1]["since"])
-            self.stages[self.current]["status"] = _status(name, entry)
+            status = _status(name, entry)
+            self.stages[name.split()[0]]["status"] = status
+            if not self._live and time.time() - self._last_line > LINE_SECONDS:
+                self._line("  " + status)
         if self._live:
             self._live.update(self._table())
-        elif active and time.time() - self._last_line > LINE_SECONDS:
-            self._line("  " + self.stages[self.current]["status"])
 
     def _line(self, text: str) -> None:
         self._last_line = time.time()

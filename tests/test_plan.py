@@ -126,7 +126,7 @@ def test_none_is_the_best_of_its_recipes() -> None:
     assert best.inputs["slow"].config["train"]["lr"] == 0.01
     assert best.inputs["long"].config["train"]["patience"] == 9
     trained = [job for job in plan.unique if job.stage == "train"]
-    assert len(trained) == len(plan.jobs and {"none", "full", *SELECTING}) + 3
+    assert len(trained) == len({"none", "full", *SELECTING}) + 3
     plain = _plan("train.none_recipes={}").jobs["none", 0, "train"]
     assert plain.params["recipe"] == "default" and set(plain.inputs) == {"labelled"}
     assert plain.digest == best.inputs["default"].digest

@@ -9,6 +9,7 @@ from typing import Any
 
 from ssat_ray.config import RuntimeConfig
 from ssat_ray.store import Job, Store, write_atomic
+from ssat_ray.training.world import World
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,14 @@ class Stage:
         version: raised whenever the result for the same inputs changes.
         run: computes and publishes a list of jobs whose inputs are all published. It must be safe to run
             again after a kill at any moment.
+        train: what a rank does for one job, in stages that run in a Ray Train worker group; such stages
+            can share a group.
     """
 
     name: str
     version: int
     run: Callable[[list[Job], StageContext], None]
+    train: TrainFunction | None = None
 
 
 @dataclass(frozen=True)
@@ -66,3 +70,9 @@ class Task:
 
     def publish(self, record: dict[str, Any]) -> None:
         Store(self.store_root).publish(self.job, record)
+
+
+TrainFunction = Callable[
+    [Task, World, Callable[[int, int, str], None]], tuple[dict[str, bytes], dict[str, Any]]
+]
+"""Trains one job; returns the artefact's files and what to record. Runs on every rank."""

@@ -22,7 +22,7 @@ from ssat_ray.runtime import Meter, use_threads
 from ssat_ray.selection.gmm import GaussianMixture, fit_gmm
 from ssat_ray.selection.kmeans import fit_kmeans
 from ssat_ray.stages.base import Stage, StageContext, Task
-from ssat_ray.stages.parts import Note, PartActor, record_of, run_parts
+from ssat_ray.stages.parts import NOTES, Note, PartActor, record_of, run_parts
 from ssat_ray.store import Job, write_atomic
 
 WEIGHTS, DESCRIPTION = "clusters.safetensors", "clusters.json"
@@ -60,7 +60,8 @@ class EmbedActor(PartActor):
 
 
 def _embedding_file(folder: Path, part: int) -> Path:
-    return folder / f"embeddings-{part:05d}.npy"
+    """Beside the notes, so that both go when the job has been published."""
+    return folder / NOTES / f"embeddings-{part:05d}.npy"
 
 
 @ray.remote(
@@ -129,16 +130,11 @@ def _finish(task: Task, notes: list[Note]) -> dict[str, Any]:
         raise
     finally:
         ray.kill(actor)
-    for part in range(len(notes)):
-        _embedding_file(task.folder, part).unlink()
-    embed_seconds = sum(n["seconds"] for n in notes) / len({n["pid"] for n in notes})
     return {
-        "seconds": embed_seconds + fitted["fit_seconds"],
-        "embed_seconds": embed_seconds,
+        **fitted,
         "startup_seconds": time.perf_counter() - start - fitted["fit_seconds"],
         "bytes_written": (task.folder / WEIGHTS).stat().st_size,
         "bytes_read": Pool(task.inputs["pool"]).num_bytes,
-        **fitted,
     }
 
 

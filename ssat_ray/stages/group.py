@@ -6,7 +6,6 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -16,20 +15,18 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from ssat_ray.errors import RunFailed
 from ssat_ray.runtime import Meter, board, use_threads
-from ssat_ray.stages.base import StageContext, Task
-from ssat_ray.store import Job, write_atomic
+from ssat_ray.stages.base import StageContext, Task, TrainFunction
+from ssat_ray.store import RAY_TRAIN, Job, write_atomic
 from ssat_ray.training.state import drop_state
 from ssat_ray.training.world import World
 
 FAILED = "failed.txt"
-TrainFunction = Callable[
-    [Task, World, Callable[[int, int, str], None]], tuple[dict[str, bytes], dict[str, Any]]
-]
-"""Trains one job; returns the artefact's files and what to record. Runs on every rank."""
 
 
-def run_group(function: TrainFunction, jobs: list[Job], context: StageContext) -> None:
+def run_group(functions: dict[str, TrainFunction], jobs: list[Job], context: StageContext) -> None:
     """Train and publish all jobs, one after another, in one DDP worker group.
+
+    `functions` has the train function of each stage among the jobs.
 
     A dead worker restarts the group up to three times; jobs already published are skipped and the one
     under way continues at its last state.
@@ -39,10 +36,10 @@ def run_group(function: TrainFunction, jobs: list[Job], context: StageContext) -
     """
     tasks = [Task.of(job, context.store) for job in jobs]
     key = hashlib.sha256("".join(sorted(job.digest for job in jobs)).encode()).hexdigest()[:12]
-    name, storage = f"{jobs[0].stage}-{key}-{time.time_ns()}", context.store.root / "ray-train"
+    name, storage = f"{jobs[0].stage}-{key}-{time.time_ns()}", context.store.root / RAY_TRAIN
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"function": function, "tasks": tasks, "since": time.time()},
+        train_loop_config={"functions": functions, "tasks": tasks, "since": time.time()},
         torch_config=TorchConfig(backend="gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=context.runtime.train_workers, resources_per_worker={"CPU": 1}
@@ -88,7 +85,7 @@ def _worker(config: dict[str, Any]) -> None:
             (task.folder / FAILED).unlink(missing_ok=True)
         try:
             with Meter() as meter:
-                files, record = config["function"](task, world, progress)
+                files, record = config["functions"][task.job.stage](task, world, progress)
         except FloatingPointError as error:  # raised on every rank alike
             if world.rank == 0:
                 write_atomic(task.folder / FAILED, str(error))

@@ -45,7 +45,7 @@ def train(
 
 
 def run(jobs: list[Job], context: StageContext) -> None:
-    run_group(train, jobs, context)
+    run_group({"intermediate": train}, jobs, context)
 
 
-STAGE = Stage("intermediate", 1, run)
+STAGE = Stage("intermediate", 1, run, train)

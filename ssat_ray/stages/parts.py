@@ -73,7 +73,8 @@ def run_parts(
         actor: the class whose `process` computes one part.
         num_parts: parts of each job.
         finish: called on the driver with all notes of a job, in order; writes what is left and returns
-            the record to publish.
+            the record to publish. `fit_seconds` in it add to the job's seconds, and
+            `fit_peak_pss_bytes` may raise its peak.
 
     Raises:
         RunFailed: an actor failed; parts already done are kept.
@@ -90,12 +91,16 @@ def run_parts(
         record = finish(task, notes)
         task.publish(
             {
-                "seconds": sum(n["seconds"] for n in notes) / context.runtime.actors,
+                "seconds": sum(n["seconds"] for n in notes)
+                / min(context.runtime.actors, len(notes))
+                + record.pop("fit_seconds", 0.0),
                 "actor_seconds": sum(n["seconds"] for n in notes),
                 "actor_pids": sorted({n["pid"] for n in notes}),
                 "blocks": len(notes),
                 "rows": sum(n["rows"] for n in notes),
-                "peak_pss_bytes": _pool_peak(notes),
+                "peak_pss_bytes": max(
+                    _pool_peak(notes, context.runtime.actors), record.pop("fit_peak_pss_bytes", 0)
+                ),
                 **record,
             }
         )
@@ -141,12 +146,12 @@ def _missing(task: Task, num_parts: int) -> list[int]:
     return [p for p in range(num_parts) if not (task.folder / NOTES / f"{p:05d}.json").exists()]
 
 
-def _pool_peak(notes: list[Note]) -> int:
-    """Sum over actors of each one's peak."""
+def _pool_peak(notes: list[Note], num_actors: int) -> int:
+    """Sum of the highest peaks of as many actors as live at a time (a resumed job had more)."""
     peaks: dict[int, int] = {}
     for note in notes:
         peaks[note["pid"]] = max(peaks.get(note["pid"], 0), note["peak_pss_bytes"])
-    return sum(peaks.values())
+    return sum(sorted(peaks.values())[-num_actors:])
 
 
 def record_of(task: Task, name: str) -> dict[str, Any]:

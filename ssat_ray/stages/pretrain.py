@@ -58,7 +58,7 @@ def pipeline_files(unet: Any, scheduler: Any) -> dict[str, bytes]:
 
 
 def run(jobs: list[Job], context: StageContext) -> None:
-    run_group(train, jobs, context)
+    run_group({"pretrain": train}, jobs, context)
 
 
-STAGE = Stage("pretrain", 1, run)
+STAGE = Stage("pretrain", 1, run, train)

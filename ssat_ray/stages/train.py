@@ -103,10 +103,10 @@ def keep_best(task: Task) -> None:
 def run(jobs: list[Job], context: StageContext) -> None:
     trained = [job for job in jobs if job.params["recipe"] != BEST]
     if trained:
-        run_group(train, trained, context)
+        run_group({"train": train}, trained, context)
     for job in jobs:
         if job.params["recipe"] == BEST:
             keep_best(Task.of(job, context.store))
 
 
-STAGE = Stage("train", 1, run)
+STAGE = Stage("train", 1, run, train)

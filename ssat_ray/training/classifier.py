@@ -274,8 +274,7 @@ class ClassifierTrainer:
         return {
             "steps": self.step,
             "plateau_step": self.rule.plateau_step if self.adversarial else None,
-            "hit_max_steps": self.adversarial
-            and self.rule.plateau_step == getattr(self.config, "max_steps", None),
+            "hit_max_steps": self.rule.hit_max_steps if self.adversarial else False,
             "seconds": self.seconds,
             "flops": self.step * self.config.batch_size * forward * self.forward_units(),
             "val_clean": last["val_clean"],

@@ -47,6 +47,11 @@ class PlateauRule:
             return None
         return self.plateau_step + max(1, round(self.cooldown_fraction * self.plateau_step))
 
+    @property
+    def hit_max_steps(self) -> bool:
+        """Whether the constant phase ended by `max_steps`, not by a plateau."""
+        return self.plateau_step is not None and self.waited < self.patience
+
     def lr_factor(self, step: int, warmup_steps: int) -> float:
         """Factor of the rate for step `step` (0-based)."""
         if step < warmup_steps:

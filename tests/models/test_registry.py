@@ -1,0 +1,122 @@
+"""Building classifiers by name and by import path: seeds, the global generator, and mistakes."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ssat_ray.config import ModelConfig
+from ssat_ray.errors import UserError
+from ssat_ray.models.classifiers import PreActResNet
+from ssat_ray.models.registry import build_classifier
+
+SMALL = ModelConfig(widths=(4, 8), strides=(1, 2), blocks=1)
+MODULE = """
+import torch
+from torch import nn
+
+class Own(nn.Module):
+    def __init__(self, in_channels, num_classes):
+        super().__init__()
+        self.linear = nn.Linear(in_channels * 4, num_classes)
+
+    def embed_with_logits(self, x, layer="pooled"):
+        return x.flatten(1), self(x)
+
+    def forward(self, x):
+        return self.linear(x.flatten(1))
+
+def factory(in_channels, num_classes):
+    return Own(in_channels, num_classes)
+
+def half(in_channels, num_classes):
+    return nn.Linear(4, num_classes)
+
+constant = 3.0
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "own_classifier_for_tests.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "own_classifier_for_tests"
+    sys.modules.pop("own_classifier_for_tests", None)
+
+
+def _build(config: ModelConfig = SMALL, seed: int = 0) -> torch.nn.Module:
+    return build_classifier(config, (1, 8, 8), 3, seed)
+
+
+def _same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    x, y = a.state_dict(), b.state_dict()
+    return x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
+
+
+def test_weights_are_a_function_of_the_seed() -> None:
+    first = _build()
+    torch.rand(7)
+    assert _same(first, _build()) and not _same(first, _build(seed=1))
+
+
+def test_the_global_generator_is_not_touched() -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    _build()
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_configuration_decides_the_shape() -> None:
+    model = build_classifier(
+        ModelConfig(widths=(4, 6, 8), strides=(1, 1, 2), blocks=2), (3, 8, 8), 5, 0
+    )
+    assert isinstance(model, PreActResNet)
+    assert [len(group) for group in model.layer] == [2, 2, 2]
+    assert [group[-1].conv_1.out_channels for group in model.layer] == [4, 6, 8]
+    assert [group[0].conv_0.stride[0] for group in model.layer] == [1, 1, 2]
+    assert model.init_conv.in_channels == 3 and model.logits.out_features == 5
+    assert model.init_conv.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_an_import_path_leads_to_your_own_model(own: str) -> None:
+    config = ModelConfig(name=f"{own}:factory")
+    model = build_classifier(config, (3, 2, 2), 4, seed=2)
+    assert type(model).__name__ == "Own" and model(torch.rand(5, 3, 2, 2)).shape == (5, 4)
+    torch.manual_seed(9)
+    before = torch.get_rng_state()
+    assert _same(model, build_classifier(config, (3, 2, 2), 4, seed=2))
+    assert not _same(model, build_classifier(config, (3, 2, 2), 4, seed=3))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("no_such_package_at_all:factory", ["no_such_package_at_all", "cannot be imported"]),
+        ("ssat_ray.models.classifiers:Nothing", ["Nothing", "cannot be imported"]),
+        ("ssat_ray.models.nothing:f", ["ssat_ray.models.nothing", "cannot be imported"]),
+    ],
+)
+def test_a_wrong_path_is_a_user_error(name: str, parts: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        _build(ModelConfig(name=name))
+    message = str(caught.value)
+    assert f"model.name={name}" in message and all(part in message for part in parts)
+
+
+def test_a_module_without_embed_with_logits_is_a_user_error(own: str) -> None:
+    with pytest.raises(UserError, match=rf"model\.name={own}:half.*embed_with_logits"):
+        _build(ModelConfig(name=f"{own}:half"))
+
+
+@pytest.mark.xfail(strict=True, reason="registry: calling the imported object is unguarded")
+def test_an_object_that_is_no_factory_is_a_user_error(own: str) -> None:
+    with pytest.raises(UserError, match="model.name"):
+        _build(ModelConfig(name=f"{own}:constant"))
+
+
+@pytest.mark.xfail(strict=True, reason="registry: a relative path raises TypeError in importlib")
+def test_a_relative_path_is_a_user_error() -> None:
+    with pytest.raises(UserError, match="model.name"):
+        _build(ModelConfig(name=".models:factory"))
