@@ -43,5 +43,5 @@ def _imported(path: str):  # type: ignore[no-untyped-def]
     module, _, name = path.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"model.name={path} cannot be imported: {error}.") from error
