@@ -183,9 +183,6 @@ def test_an_unknown_preset_names_the_nearest() -> None:
     assert "'digit'" in message and "'digits'" in message
 
 
-@pytest.mark.xfail(
-    strict=True, reason="config.load_config: safe_load of a --set value is unguarded"
-)
 def test_an_unparsable_override_is_a_user_error() -> None:
     assert "rows" in _message("rows=[none")
 
@@ -197,12 +194,10 @@ def test_an_override_below_an_empty_section(tmp_path: Path) -> None:
     assert load_config(str(path), ["train.lr=0.3"]).train.lr == 0.3
 
 
-@pytest.mark.xfail(strict=True, reason="config.TrainConfig.recipe: `default` is dropped silently")
 def test_a_recipe_called_default_is_refused() -> None:
     assert "default" in _message("train.none_recipes.default.lr=0.01")
 
 
-@pytest.mark.xfail(strict=True, reason="config.Config.seeds has no bound; NumPy refuses negatives")
 def test_negative_seeds_are_refused() -> None:
     assert "seeds" in _message("seeds=[-1]")
 

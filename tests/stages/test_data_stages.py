@@ -149,8 +149,8 @@ def test_flags_equal_the_attack_called_directly(tiny_run: Any, row: str) -> None
     options, eps = tiny_run.config.evaluate, tiny_run.config.threat.eps
     torch.set_num_threads(1)
     direct = {
-        "clean": clean_flags(model, x, y, 200),
-        "pgd": pgd_flags(
+        "clean": lambda x, y, _: clean_flags(model, x, y, 200),
+        "pgd": lambda x, y, first: pgd_flags(
             model,
             x,
             y,
@@ -158,12 +158,14 @@ def test_flags_equal_the_attack_called_directly(tiny_run: Any, row: str) -> None
             step_size=options.pgd_step_size,
             num_steps=options.pgd_steps,
             seed=0,
+            first_id=first,
             batch_size=200,
         ),
-        "apgd-ce": apgd_ce_flags(
+        "apgd-ce": lambda x, y, _: apgd_ce_flags(
             model, x, y, eps=eps, num_steps=options.apgd_steps, seed=0, batch_size=200
         ),
     }
-    for attack, flags in direct.items():
+    for attack, call in direct.items():
+        flags = torch.cat([call(x[a : a + 200], y[a : a + 200], a) for a in range(0, len(y), 200)])
         found = read_flags(folder(tiny_run, row, f"evaluate:{attack}"))
         assert np.array_equal(found, flags.numpy()), attack

@@ -73,6 +73,17 @@ def test_max_steps_ends_the_constant_phase() -> None:
     assert _plateau([1.0], max_steps=10) == 10
 
 
+def test_a_plateau_at_max_steps_is_a_plateau() -> None:
+    def hit(accuracies: list[float], max_steps: int) -> bool:
+        rule = _rule(max_steps=max_steps)
+        for i, accuracy in enumerate(accuracies):
+            rule.observe(10 * (i + 1), accuracy)
+        return rule.hit_max_steps
+
+    assert not hit([50.0] * 4, 1000) and not hit([50.0] * 5, 1000) and not hit([50.0] * 5, 50)
+    assert hit([50.0] * 4, 40) and hit([float(i) for i in range(5)], 50)
+
+
 @given(
     st.lists(st.integers(0, 40).map(lambda v: v / 4), max_size=30),
     st.sampled_from([0.25, 0.5, 1.0]),
