@@ -324,7 +324,9 @@ def _assign(tree: dict[str, Any], path: list[str], value: Any) -> None:
             raise UserError(f"unknown key {'.'.join(path)!r}: {dotted} is a value, not a section.")
         section = inner
     for key in path[:-1]:
-        tree = tree.setdefault(key, {})
+        if tree.get(key) is None:  # absent, or an empty section of a YAML file
+            tree[key] = {}
+        tree = tree[key]
     tree[path[-1]] = value
 
 
@@ -339,9 +341,10 @@ def all_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
 
 
 def _nearest(word: str, candidates: list[str]) -> str:
-    found = difflib.get_close_matches(word, candidates, n=1, cutoff=0.4)
-    if not found and "." in word:  # a right leaf in a wrong section
-        found = [c for c in candidates if c.rpartition(".")[2] == word.rpartition(".")[2]]
+    leaf = word.rpartition(".")[2]
+    found = [c for c in candidates if c.rpartition(".")[2] == leaf]  # a right leaf, wrong section
+    if len(found) != 1:
+        found = difflib.get_close_matches(word, candidates, n=1, cutoff=0.4)
     return f" (did you mean {found[0]!r}?)" if found else ""
 
 

@@ -22,7 +22,6 @@ from ssat_ray.stages.group import run_group
 from ssat_ray.stages.report import REPORT, RESULTS, read_results
 from ssat_ray.store import Job, Store, write_atomic
 
-
 BATCHES = [
     ("labelled",),
     ("intermediate", "pretrain"),  # both read the labelled set only: one worker group, one start

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -165,9 +166,18 @@ class Store:
         """
         keep: set[str] = set()
         for path in runs.glob("*/run.json"):
-            keep.update(json.loads(path.read_text())["digests"])
+            try:
+                keep.update(json.loads(path.read_text())["digests"])
+            except (json.JSONDecodeError, KeyError) as error:
+                raise UserError(
+                    f"{path} is damaged, so what it refers to is unknown; delete it or run its "
+                    "command again, then collect garbage."
+                ) from error
         folders = [f for f in self.root.glob("*/*") if f.is_dir() and len(f.name) == 20]
-        folders += (self.root / RAY_TRAIN).glob("*")
+        if not any(
+            Lease(path).held_by_other() for path in self.root.glob("*/*/lease.json")
+        ):  # no training group can be alive
+            folders += (self.root / RAY_TRAIN).glob("*")
         removable = [
             f
             for f in folders
@@ -211,46 +221,50 @@ class Lease:
             found = json.loads(self.path.read_text())
         except FileNotFoundError:
             return False
-        except json.JSONDecodeError:  # being written: judge by age
-            with contextlib.suppress(FileNotFoundError):
-                return time.time() - self.path.stat().st_mtime < self.seconds
+        except json.JSONDecodeError:  # no lease of ours is ever half written
             return False
         if found["owner"] == self.owner or found["expires"] < time.time():
             return False
         return not (found["host"] == socket.gethostname() and not _alive(found["pid"]))
 
     def acquire(self) -> bool:
+        """Take the lease if it is free or dead. Judging and taking happen under one file lock."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists() and not self.held_by_other():
-            self._bury()
-        try:
-            with open(self.path, "x") as file:
-                file.write(self._content())
-        except FileExistsError:
-            return False
+        with self._guard():
+            if self.path.exists() and self.held_by_other():
+                return False
+            write_atomic(self.path, self._content())
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._thread.start()
         return True
 
-    def _bury(self) -> None:
-        """Remove a dead lease; of several takers-over only one wins the rename."""
-        grave = Lease(self.path.with_name(f".lease-{self.owner}.tmp"))
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(self.path, grave.path)
-            if grave.held_by_other():  # another taker was faster: its live lease goes back
-                with contextlib.suppress(FileExistsError):
-                    os.link(grave.path, self.path)
-            grave.path.unlink()
-
-    def _renew(self) -> None:
-        while not self._stop.wait(self.seconds / 3):
-            write_atomic(self.path, self._content())
-
     def release(self) -> None:
+        """Give the lease back, unless it expired and somebody else holds it by now."""
         self._stop.set()
         if self._thread:
             self._thread.join()
-        self.path.unlink(missing_ok=True)
+        with self._guard():
+            if self._owned():
+                self.path.unlink()
+
+    def _renew(self) -> None:
+        while not self._stop.wait(self.seconds / 3):
+            with self._guard():
+                if not self._owned():
+                    return
+                write_atomic(self.path, self._content())
+
+    def _owned(self) -> bool:
+        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+            return bool(json.loads(self.path.read_text())["owner"] == self.owner)
+        return False
+
+    @contextlib.contextmanager
+    def _guard(self) -> Iterator[None]:
+        """An advisory lock on a file of the stage's folder, gone with the process that holds it."""
+        with open(self.path.parent.parent / ".lease.lock", "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
 
 def _alive(pid: int) -> bool:

@@ -190,7 +190,6 @@ def test_an_unparsable_override_is_a_user_error() -> None:
     assert "rows" in _message("rows=[none")
 
 
-@pytest.mark.xfail(strict=True, reason="config._assign: an empty section of a YAML file is None")
 def test_an_override_below_an_empty_section(tmp_path: Path) -> None:
     path = tmp_path / "empty.yaml"
     path.write_text("train:\n")
@@ -205,7 +204,6 @@ def test_negative_seeds_are_refused() -> None:
     assert "seeds" in _message("seeds=[-1]")
 
 
-@pytest.mark.xfail(strict=True, reason="config._nearest: the leaf match is behind a loose guess")
 def test_a_right_leaf_in_a_wrong_place_suggests_the_right_place() -> None:
     assert "select.ratio" in _message("ratio=0.1")
     assert "patience" in _message("select.patience=3")

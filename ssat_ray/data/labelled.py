@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,14 +112,17 @@ def _npz(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     if not path.is_file():
         raise UserError(f"data.path: {path} does not exist.")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        opened = np.load(path, allow_pickle=False)
+        if not isinstance(opened, np.lib.npyio.NpzFile):
+            raise UserError(f"{path} is one array, not an npz with `image` and `label`.")
+        with opened as archive:
             missing = {"image", "label"} - set(archive.files)
             if missing:
                 raise UserError(
                     f"{path} lacks the array(s) {', '.join(sorted(missing))}; found {', '.join(archive.files)}."
                 )
             images, labels = archive["image"], archive["label"]
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} is not a readable npz of plain arrays: {error}") from error
     return check_images(images, str(path)), check_labels(labels, len(images), str(path))
 

@@ -108,6 +108,8 @@ class Pool:
             self.manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
         except FileNotFoundError as error:
             raise UserError(f"{folder} is no pool: it has no {MANIFEST}.") from error
+        except json.JSONDecodeError as error:
+            raise UserError(f"{folder / MANIFEST} is damaged: {error}.") from error
 
     def __len__(self) -> int:
         return int(self.manifest["rows"])

@@ -47,7 +47,9 @@ def sample(
     from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
     if config.sampler == "ddim":
-        solver = DDIMScheduler.from_config(scheduler.config, clip_sample=False)
+        solver = DDIMScheduler.from_config(
+            scheduler.config, clip_sample=False, timestep_spacing="trailing"
+        )
     else:
         solver = DPMSolverMultistepScheduler.from_config(
             scheduler.config, algorithm_type="dpmsolver++", solver_order=2

@@ -42,6 +42,9 @@ def build_classifier(
 def _imported(path: str):  # type: ignore[no-untyped-def]
     module, _, name = path.partition(":")
     try:
-        return getattr(importlib.import_module(module), name)
+        factory = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"model.name={path} cannot be imported: {error}.") from error
+    if not callable(factory):
+        raise UserError(f"model.name={path} is {type(factory).__name__}, not a factory.")
+    return factory

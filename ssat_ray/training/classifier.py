@@ -245,8 +245,7 @@ class ClassifierTrainer:
         started = time.perf_counter() - self.seconds
         while not self.finished:
             self.advance()
-            at_end = self.finished
-            if self.step % every == 0 or at_end:
+            if self.step % every == 0 or self.step == self.rule.max_steps or self.finished:
                 losses = self.mean_losses()
                 clean, robust = self.validate()
                 self.rule.observe(self.step, robust)

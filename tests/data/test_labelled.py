@@ -158,7 +158,6 @@ def test_bad_files_are_user_errors(tmp_path: Path) -> None:
             read_labelled(_config(tmp_path / "bad.npz"))
 
 
-@pytest.mark.xfail(strict=True, reason="labelled._npz does not catch zipfile.BadZipFile")
 def test_a_truncated_npz_is_a_user_error(tmp_path: Path) -> None:
     path = _npz(tmp_path)
     path.write_bytes(path.read_bytes()[:-40])
@@ -166,7 +165,6 @@ def test_a_truncated_npz_is_a_user_error(tmp_path: Path) -> None:
         read_labelled(_config(path))
 
 
-@pytest.mark.xfail(strict=True, reason="labelled._npz does not catch zipfile.BadZipFile")
 def test_a_damaged_npz_is_a_user_error(tmp_path: Path) -> None:
     path = _npz(tmp_path)
     data = bytearray(path.read_bytes())
@@ -176,7 +174,6 @@ def test_a_damaged_npz_is_a_user_error(tmp_path: Path) -> None:
         read_labelled(_config(path))
 
 
-@pytest.mark.xfail(strict=True, reason="labelled._npz enters what np.load returns for a .npy")
 def test_a_bare_array_is_a_user_error(tmp_path: Path) -> None:
     np.save(tmp_path / "set.npy", GOOD["image"])
     with pytest.raises(UserError, match=r"set\.npy"):

@@ -133,7 +133,6 @@ def test_a_row_count_that_differs_is_refused(tmp_path: Path) -> None:
         Pool(tmp_path).read(0)
 
 
-@pytest.mark.xfail(strict=True, reason="pool.Pool does not catch a damaged pool.json")
 def test_a_damaged_manifest_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_text('{"format": 1,')
     with pytest.raises(UserError, match=r"pool\.json"):

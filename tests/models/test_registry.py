@@ -110,7 +110,6 @@ def test_a_module_without_embed_with_logits_is_a_user_error(own: str) -> None:
         _build(ModelConfig(name=f"{own}:half"))
 
 
-@pytest.mark.xfail(strict=True, reason="registry: calling the imported object is unguarded")
 def test_an_object_that_is_no_factory_is_a_user_error(own: str) -> None:
     with pytest.raises(UserError, match=r"model\.name"):
         _build(ModelConfig(name=f"{own}:constant"))

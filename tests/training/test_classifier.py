@@ -375,7 +375,6 @@ def test_flops_are_those_of_a_counted_step(tmp_path: Path, objective: str) -> No
     assert trainer.result()["flops"] == pytest.approx(counter.total, rel=0.1)
 
 
-@pytest.mark.xfail(strict=True, reason="classifier.run: the rule sees max_steps only at eval_every")
 def test_max_steps_is_kept_between_evaluations(tmp_path: Path) -> None:
     trainer = _trainer(_train(max_steps=6, eval_every=5, cooldown_fraction=0.5))
     result = trainer.run(tmp_path, _quiet)
