@@ -136,8 +136,8 @@ class Tracker:
         from mlflow.types import Schema, TensorSpec
 
         about = json.loads((checkpoint / DESCRIPTION).read_text())
-        images = TensorSpec(np.dtype(np.float32), (-1, *about["image_shape"]), "images")
-        logits = TensorSpec(np.dtype(np.float32), (-1, about["num_classes"]), "logits")
+        images = TensorSpec(np.dtype(np.float32), (-1, *about["image_shape"]))
+        logits = TensorSpec(np.dtype(np.float32), (-1, about["num_classes"]))
         with tempfile.TemporaryDirectory() as scratch, self.mlflow.start_run(run_id=run_id):
             for name in (WEIGHTS, DESCRIPTION):
                 shutil.copyfile(checkpoint / name, Path(scratch) / name)

@@ -1,0 +1,47 @@
+"""score: the score tables of a real run against float64 distances and SciPy densities."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import multivariate_normal
+from sklearn.metrics import pairwise_distances
+
+from ssat_ray.stages.cluster import load_clusters
+from ssat_ray.stages.score import read_scores
+
+pytestmark = pytest.mark.ray
+
+
+def test_kmeans_scores_match_float64_distances(tiny_run: Any, folder: Any, embeddings: Any) -> None:
+    ids, h, logits = embeddings
+    columns = read_scores(folder(tiny_run, "lcs-km", "score"))
+    assert np.array_equal(np.sort(columns["id"]), ids)
+    ordered = {name: values[np.argsort(columns["id"])] for name, values in columns.items()}
+    centroids = load_clusters(folder(tiny_run, "lcs-km", "cluster"))
+    distances = np.sort(pairwise_distances(h.astype(np.float64), centroids), axis=1)
+    np.testing.assert_allclose(ordered["d1"], distances[:, 0], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(ordered["score"], distances[:, 1] - distances[:, 0], atol=1e-3)
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    np.testing.assert_allclose(
+        ordered["confidence"], (p / p.sum(1, keepdims=True)).max(1), rtol=1e-4
+    )
+
+
+def test_mixture_scores_match_scipy(tiny_run: Any, folder: Any, embeddings: Any) -> None:
+    _, h, _ = embeddings
+    columns = read_scores(folder(tiny_run, "lcs-gmm", "score"))
+    mixture = load_clusters(folder(tiny_run, "lcs-gmm", "cluster"))
+    joint = np.stack(
+        [
+            np.log(w) + multivariate_normal(m, np.diag(c), allow_singular=True).logpdf(h)
+            for w, m, c in zip(mixture.weights, mixture.means, mixture.covariances, strict=True)
+        ],
+        axis=1,
+    )
+    top = -np.sort(-joint, axis=1)
+    order = np.argsort(columns["id"])
+    np.testing.assert_allclose(columns["l1"][order], top[:, 0], rtol=1e-3, atol=1e-2)
+    np.testing.assert_allclose(columns["score"][order], top[:, 0] - top[:, 1], rtol=1e-2, atol=5e-2)

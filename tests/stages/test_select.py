@@ -1,0 +1,43 @@
+"""select: lowest scores and a random rest, written as a pool of the same images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from ssat_ray.data.pool import Pool
+from ssat_ray.stages.score import read_scores
+from ssat_ray.stages.select import TABLE
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.mark.parametrize("row", ["pcs", "lcs-km", "lcs-gmm", "gmm-ll", "easy"])
+def test_selection_holds_the_lowest_scores(tiny_run: Any, row: str, folder: Any) -> None:
+    columns = read_scores(folder(tiny_run, row, "score"))
+    score = {
+        "easy": lambda c: c["d1"] - c["d2"],
+        "gmm-ll": lambda c: c["log_likelihood"],
+    }.get(row, lambda c: c["score"])(columns)
+    table = pq.read_table(folder(tiny_run, row, "select") / TABLE)
+    reasons = np.array(table["reason"].to_pylist())
+    boundary = table["id"].to_numpy()[reasons == "boundary"]
+    assert (len(table), len(boundary)) == (100, 40)
+    lowest = columns["id"][np.lexsort((columns["id"], score))[:40]]
+    assert set(boundary) == set(lowest)
+
+
+def test_random_has_only_random_reasons(tiny_run: Any, folder: Any) -> None:
+    table = pq.read_table(folder(tiny_run, "random", "select") / TABLE)
+    assert set(table["reason"].to_pylist()) == {"random"}
+    assert len(set(table["id"].to_pylist())) == 100
+
+
+def test_selection_is_a_pool_of_the_same_images(tiny_run: Any, folder: Any) -> None:
+    full = Pool(folder(tiny_run, "full", "generate")).load()
+    chosen = Pool(folder(tiny_run, "lcs-km", "select")).load()
+    assert np.array_equal(chosen.images, full.images[chosen.ids])
+    assert np.array_equal(chosen.labels, full.labels[chosen.ids])
