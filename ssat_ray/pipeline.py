@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
-
+from ssat_ray import runtime, tracking
 from ssat_ray.config import Config
 from ssat_ray.errors import RunFailed, UserError
 from ssat_ray.plan import STAGES, Plan, build_plan, default_name
@@ -102,7 +101,7 @@ def _compute(ready: list[Job], context: StageContext, watcher: Watcher) -> bool:
         start = time.perf_counter()
         try:
             _run_stages(by_stage, context)
-        except ray.exceptions.RayError as error:
+        except runtime.RayError as error:
             traceback.print_exc()
             last = str(error).strip().splitlines()[-1]
             raise RunFailed(f"{', '.join(by_stage)} failed: {last}") from error
@@ -146,8 +145,6 @@ def run(
     Raises:
         UserError: the input or the environment is at fault. RunFailed: a stage could not finish.
     """
-    from ssat_ray import runtime, tracking
-
     store = Store(config.runtime.store)
     store.check_writable()
     folder = Path(config.runtime.runs).absolute() / (name or default_name(config))

@@ -20,6 +20,7 @@ from ssat_ray.config import RuntimeConfig
 from ssat_ray.errors import UserError
 
 BOARD = "ssat-progress"
+RayError = ray.exceptions.RayError
 
 
 @contextlib.contextmanager
@@ -67,14 +68,6 @@ def ray_session(config: RuntimeConfig) -> Iterator[None]:
 def use_threads(num_threads: int = 1) -> None:
     """Give this process the threads of its CPUs: more than that costs 5 to 7 times on small machines."""
     torch.set_num_threads(num_threads)
-
-
-def session_log_dir() -> Path | None:
-    """Ray's log folder of this session, named by error messages."""
-    if not ray.is_initialized():
-        return None
-    session = ray._private.worker._global_node.get_session_dir_path()
-    return Path(session) / "logs"
 
 
 def git_commit() -> str | None:
@@ -148,6 +141,12 @@ class ProgressBoard:
 def start_board() -> Any:
     """The session's board, started by the driver."""
     return ProgressBoard.options(name=BOARD, get_if_exists=True).remote()  # type: ignore[attr-defined]
+
+
+def read_board(board: Any) -> dict[str, dict[str, Any]]:
+    """What every job has posted so far, as seen by the driver."""
+    posted: dict[str, dict[str, Any]] = ray.get(board.read.remote(), timeout=5)
+    return posted
 
 
 def board() -> Any:

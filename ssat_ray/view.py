@@ -11,13 +11,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-import ray
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from ssat_ray.pipeline import Watcher
 from ssat_ray.plan import STAGES, Plan
+from ssat_ray.runtime import read_board
 from ssat_ray.store import Job
 
 POLL_SECONDS = 1.0
@@ -117,7 +117,7 @@ class View(Watcher):
     def _poll(self) -> None:
         while not self._stop.wait(POLL_SECONDS):
             with suppress(Exception):  # a board that is gone must not end the run
-                self._show(ray.get(self._board.read.remote(), timeout=5))
+                self._show(read_board(self._board))
 
     def _show(self, jobs: dict[str, dict[str, Any]]) -> None:
         active = {
