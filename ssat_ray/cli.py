@@ -18,6 +18,8 @@ app = typer.Typer(
     help="Efficient semi-supervised adversarial training on Ray.",
     pretty_exceptions_enable=False,
 )
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, which typer gives too instead of passing on the KeyboardInterrupt."""
 Preset = Annotated[str, typer.Argument(help="a preset's name (ssat presets) or a YAML file")]
 Overrides = Annotated[
     list[str] | None,
@@ -103,11 +105,11 @@ def _run(config: Config, name: str | None, until: str | None, allow_masking: boo
     from rich.console import Console
 
     from ssat_ray import pipeline
-    from ssat_ray.plan import default_name
+    from ssat_ray.plan import check_name, default_name
     from ssat_ray.stages.results import masked_rows
     from ssat_ray.view import View, quiet_output, results_table
 
-    name = name or default_name(config)
+    name = default_name(config) if name is None else check_name(name)
     log = Path(config.runtime.runs) / name / "run.log"
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -124,6 +126,10 @@ def _run(config: Config, name: str | None, until: str | None, allow_masking: boo
             raise RunFailed(
                 f"{error} Finished stages are kept; run the same command to continue. Log: {log}"
             ) from error
+        except SystemExit as end:
+            if end.code == 0:  # how Ray Train's own SIGINT handler ends the process
+                raise KeyboardInterrupt from end
+            raise
         finally:
             view.close()
         if outcome.computed == 0:
@@ -135,6 +141,11 @@ def _run(config: Config, name: str | None, until: str | None, allow_masking: boo
             console.print(
                 f"report: {outcome.folder / 'report.html'}", highlight=False, soft_wrap=True
             )
+    if outcome.untracked:
+        raise RunFailed(
+            f"the results are in {outcome.folder}, but logging them to MLflow failed: "
+            f"{outcome.untracked}. The same command tries logging again. Log: {log}"
+        )
     masked = masked_rows(outcome.results) if outcome.results else []
     if masked and not allow_masking:
         raise RunFailed(
@@ -144,12 +155,14 @@ def _run(config: Config, name: str | None, until: str | None, allow_masking: boo
 
 
 def main() -> None:
-    """Entry point: user mistakes and failed runs end with one paragraph, exit code 2 and 1."""
+    """Entry point: user mistakes, failed runs and Ctrl-C end with one paragraph, codes 2, 1, 130."""
     try:
-        app(standalone_mode=True)
+        app()
     except (UserError, RunFailed) as error:
         print(f"ssat: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit) and end.code != INTERRUPTED:
+            raise
         print("ssat: interrupted; run the same command to continue.", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)

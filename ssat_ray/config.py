@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 from importlib import resources
 from pathlib import Path
@@ -10,18 +11,27 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails
 
 from ssat_ray.errors import UserError
 
 Row = Literal["none", "random", "pcs", "lcs-km", "lcs-gmm", "gmm-ll", "easy", "full"]
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+RESERVED_RECIPES = {
+    "default": "the section itself",
+    "best-of-recipes": "the choice among all recipes",
+}
 
 
 class Section(BaseModel):
-    """A branch of the tree. Unknown keys are errors and values are checked on assignment too."""
+    """A branch of the tree: frozen, unknown keys are errors, types are strict.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    An integer may stand for a float and, where a field says `strict=False`, a list for a tuple;
+    nothing else is converted.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
 
 class DataConfig(Section):
@@ -46,10 +56,10 @@ class ModelConfig(Section):
 
     name: str = Field("preact-small", pattern=r"^(preact-small|[\w.]+:\w+)$")
     widths: tuple[Positive, ...] = Field(
-        (32, 64, 128), min_length=1, description="channels by group"
+        (32, 64, 128), min_length=1, strict=False, description="channels by group"
     )
     strides: tuple[Positive, ...] = Field(
-        (1, 2, 2), description="stride of each group's first block"
+        (1, 2, 2), strict=False, description="stride of each group's first block"
     )
     blocks: Positive = Field(1, description="residual blocks in a group")
 
@@ -107,7 +117,7 @@ class TrainConfig(OptimiserConfig):
     patience: Positive = Field(4, description="evaluations without a rise that make a plateau")
     delta: float = Field(0.5, ge=0, description="rise that counts, in points of accuracy")
     cooldown_fraction: Fraction = Field(0.25, description="cool-down steps / steps run so far")
-    none_recipes: dict[str, dict[str, float | int | str]] = Field(
+    none_recipes: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
         description="further recipes for the row `none`, which keeps its best by validation: "
         "name -> overrides of this section",
@@ -116,9 +126,15 @@ class TrainConfig(OptimiserConfig):
     @model_validator(mode="after")
     def _recipes_are_valid(self) -> TrainConfig:
         for name in self.none_recipes:
-            if name == "default":
-                raise ValueError("train.none_recipes.default: the section itself is `default`")
-            self.recipe(name)
+            if name in RESERVED_RECIPES:
+                raise ValueError(
+                    f"train.none_recipes.{name}: this name is taken by {RESERVED_RECIPES[name]}; "
+                    "choose another"
+                )
+            try:
+                self.recipe(name)
+            except ValidationError as error:
+                raise _moved(error, ("none_recipes", name)) from error
         return self
 
     def recipe(self, name: str) -> TrainConfig:
@@ -126,11 +142,12 @@ class TrainConfig(OptimiserConfig):
         values = self.model_dump() | {"none_recipes": {}}
         if name != "default":
             overrides = self.none_recipes[name]
-            unknown = sorted(set(overrides) - set(values))
+            allowed = [key for key in values if key != "none_recipes"]
+            unknown = sorted(set(overrides) - set(allowed))
             if unknown:
                 raise ValueError(
                     f"train.none_recipes.{name}: unknown key {unknown[0]!r}"
-                    + _nearest(unknown[0], list(values))
+                    + _nearest(unknown[0], allowed)
                 )
             values |= overrides
         return TrainConfig(**values)
@@ -139,7 +156,9 @@ class TrainConfig(OptimiserConfig):
 class PretrainConfig(Section):
     """The class-conditional DDPM (diffusers UNet2DModel), trained on the labelled images only."""
 
-    channels: tuple[Positive, ...] = Field((32, 64), min_length=1, description="U-Net, by level")
+    channels: tuple[Positive, ...] = Field(
+        (32, 64), min_length=1, strict=False, description="U-Net, by level"
+    )
     layers_per_block: Positive = 1
     norm_num_groups: Positive = Field(8, description="at most channels / 4: see docs/method.md")
     num_timesteps: Positive = 1000
@@ -201,13 +220,18 @@ class EvaluateConfig(Section):
     pgd_steps: Positive = 40
     pgd_step_size: float = Field(0.015, gt=0)
     apgd_steps: Positive = 100
-    autoattack_seeds: tuple[int, ...] = Field((), description="run seeds that get AutoAttack too")
+    autoattack_seeds: tuple[int, ...] = Field(
+        (), strict=False, description="run seeds that get AutoAttack too"
+    )
     attack_seed: int = Field(0, ge=0)
     batch_size: Positive = Field(100, description="images an attack batch; part of the result")
 
 
 class RuntimeConfig(Section):
-    """Where and with how much: nothing here changes a result, so nothing here enters a digest."""
+    """Where and with how much; nothing here enters a digest.
+
+    Nothing here changes a result either, except `train_workers`: it changes BatchNorm statistics.
+    """
 
     store: str = Field("store", description="folder of all artefacts")
     runs: str = Field("runs", description="folder of reports and results")
@@ -223,9 +247,9 @@ class Config(Section):
     """One comparison: rows x seeds over one labelled set and one pool."""
 
     preset: str = Field("digits", description="name of the preset this tree came from")
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1, strict=False)
     rows: tuple[Row, ...] = Field(
-        ("none", "random", "pcs", "lcs-km", "lcs-gmm", "easy", "full"), min_length=1
+        ("none", "random", "pcs", "lcs-km", "lcs-gmm", "easy", "full"), min_length=1, strict=False
     )
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
@@ -248,12 +272,63 @@ class Config(Section):
                 raise ValueError(f"{name} has duplicates: {list(values)}")
         if set(self.rows) == {"none"}:
             raise ValueError("rows=['none'] compares nothing: add a row that uses the pool")
-        k = self.cluster.k
-        if k is not None and k > self.generate.num_images:
+        stray = [seed for seed in self.evaluate.autoattack_seeds if seed not in self.seeds]
+        if stray:
             raise ValueError(
-                f"cluster.k={k} is larger than the pool (generate.num_images={self.generate.num_images})"
+                f"evaluate.autoattack_seeds={list(self.evaluate.autoattack_seeds)} has {stray[0]}, "
+                f"which is not in seeds={list(self.seeds)}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _the_pool_suffices(self) -> Config:
+        pool, k, ratio = self.generate.num_images, self.cluster.k, self.select.ratio
+        if k is not None and k > pool:
+            raise ValueError(f"cluster.k={k} is larger than the pool (generate.num_images={pool})")
+        if set(self.rows) - {"none", "full"} and round(ratio * pool) < 1:
+            raise ValueError(
+                f"select.ratio={ratio} of generate.num_images={pool} rounds to no image; raise one"
+            )
+        steps, timesteps = self.generate.num_inference_steps, self.pretrain.num_timesteps
+        if steps > timesteps:
+            raise ValueError(
+                f"generate.num_inference_steps={steps} must be at most "
+                f"pretrain.num_timesteps={timesteps}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _every_worker_has_a_row(self) -> Config:
+        sizes = {
+            f"{section}.batch_size": getattr(self, section).batch_size
+            for section in ("intermediate", "pretrain", "train")
+        }
+        for name, overrides in self.train.none_recipes.items():
+            if "batch_size" in overrides:
+                sizes[f"train.none_recipes.{name}.batch_size"] = overrides["batch_size"]
+        workers = self.runtime.train_workers
+        small = [f"{key}={size}" for key, size in sizes.items() if size < workers]
+        if small:
+            raise ValueError(
+                f"{', '.join(small)}: must be at least runtime.train_workers={workers}, "
+                "so that every worker has an image"
+            )
+        return self
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-3 is a number, as everywhere but in YAML 1.1."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def _read_yaml(text: str) -> Any:
+    return yaml.load(text, _Loader)  # a SafeLoader
 
 
 def preset_names() -> list[str]:
@@ -275,7 +350,15 @@ def load_config(preset: str, overrides: tuple[str, ...] | list[str] = ()) -> Con
         path = Path(preset)
         if not path.is_file():
             raise UserError(f"preset file {preset} does not exist.")
-        text, name = path.read_text(), path.stem
+        try:
+            text, name = path.read_text(encoding="utf-8"), path.stem
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"preset file {preset} is not UTF-8 text: byte {error.object[error.start]:#04x} "
+                f"at offset {error.start}."
+            ) from error
+        except OSError as error:
+            raise UserError(f"preset file {preset} cannot be read ({error.strerror}).") from error
     else:
         if preset not in preset_names():
             raise UserError(
@@ -287,9 +370,10 @@ def load_config(preset: str, overrides: tuple[str, ...] | list[str] = ()) -> Con
             preset,
         )
     try:
-        tree = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"preset {preset} is not valid YAML: {error}") from error
+        tree = _read_yaml(text) or {}
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
+        where = " ".join(str(error).split())
+        raise UserError(f"preset {preset} is not valid YAML: {where}.") from error
     if not isinstance(tree, dict):
         raise UserError(f"preset {preset} must be a mapping of keys, found {type(tree).__name__}.")
     for override in overrides:
@@ -297,8 +381,8 @@ def load_config(preset: str, overrides: tuple[str, ...] | list[str] = ()) -> Con
         if not sep:
             raise UserError(f"--set {override}: expected key=value, for example select.ratio=0.1.")
         try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+            parsed = _read_yaml(value)
+        except (yaml.YAMLError, ValueError) as error:
             raise UserError(f"--set {override}: {value!r} is not a YAML value.") from error
         _assign(tree, key.strip().split("."), parsed)
     tree["preset"] = name
@@ -323,9 +407,14 @@ def _assign(tree: dict[str, Any], path: list[str], value: Any) -> None:
                 break
             raise UserError(f"unknown key {'.'.join(path)!r}: {dotted} is a value, not a section.")
         section = inner
-    for key in path[:-1]:
+    for depth, key in enumerate(path[:-1]):
         if tree.get(key) is None:  # absent, or an empty section of a YAML file
             tree[key] = {}
+        if not isinstance(tree[key], dict):
+            raise UserError(
+                f"{'.'.join(path[: depth + 1])}={tree[key]!r}: input should be a mapping of keys, "
+                f"so that --set can override {'.'.join(path)}."
+            )
         tree = tree[key]
     tree[path[-1]] = value
 
@@ -348,10 +437,28 @@ def _nearest(word: str, candidates: list[str]) -> str:
     return f" (did you mean {found[0]!r}?)" if found else ""
 
 
+def _moved(error: ValidationError, prefix: tuple[str, ...]) -> ValidationError:
+    """The same problems at keys below `prefix`."""
+    problems = [
+        InitErrorDetails(
+            type=item["type"],
+            loc=(*prefix, *item["loc"]),
+            input=item["input"],
+            ctx=item.get("ctx", {}),
+        )
+        for item in error.errors()
+    ]
+    return ValidationError.from_exception_data(error.title, problems)
+
+
 def _explain(error: ValidationError) -> str:
     """One sentence a problem: key, value found, what is allowed."""
     lines = []
-    for item in error.errors():
+    problems = error.errors()
+    parents = {item["loc"][:-1] for item in problems}
+    for item in problems:
+        if item["type"] == "too_short" and item["loc"] in parents:
+            continue  # too short only because its bad entries do not count
         path = [str(p) for p in item["loc"]]
         key = ".".join(path)
         if item["type"] == "extra_forbidden":
@@ -366,6 +473,8 @@ def _explain(error: ValidationError) -> str:
 
 def _type_of(path: list[str]) -> str:
     """What the schema says of a key, for error messages."""
+    if path[:2] == ["train", "none_recipes"] and len(path) > 3:
+        path = ["train", *path[3:]]
     section: Any = Config
     field = None
     for key in path:

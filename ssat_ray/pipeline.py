@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,9 @@ def _compute(ready: list[Job], context: StageContext, watcher: Watcher) -> bool:
             traceback.print_exc()
             last = str(error).strip().splitlines()[-1]
             raise RunFailed(f"{', '.join(by_stage)} failed: {last}") from error
+        except RunFailed:
+            traceback.print_exc()  # its message is one line; the log gets the causes
+            raise
         unpublished = [job.label for job in mine if context.store.record(job) is None]
         if unpublished:
             raise RunFailed(f"the stage ended without publishing {', '.join(unpublished)}")
@@ -129,12 +132,13 @@ TABLE = "results.md"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What `run` leaves behind."""
+    """What `run` leaves behind; `untracked` says why MLflow could not be given the results, if so."""
 
     folder: Path
     results: dict[str, Any] | None
     computed: int
     total: int
+    untracked: str | None = None
 
 
 def run(
@@ -153,6 +157,8 @@ def run(
     order = list(STAGES)
     wanted = plan.unique if until is None else _up_to(plan, order[: order.index(until) + 1])
     missing = [job for job in wanted if store.record(job) is None]
+    if missing and until in (None, "report") and tracking.is_due(plan, folder):
+        tracking.check(config.runtime.tracking_uri, store)
     watcher.planned(plan, missing)
     context = StageContext(store, config.runtime, folder / "run.log")
     execute([job for job in missing if job.stage == "labelled"], context, watcher)
@@ -164,14 +170,19 @@ def run(
                 execute(missing, context, watcher)
             finally:
                 watcher.disconnected()
-    results = None
-    if store.record(plan.report) is not None:
-        for file in (RESULTS, REPORT):
-            shutil.copyfile(store.folder(plan.report) / file, folder / file)
-        results = read_results(folder)
-        write_atomic(folder / TABLE, markdown_table(results))
+    if store.record(plan.report) is None:
+        return Outcome(folder, None, len(missing), len(wanted))
+    for file in (RESULTS, REPORT):
+        shutil.copyfile(store.folder(plan.report) / file, folder / file)
+    results = read_results(folder)
+    write_atomic(folder / TABLE, markdown_table(results))
+    outcome = Outcome(folder, results, len(missing), len(wanted))
+    try:
         tracking.log_run(config, plan, store, results, folder)
-    return Outcome(folder, results, len(missing), len(wanted))
+    except Exception as error:  # MLflow raises whatever its store or server raises
+        traceback.print_exc()
+        return replace(outcome, untracked=tracking.reason(error))
+    return outcome
 
 
 def preflight(config: Config, plan: Plan, store: Store) -> None:
@@ -187,6 +198,12 @@ def preflight(config: Config, plan: Plan, store: Store) -> None:
         raise UserError(
             f"pretrain.channels has {len(config.pretrain.channels)} levels, so images must be multiples of "
             f"{down} pixels; they are {height} x {width}."
+        )
+    k, pool = config.cluster.k or record["num_classes"], config.generate.num_images
+    if k > pool and any(job.stage == "cluster" for job in plan.unique):
+        raise UserError(
+            f"cluster.k=null means one cluster a class, {k} here, which is larger than the pool "
+            f"(generate.num_images={pool}); raise generate.num_images or set cluster.k."
         )
 
 

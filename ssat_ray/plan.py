@@ -163,16 +163,16 @@ def _row_jobs(config: Config, row: str, seed: int, shared: dict[str, Job]) -> di
 def _train_job(config: Config, row: str, seed: int, data: Job, pool: Job) -> Job:
     part, about = _part(config, "model", "objective", "threat"), f"{row} seed {seed}"
 
-    def one(recipe: str, inputs: dict[str, Job], about: str) -> Job:
+    def one(recipe: str, inputs: dict[str, Job], about: str, **params: Any) -> Job:
         settings = {**part, "train": config.train.recipe(recipe).model_dump(mode="json")}
-        return _job("train", {"seed": seed, "recipe": recipe}, settings, inputs, about)
+        return _job("train", {"seed": seed, "recipe": recipe, **params}, settings, inputs, about)
 
     if row != "none":
         return one("default", {"labelled": data, "unlabelled": pool}, about)
     if not config.train.none_recipes:
         return one("default", {"labelled": data}, about)
     recipes = {
-        name: one(name, {"labelled": data}, f"{about} recipe {name}")
+        name: one(name, {"labelled": data}, f"{about} recipe {name}", search=True)
         for name in ("default", *sorted(config.train.none_recipes))
     }
     return _job("train", {"seed": seed, "recipe": train.BEST}, {}, recipes, about)
@@ -189,6 +189,19 @@ def _attack_settings(config: Config, attack: str) -> dict[str, Any]:
     elif attack == "apgd-ce":
         settings["num_steps"] = options.apgd_steps
     return settings
+
+
+def check_name(name: str) -> str:
+    """The run name, if it is a plain file name: `ssat gc` looks for runs one folder deep.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not name.strip() or name.startswith(".") or set(name) & set("/\\"):
+        raise UserError(
+            f"--name {name!r}: a run name must be a plain file name: not empty, no / or \\, no dot in front."
+        )
+    return name
 
 
 def default_name(config: Config) -> str:

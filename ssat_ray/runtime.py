@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import logging
 import os
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -70,27 +70,20 @@ def use_threads(num_threads: int = 1) -> None:
     torch.set_num_threads(num_threads)
 
 
-def git_commit() -> str | None:
-    """Commit of the source tree this package runs from, with `-dirty` if it was changed; None outside git."""
-    root = Path(__file__).resolve().parents[1]
-    try:
-        commit, changes = (
-            subprocess.run(
-                ["git", "-C", str(root), *args], capture_output=True, text=True, check=True
-            ).stdout.strip()
-            for args in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit + ("-dirty" if changes else "")
+def release_memory() -> None:
+    """Give freed heap back to the system, so that the next job's memory is not the last one's."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # glibc only
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 class Meter:
-    """Wall seconds and peak PSS of this process while the `with` block runs."""
+    """Wall seconds, and PSS of this process at the start and at its peak, of a `with` block."""
 
     def __init__(self, interval: float = 0.25) -> None:
         self.seconds = 0.0
         self.peak_pss = 0
+        self.baseline_pss = 0
         self._interval = interval
 
     def __enter__(self) -> Meter:
@@ -98,6 +91,7 @@ class Meter:
         self._process = psutil.Process()
         self._start = time.perf_counter()
         self._sample()
+        self.baseline_pss = self.peak_pss
         self._thread = threading.Thread(target=self._watch, name="memory-meter", daemon=True)
         self._thread.start()
         return self

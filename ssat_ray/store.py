@@ -7,14 +7,17 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
 import shutil
 import socket
+import subprocess
 import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,12 @@ from ssat_ray.errors import UserError
 LEASE_SECONDS = 30.0
 RECORD = "stage.json"
 RAY_TRAIN = "ray-train"
+LEASE = "lease.json"
+LEFTOVERS = ("parts", "state.pt", LEASE, "failed.txt")
+"""What a stage keeps in its folder while it runs (`stages.parts`, `stages.group`, `training.state`)."""
+SCRATCH = ".*.tmp"
+"""Names under which `write_atomic` writes."""
+LIBRARIES = ("torch", "numpy", "ray", "diffusers", "scikit-learn", "faiss-gpu", "faiss-cpu")
 
 
 def canonical_json(value: Any) -> str:
@@ -39,6 +48,64 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(scratch, path)
+
+
+@cache
+def git_commit() -> str | None:
+    """Commit of the source tree this package runs from, with `-dirty` if it was changed; None outside git."""
+    root = str(Path(__file__).resolve().parents[1])
+    describe = ("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty")
+    try:
+        done = subprocess.run(
+            ["git", "-C", root, *describe], capture_output=True, text=True, check=True, timeout=30
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+@cache
+def made_by() -> dict[str, Any]:
+    """Code, libraries and machine of this process, for the records; the host's name stays out.
+
+    Nothing is imported for it, and git is asked once a process.
+    """
+    versions = {name: _version(name) for name in LIBRARIES}
+    return {
+        "ssat_ray": _version("ssat_ray"),
+        "commit": git_commit(),
+        "python": platform.python_version(),
+        "versions": {name: found for name, found in versions.items() if found},
+        "machine": {
+            "cpu": _cpu_model(),
+            "cores": os.cpu_count(),
+            "platform": f"{platform.system()} {platform.machine()}",
+        },
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+@contextlib.contextmanager
+def file_lock(path: Path) -> Iterator[None]:
+    """An advisory lock on a file, gone with the process that holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @dataclass(frozen=True)
@@ -127,7 +194,10 @@ class Store:
         return record
 
     def publish(self, job: Job, record: dict[str, Any]) -> None:
-        """Declare the artefact finished; every other file of it must be in place already."""
+        """Declare the artefact finished; every other file of it must be in place already.
+
+        The record says what made it (`made_by`); its digest does not.
+        """
         full = {
             "stage": job.stage,
             "version": job.version,
@@ -135,6 +205,7 @@ class Store:
             "params": job.params,
             "config": job.config,
             "inputs": {name: j.digest for name, j in job.inputs.items()},
+            "made_by": made_by(),
             **record,
         }
         write_atomic(self.folder(job) / RECORD, json.dumps(full, indent=1, sort_keys=True))
@@ -144,9 +215,10 @@ class Store:
         """Try to become the one process that computes `job`; yields whether it may.
 
         The lease file is created only if absent, renewed from a thread every third of its life, and
-        may be taken over once it has expired or its process on this host is gone.
+        may be taken over once it has expired or its process on this host is gone. What a killed process
+        was writing in the folder is removed.
         """
-        lease = Lease(self.folder(job) / "lease.json")
+        lease = Lease(self.folder(job) / LEASE)
         if not lease.acquire():
             yield False
             return
@@ -161,8 +233,10 @@ class Store:
         """Remove artefacts that no `run.json` under `runs` refers to (it names inputs too).
 
         Leased artefacts and those changed within `min_age` seconds stay: a starting run may be
-        about to refer to them. Returns the removed folders and their bytes. What killed Ray Train
-        groups left behind goes too.
+        about to refer to them. What killed processes left behind goes too: folders of Ray Train
+        groups, half-written files older than `min_age`, and in published artefacts without a live
+        lease what their stage had kept while it ran. Returns the removed folders, and the bytes of
+        all that was removed.
         """
         keep: set[str] = set()
         for path in runs.glob("*/run.json"):
@@ -175,7 +249,7 @@ class Store:
                 ) from error
         folders = [f for f in self.root.glob("*/*") if f.is_dir() and len(f.name) == 20]
         if not any(
-            Lease(path).held_by_other() for path in self.root.glob("*/*/lease.json")
+            Lease(path).held_by_other() for path in self.root.glob(f"*/*/{LEASE}")
         ):  # no training group can be alive
             folders += (self.root / RAY_TRAIN).glob("*")
         removable = [
@@ -183,9 +257,12 @@ class Store:
             for f in folders
             if f.name not in keep
             and time.time() - f.stat().st_mtime > min_age
-            and not Lease(f / "lease.json").held_by_other()
+            and not Lease(f / LEASE).held_by_other()
         ]
+        kept = [f for f in folders if f not in set(removable) and f.parent.name != RAY_TRAIN]
         size = sum(folder_bytes(f) for f in removable)
+        size += sum(self._sweep(f, dry_run, min_age) for f in kept)
+        size += _remove(_scratch(runs.glob(f"*/{SCRATCH}"), min_age), dry_run)
         if not dry_run:
             for folder in removable:
                 (folder / RECORD).unlink(
@@ -193,6 +270,17 @@ class Store:
                 )  # unpublished first: never half an artefact
                 shutil.rmtree(folder)
         return removable, size
+
+    def _sweep(self, folder: Path, dry_run: bool, min_age: float) -> int:
+        """Remove what killed processes left in an artefact's folder that stays; returns the bytes."""
+        with Lease(folder / LEASE).refused() as unleased:
+            if not unleased:
+                return 0
+            found = _scratch(folder.rglob(SCRATCH), min_age)
+            if (folder / RECORD).exists():
+                old = [folder / name for name in LEFTOVERS if (folder / name).exists()]
+                found = old + [path for path in found if not set(old) & set(path.parents)]
+            return _remove(found, dry_run)
 
 
 class Lease:
@@ -228,15 +316,25 @@ class Lease:
         return not (found["host"] == socket.gethostname() and not _alive(found["pid"]))
 
     def acquire(self) -> bool:
-        """Take the lease if it is free or dead. Judging and taking happen under one file lock."""
+        """Take the lease if it is free or dead. Judging and taking happen under one file lock.
+
+        Half-written files in the lease's folder are those of a dead holder, and go.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._guard():
             if self.path.exists() and self.held_by_other():
                 return False
+            _remove(list(self.path.parent.rglob(SCRATCH)), dry_run=False)
             write_atomic(self.path, self._content())
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._thread.start()
         return True
+
+    @contextlib.contextmanager
+    def refused(self) -> Iterator[bool]:
+        """Nobody gets the lease inside the `with` block; yields False if somebody has it already."""
+        with self._guard():
+            yield not self.held_by_other()
 
     def release(self) -> None:
         """Give the lease back, unless it expired and somebody else holds it by now."""
@@ -259,12 +357,8 @@ class Lease:
             return bool(json.loads(self.path.read_text())["owner"] == self.owner)
         return False
 
-    @contextlib.contextmanager
-    def _guard(self) -> Iterator[None]:
-        """An advisory lock on a file of the stage's folder, gone with the process that holds it."""
-        with open(self.path.parent.parent / ".lease.lock", "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+    def _guard(self) -> contextlib.AbstractContextManager[None]:
+        return file_lock(self.path.parent.parent / ".lease.lock")
 
 
 def _alive(pid: int) -> bool:
@@ -275,6 +369,31 @@ def _alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def _scratch(found: Iterable[Path], min_age: float) -> list[Path]:
+    """Those of the half-written files that nobody can still be writing."""
+    old = []
+    for path in found:
+        with contextlib.suppress(FileNotFoundError):  # it was alive and is renamed by now
+            if time.time() - path.stat().st_mtime > min_age:
+                old.append(path)
+    return old
+
+
+def _remove(found: list[Path], dry_run: bool) -> int:
+    """Remove files and folders; returns their bytes."""
+    size = 0
+    for path in found:
+        with contextlib.suppress(FileNotFoundError):
+            size += folder_bytes(path) if path.is_dir() else path.stat().st_size
+            if dry_run:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+    return size
 
 
 def folder_bytes(folder: Path, names: Iterable[str] = ("*",)) -> int:

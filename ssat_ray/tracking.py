@@ -1,110 +1,214 @@
-"""MLflow: one parent run a comparison, one child a row and seed, through one client with explicit run ids."""
+"""MLflow: one parent run a comparison, one child a row and seed, through one client with explicit ids."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import shutil
+import sqlite3
 import tempfile
+import threading
+import uuid
+from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from ssat_ray.config import Config
+from ssat_ray.errors import UserError
 from ssat_ray.models.files import DESCRIPTION, WEIGHTS
 from ssat_ray.plan import Plan
-from ssat_ray.runtime import git_commit
-from ssat_ray.store import Store, write_atomic
+from ssat_ray.store import Store, file_lock, git_commit, write_atomic
 
 EXPERIMENT = "ssat_ray"
 STATE = "mlflow.json"
+KEY = "ssat_ray.key"
+"""Tag by which a later command finds the runs that a killed one created."""
 BATCH = 1000
+CHECK_SECONDS = 30.0
+SQLITE = "sqlite:///"
+QUICK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+"""Settings of the check only; MLflow's own retries take minutes."""
+MODEL_NEEDS = ("ssat_ray", "torch", "safetensors", "numpy")
+
+
+def is_due(plan: Plan, folder: Path) -> bool:
+    """Whether the plan's report is still to be logged."""
+    return not _read_state(plan, folder).get("finished")
+
+
+def check(uri: str | None, store: Store, seconds: float = CHECK_SECONDS) -> None:
+    """Make sure that the tracking store answers. SQLite takes milliseconds, all else `seconds` at most.
+
+    Raises:
+        UserError: it does not; names `runtime.tracking_uri`.
+    """
+    found = tracking_uri(uri, store)
+    try:
+        if found.startswith(SQLITE):
+            _check_sqlite(Path(found.removeprefix(SQLITE).partition("?")[0]), seconds)
+        else:
+            _ask(found, seconds)
+    except Exception as error:  # whatever the store of this scheme raises
+        raise UserError(
+            f"runtime.tracking_uri={'null' if uri is None else uri}: MLflow cannot log to {found} "
+            f"({reason(error)}); give another URI, or null for a file in the store."
+        ) from error
+
+
+def tracking_uri(uri: str | None, store: Store) -> str:
+    """The configured URI, or that of the store's own SQLite file."""
+    return uri or f"{SQLITE}{store.root / 'mlflow.db'}"
+
+
+def reason(error: BaseException) -> str:
+    """An exception in one line."""
+    return " ".join(str(error).split())[:400].rstrip(".") or type(error).__name__
+
+
+def _check_sqlite(path: Path, seconds: float) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)  # MLflow does so too
+    if path.exists():
+        with contextlib.closing(sqlite3.connect(path, timeout=seconds)) as database:
+            database.execute("PRAGMA schema_version")
+    for place in (path.parent, path):
+        if place.exists() and not os.access(place, os.W_OK):
+            raise PermissionError(f"{place} cannot be written")
+
+
+def _ask(uri: str, seconds: float) -> None:
+    """One request, in a thread that is left behind if it does not end."""
+    import mlflow
+
+    answer: list[Exception | None] = []
+
+    def ask() -> None:
+        try:
+            mlflow.MlflowClient(uri).get_experiment_by_name(EXPERIMENT)
+        except Exception as error:
+            answer.append(error)
+        else:
+            answer.append(None)
+
+    with _environment(QUICK):
+        thread = threading.Thread(target=ask, name="mlflow-check", daemon=True)
+        thread.start()
+        thread.join(seconds)
+    if not answer:
+        raise TimeoutError(f"no answer within {seconds:.0f} seconds")
+    if answer[0] is not None:
+        raise answer[0]
+
+
+@contextlib.contextmanager
+def _environment(wanted: dict[str, str]) -> Iterator[None]:
+    """Environment variables for a `with` block; those that the user has set stay."""
+    added = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 def log_run(config: Config, plan: Plan, store: Store, results: dict[str, Any], folder: Path) -> str:
     """Log a finished comparison once; returns the parent's run id.
 
-    `mlflow.json` in the run folder remembers what was logged, child by child, so a killed or repeated
-    command neither loses nor doubles a run.
+    `mlflow.json` in the run folder holds a random key from before the first run is created, and every
+    run carries it as a tag. So a command that was killed at any moment is continued by the next one,
+    which finds the runs by their key and finishes them; a finished comparison is not logged again.
+
+    Raises:
+        UserError: the tracking store does not answer. MLflow's own exceptions: it fails later.
     """
     state_path = folder / STATE
-    state = json.loads(state_path.read_text()) if state_path.exists() else {}
-    if state.get("report") == plan.report.digest and state.get("finished"):
+    state = _read_state(plan, folder)
+    if state.get("finished"):
         return str(state["parent"])
-    tracker = Tracker(config.runtime.tracking_uri, store)
-    if state.get("report") != plan.report.digest:
-        state = {
-            "report": plan.report.digest,
-            "parent": tracker.start(folder.name, None),
-            "children": {},
-        }
-        tracker.describe(
-            state["parent"],
-            _flatten(config.model_dump(mode="json")),
-            {"digest": plan.report.digest},
-        )
+    check(config.runtime.tracking_uri, store)
+    if "key" not in state:
+        state = {"report": plan.report.digest, "key": uuid.uuid4().hex, "children": {}}
         write_atomic(state_path, json.dumps(state))
+    tracker = Tracker(config.runtime.tracking_uri, store, state["key"])
+    parent = tracker.open(folder.name)
+    state["parent"] = parent.info.run_id
+    write_atomic(state_path, json.dumps(state))
+    tracker.describe(parent, _flatten(config.model_dump(mode="json")), _report_tags(plan))
     for row in results["rows"]:
         for index, seed in enumerate(row["seeds"]):
-            key = f"{row['row']} seed {seed}"
-            if key in state["children"]:
-                continue
-            state["children"][key] = tracker.child(config, plan, row, index, state["parent"])
+            name = f"{row['row']} seed {seed}"
+            child = tracker.open(name, state["parent"])
+            state["children"][name] = child.info.run_id
             write_atomic(state_path, json.dumps(state))
+            if child.info.status != "FINISHED":
+                tracker.fill(child, config, plan, row, index)
     tracker.finish_parent(state["parent"], results, folder)
     write_atomic(state_path, json.dumps({**state, "finished": True}))
     return str(state["parent"])
 
 
 class Tracker:
-    """One MLflow client; no global active run, so nothing depends on which process logs."""
+    """One MLflow client with explicit ids: no active run, no tracking URI of the whole process.
 
-    def __init__(self, uri: str | None, store: Store) -> None:
+    Everything it does may be done again, to go on where a killed process stopped.
+    """
+
+    def __init__(self, uri: str | None, store: Store, key: str) -> None:
         import mlflow
 
         for name in ("mlflow", "alembic", "sqlalchemy"):
             logging.getLogger(name).setLevel(logging.ERROR)
-        self.mlflow, self.store = mlflow, store
-        self.uri = uri or f"sqlite:///{store.root / 'mlflow.db'}"
-        mlflow.set_tracking_uri(self.uri)
-        self.client = mlflow.MlflowClient(self.uri)
-        found = self.client.get_experiment_by_name(EXPERIMENT)
+        self.store, self.key = store, key
         location = None if uri else (store.root / "mlflow-artifacts").as_uri()
-        self.experiment = (
-            found.experiment_id if found else self.client.create_experiment(EXPERIMENT, location)
-        )
+        with file_lock(store.root / ".mlflow.lock"):  # two processes must not create one database
+            self.client = mlflow.MlflowClient(tracking_uri(uri, store))
+            found = self.client.get_experiment_by_name(EXPERIMENT)
+            self.experiment = (
+                found.experiment_id
+                if found
+                else self.client.create_experiment(EXPERIMENT, location)
+            )
 
-    def start(self, name: str, parent: str | None) -> str:
-        tags = {"mlflow.runName": name, "mlflow.source.git.commit": git_commit() or "unknown"}
+    def open(self, name: str, parent: str | None = None) -> Any:
+        """The run of this name under our key: the one a killed process left, or a new one."""
+        key = f"{self.key} {name if parent else 'parent'}"
+        found = self.client.search_runs([self.experiment], f"tags.`{KEY}` = '{key}'", max_results=1)
+        if found:
+            return found[0]
+        tags = {
+            "mlflow.runName": name,
+            "mlflow.source.git.commit": git_commit() or "unknown",
+            KEY: key,
+        }
         if parent:
             tags["mlflow.parentRunId"] = parent
-        run_id: str = self.client.create_run(self.experiment, tags=tags).info.run_id
-        return run_id
+        return self.client.create_run(self.experiment, tags=tags)
 
-    def describe(self, run_id: str, params: dict[str, Any], tags: dict[str, Any]) -> None:
+    def describe(self, run: Any, params: dict[str, Any], tags: dict[str, Any]) -> None:
+        """Log what is not there yet: MLflow lets nobody change a parameter."""
         from mlflow.entities import Param, RunTag
 
-        entries = [Param(k, str(v)[:6000]) for k, v in params.items()]
+        entries = [Param(k, str(v)[:6000]) for k, v in params.items() if k not in run.data.params]
         for start in range(0, len(entries), 100):
-            self.client.log_batch(run_id, params=entries[start : start + 100])
-        self.client.log_batch(run_id, tags=[RunTag(k, str(v)) for k, v in tags.items()])
+            self.client.log_batch(run.info.run_id, params=entries[start : start + 100])
+        self.client.log_batch(run.info.run_id, tags=[RunTag(k, str(v)) for k, v in tags.items()])
 
-    def child(
-        self, config: Config, plan: Plan, row: dict[str, Any], index: int, parent: str
-    ) -> str:
+    def fill(self, run: Any, config: Config, plan: Plan, row: dict[str, Any], index: int) -> None:
         """One row and seed: parameters, digests, metrics by step, results and the model."""
         from mlflow.entities import Metric
 
-        seed = row["seeds"][index]
-        run_id = self.start(f"{row['row']} seed {seed}", parent)
+        run_id, seed = run.info.run_id, row["seeds"][index]
         jobs = {
             stage: job for (r, s, stage), job in plan.jobs.items() if (r, s) == (row["row"], seed)
         }
-        versions = {f"version.{name}": v for name, v in _versions().items()}
         digests = {f"digest.{stage}".replace(":", "."): job.digest for stage, job in jobs.items()}
         params = {"row": row["row"], "seed": seed, "recipe": row["recipe"][index]}
-        self.describe(
-            run_id, {**params, **_flatten(config.model_dump(mode="json"))}, {**versions, **digests}
-        )
+        params |= _flatten(config.model_dump(mode="json"))
+        self.describe(run, params, {**_version_tags(), **digests})
+        model = self._model(run_id, params)
         record = self.store.record(jobs["train"])
         assert record is not None
         metrics = []
@@ -122,47 +226,97 @@ class Tracker:
         }
         final |= {f"seconds.{stage}": value for stage, value in row["seconds"].items()}
         final |= {"steps": row["steps"]["total"][index], "images.pool": row["images"]["pool"]}
-        metrics += [Metric(k, float(v), 0, 0) for k, v in final.items()]
+        metrics += [Metric(k, float(v), 0, 0, model.model_id) for k, v in final.items()]
         for start in range(0, len(metrics), BATCH):
             self.client.log_batch(run_id, metrics=metrics[start : start + BATCH])
-        self._log_model(run_id, self.store.folder(jobs["train"]))
+        if model.status != "READY":
+            self._log_model(run_id, model, self.store.folder(jobs["train"]))
         self.client.set_terminated(run_id)
-        return run_id
 
-    def _log_model(self, run_id: str, checkpoint: Path) -> None:
-        """Log the final classifier from code, with a signature."""
+    def _model(self, run_id: str, params: dict[str, Any]) -> Any:
+        """The run's one logged model, with or without its files."""
+        found = self.client.search_logged_models(
+            [self.experiment], f"source_run_id = '{run_id}'", max_results=1
+        )
+        if found:
+            return found[0]
+        return self.client.create_logged_model(
+            self.experiment,
+            name="classifier",
+            source_run_id=run_id,
+            params={k: str(v)[:6000] for k, v in params.items()},
+        )
+
+    def _log_model(self, run_id: str, model: Any, checkpoint: Path) -> None:
+        """Log the final classifier from code, with a signature and pinned requirements.
+
+        `mlflow.pyfunc.log_model` would do this for the active run only, and anew each time.
+        """
+        import mlflow
         import numpy as np
-        from mlflow.models import ModelSignature
+        from mlflow.entities import LoggedModelOutput
+        from mlflow.models import Model, ModelSignature
         from mlflow.types import Schema, TensorSpec
 
         about = json.loads((checkpoint / DESCRIPTION).read_text())
         images = TensorSpec(np.dtype(np.float32), (-1, *about["image_shape"]))
         logits = TensorSpec(np.dtype(np.float32), (-1, about["num_classes"]))
-        with tempfile.TemporaryDirectory() as scratch, self.mlflow.start_run(run_id=run_id):
+        description = Model(
+            artifact_path=model.artifact_location,
+            model_uuid=model.model_id,
+            model_id=model.model_id,
+            run_id=run_id,
+        )
+        with tempfile.TemporaryDirectory() as scratch:
+            files, folder = Path(scratch) / "checkpoint", Path(scratch) / "model"
+            files.mkdir()
             for name in (WEIGHTS, DESCRIPTION):
-                shutil.copyfile(checkpoint / name, Path(scratch) / name)
-            self.mlflow.pyfunc.log_model(
-                name="classifier",
+                shutil.copyfile(checkpoint / name, files / name)
+            mlflow.pyfunc.save_model(
+                str(folder),
                 python_model=str(Path(__file__).with_name("pyfunc_model.py")),
-                artifacts={"checkpoint": scratch},
+                artifacts={"checkpoint": str(files)},
                 signature=ModelSignature(Schema([images]), Schema([logits])),
-                pip_requirements=["ssat_ray"],
+                pip_requirements=[f"{name}=={version(name)}" for name in MODEL_NEEDS],
+                mlflow_model=description,
             )
+            for compiled in folder.rglob("__pycache__"):
+                shutil.rmtree(compiled)
+            self.client.log_model_artifacts(model.model_id, str(folder))
+        known = self.client.get_run(run_id).outputs
+        if model.model_id not in [m.model_id for m in (known.model_outputs if known else [])]:
+            self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+        self.client.finalize_logged_model(model.model_id, "READY")
 
     def finish_parent(self, run_id: str, results: dict[str, Any], folder: Path) -> None:
+        from mlflow.entities import Metric
+
+        metrics = {}
         for row in results["rows"]:
             for attack, entry in row["accuracy"].items():
-                self.client.log_metric(run_id, f"{row['row']}.{attack}", entry["mean"])
-            self.client.log_metric(run_id, f"{row['row']}.seconds", row["seconds"]["total"])
+                metrics[f"{row['row']}.{attack}"] = entry["mean"]
+            metrics[f"{row['row']}.seconds"] = row["seconds"]["total"]
+        self.client.log_batch(run_id, [Metric(k, float(v), 0, 0) for k, v in metrics.items()])
         for name in ("report.html", "results.json", "run.json"):
             self.client.log_artifact(run_id, str(folder / name))
         self.client.set_terminated(run_id)
 
 
-def _versions() -> dict[str, str]:
+def _read_state(plan: Plan, folder: Path) -> dict[str, Any]:
+    """What `mlflow.json` says of the plan's report; empty if it is of another one."""
+    path = folder / STATE
+    state: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return state if state.get("report") == plan.report.digest else {}
+
+
+def _report_tags(plan: Plan) -> dict[str, Any]:
+    return {"digest": plan.report.digest, **_version_tags()}
+
+
+def _version_tags() -> dict[str, str]:
     from ssat_ray.stages.results import library_versions
 
-    return library_versions()
+    return {f"version.{name}": found for name, found in library_versions().items()}
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -17,6 +17,8 @@ from rich.table import Table
 
 from ssat_ray.pipeline import Watcher
 from ssat_ray.plan import STAGES, Plan
+from ssat_ray.report import words
+from ssat_ray.report.words import duration
 from ssat_ray.runtime import read_board
 from ssat_ray.store import Job
 
@@ -31,7 +33,7 @@ def quiet_output(log: Path) -> Iterator[TextIO]:
     sys.stdout.flush()
     sys.stderr.flush()
     saved = os.dup(1), os.dup(2)
-    screen = os.fdopen(os.dup(1), "w", buffering=1)
+    screen = os.fdopen(os.dup(1), "w", buffering=1, errors="replace")
     sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(sink, 1)
     os.dup2(sink, 2)
@@ -105,7 +107,7 @@ class View(Watcher):
         )
         self.current.remove(stage)
         if not self._live:
-            self._line(f"{stage}: done in {_duration(seconds)}")
+            self._line(f"{stage}: done in {duration(seconds)}")
 
     def waiting(self, job: Job) -> None:
         if job.digest not in self.waited:
@@ -137,7 +139,9 @@ class View(Watcher):
     def _line(self, text: str) -> None:
         self._last_line = time.time()
         self.console.print(
-            f"[{_duration(time.time() - self.start):>7}] {text}", highlight=False, markup=False
+            f"[{duration(round(time.time() - self.start)):>7}] {text}",
+            highlight=False,
+            markup=False,
         )
 
     def _table(self) -> Table:
@@ -146,7 +150,7 @@ class View(Watcher):
             table.add_column(heading, style="bold" if heading == "stage" else "")
         for name, entry in self.stages.items():
             done = entry["jobs"] - entry["todo"]
-            seconds = "" if entry["seconds"] is None else _duration(entry["seconds"])
+            seconds = "" if entry["seconds"] is None else duration(entry["seconds"])
             status = (
                 "up to date" if not entry["todo"] and entry["seconds"] is None else entry["status"]
             )
@@ -158,47 +162,30 @@ def _status(name: str, entry: dict[str, Any]) -> str:
     """`train lcs-km seed 0   340/750 steps  17.1/s  left 24 s  loss 0.51`"""
     elapsed = time.time() - entry["since"]
     rate = (entry["done"] - entry["first"]) / elapsed if elapsed > 1 else 0.0
-    left = f"  left {_duration((entry['total'] - entry['done']) / rate)}" if rate else ""
+    left = f"  left {duration((entry['total'] - entry['done']) / rate)}" if rate else ""
     speed = f"  {rate:,.1f}/s" if rate else ""
     return f"{name}  {entry['done']:,.0f}/{entry['total']:,.0f} {entry['unit']}{speed}{left}  {entry['note']}".rstrip()
 
 
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
 def results_table(results: dict[str, Any]) -> Table:
     """The comparison for the terminal: accuracies with intervals, images, steps, seconds."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    attacks = [
-        a for a in ("clean", "pgd", "apgd-ce", "autoattack") if a in results["rows"][0]["accuracy"]
-    ]
-    names = [results["rows"][0]["accuracy"][a]["name"] for a in attacks]
-    for heading in (
-        "row",
-        "images",
-        *(f"{n} %" for n in names),
-        "PGD vs random",
-        "steps",
-        "total s",
-    ):
+    rows = results["rows"]
+    names = words.attack_names(rows)
+    caption = "\n".join(words.notes(results)) or None
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.caption, table.caption_justify = caption, "left"
+    accuracies = [f"{name} %" for name in names.values()]
+    for heading in ("row", "images", *accuracies, "PGD vs random", "steps", "total s"):
         table.add_column(heading, justify="left" if heading == "row" else "right")
-    for row in results["rows"]:
-        accuracy = [_interval(row["accuracy"].get(a)) for a in attacks]
+    for row in rows:
+        entries = [row["accuracy"].get(attack) for attack in names]
         difference = row["differences"].get("random")
-        versus = (
-            ""
-            if difference is None
-            else f"{difference['mean']:+.1f} [{difference['low']:+.1f}, {difference['high']:+.1f}]"
-        )
-        images = f"{row['images']['labelled'] + row['images']['pool']:,}"
-        steps = f"{sum(row['steps']['total']) / len(row['seeds']):,.0f}"
         table.add_row(
-            row["row"], images, *accuracy, versus, steps, f"{row['seconds']['total']:,.0f}"
+            row["row"],
+            f"{words.num_images(row):,}",
+            *(words.interval(entry) if entry else "" for entry in entries),
+            words.interval(difference, sign=True) if difference else "",
+            words.steps_in_text(row),
+            f"{row['seconds']['total']:,.0f}",
         )
     return table
-
-
-def _interval(entry: dict[str, Any] | None) -> str:
-    return "" if entry is None else f"{entry['mean']:.1f} [{entry['low']:.1f}, {entry['high']:.1f}]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+
+from ssat_ray import cli, pipeline
 
 SSAT = str(Path(sys.executable).with_name("ssat"))
 
@@ -49,6 +52,9 @@ def overrides(*values: str) -> list[str]:
             ["run", "digits", *overrides(*SMALL, "data.path=missing.npz")],
             "missing.npz does not exist",
         ),
+        (["run", "digits", "--name", "exp/one"], "--name 'exp/one'"),
+        (["run", "digits", "--name", ""], "--name ''"),
+        (["pretrain", "digits", "--name", ".."], "--name '..'"),
         (["gc", "--store", "nowhere"], "there is no such folder"),
     ],
 )
@@ -104,6 +110,64 @@ def test_model_import_errors_come_before_ray(tmp_path: Path) -> None:
     assert "no_such_module" in done.stderr
 
 
+def test_usage_errors_are_shown_and_exit_2(tmp_path: Path) -> None:
+    done = ssat("show", "digits", "--sett", "select.ratio=0.1", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--sett" in done.stderr and "Usage" in done.stderr
+
+
+INTERRUPT = """\
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+signal.raise_signal(signal.SIGINT)
+"""
+
+
+def test_an_interrupt_exits_130_and_says_how_to_go_on(tmp_path: Path) -> None:
+    (tmp_path / "interrupt.py").write_text(INTERRUPT)
+    done = subprocess.run(
+        [SSAT, "run", "digits", "--set", "model.name=interrupt:net"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"},
+    )
+    assert done.returncode == 130
+    assert done.stderr == "ssat: interrupted; run the same command to continue.\n"
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (SystemExit(0), 130, "interrupted"),
+        (SystemExit(3), 3, ""),
+    ],
+)
+def test_an_interrupt_within_the_pipeline(
+    end: BaseException,
+    code: int,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Ray Train answers SIGINT with SystemExit(0)."""
+
+    def run(*args: object, **kwargs: object) -> None:
+        raise end
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pipeline, "run", run)
+    monkeypatch.setattr(sys, "argv", ["ssat", "run", "digits"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == code
+    error = capfd.readouterr().err
+    assert said in error and bool(said) == bool(error)
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_diverging_run_fails_with_exit_1_and_keeps_the_rest(
@@ -138,8 +202,6 @@ def test_a_degenerate_score_is_an_error_that_names_the_method(tmp_path: Path) ->
         "intermediate: {num_steps: 5}\npretrain: {num_steps: 5}\n"
         "generate: {num_images: 200, num_inference_steps: 2, shard_rows: 100}\n"
     )
-    import os
-
     done = subprocess.run(
         [SSAT, "select", "flat.yaml"],
         cwd=tmp_path,

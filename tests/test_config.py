@@ -114,7 +114,42 @@ def test_the_tree_is_frozen() -> None:
         ("train.lr", ["train.lr", "key=value"]),
         ("runtime=5", ["runtime=5", "dictionary"]),
         ("train.none_recipes.slow.lrr=1", ["train.none_recipes.slow", "'lrr'", "'lr'"]),
-        ("train.none_recipes.slow.lr=-1", ["lr=-1", "greater than 0"]),
+        ("train.none_recipes.slow.none_recipes={}", ["train.none_recipes.slow", "'none_recipes'"]),
+        ("train.none_recipes.slow=5", ["train.none_recipes.slow=5", "dictionary"]),
+        ("train.none_recipes.slow.lr=-1", ["train.none_recipes.slow.lr=-1", "greater than 0"]),
+        (
+            "train.none_recipes.slow.patience=true",
+            ["train.none_recipes.slow.patience=True", "integer", "without a rise"],
+        ),
+        ("train.none_recipes.default.lr=0.01", ["train.none_recipes.default", "another"]),
+        ("train.none_recipes.best-of-recipes.lr=0.01", ["train.none_recipes.best-of-recipes"]),
+        ("train.none_recipes.half-rate.lr.x=1", ["train.none_recipes.half-rate.lr=0.05", "--set"]),
+        ("select.ratio=true", ["select.ratio=True", "number", "float"]),
+        ("select.ratio='0.1'", ["select.ratio='0.1'", "number", "float"]),
+        ("generate.num_images=true", ["generate.num_images=True", "integer"]),
+        ("generate.num_images='3'", ["generate.num_images='3'", "integer"]),
+        ("generate.num_images=3.0", ["generate.num_images=3.0", "integer"]),
+        ("cluster.k=true", ["cluster.k=True", "integer"]),
+        ("seeds=[true]", ["seeds.0=True", "integer"]),
+        ("model.widths=['32', 64]", ["model.widths.0='32'", "integer"]),
+        ("model.widths=32", ["model.widths=32", "tuple"]),
+        ("select.per_class=1", ["select.per_class=1", "boolean", "bool"]),
+        ("select.per_class='yes'", ["select.per_class='yes'", "boolean"]),
+        ("runtime.store=5", ["runtime.store=5", "string"]),
+        ("seeds=2024-13-45", ["seeds=2024-13-45", "YAML"]),
+        ("evaluate.autoattack_seeds=[0, 3]", ["evaluate.autoattack_seeds=[0, 3]", "seeds=[0]"]),
+        (
+            "generate.num_inference_steps=1001",
+            ["generate.num_inference_steps=1001", "pretrain.num_timesteps=1000"],
+        ),
+        ("select.ratio=0.00005", ["select.ratio=5e-05", "generate.num_images=10000"]),
+        ("intermediate.batch_size=1", ["intermediate.batch_size=1", "runtime.train_workers=2"]),
+        ("pretrain.batch_size=1", ["pretrain.batch_size=1", "runtime.train_workers=2"]),
+        ("train.batch_size=1", ["train.batch_size=1", "runtime.train_workers=2"]),
+        (
+            "train.none_recipes.small.batch_size=1",
+            ["train.none_recipes.small.batch_size=1", "runtime.train_workers=2"],
+        ),
     ],
 )
 def test_mistakes_name_key_value_allowed_and_nearest(override: str, parts: list[str]) -> None:
@@ -129,6 +164,41 @@ def test_mistakes_name_key_value_allowed_and_nearest(override: str, parts: list[
 
 def test_k_may_equal_the_pool() -> None:
     assert load_config("digits", ["cluster.k=6", "generate.num_images=6"]).cluster.k == 6
+
+
+def test_the_bounds_themselves_are_fine() -> None:
+    config = load_config(
+        "digits",
+        [
+            "generate={num_inference_steps: 50, num_images: 20}",
+            "pretrain={num_timesteps: 50, batch_size: 3}",
+            "select.ratio=0.03",
+            "train={batch_size: 3, none_recipes: {small: {batch_size: 3}}}",
+            "intermediate.batch_size=3",
+            "runtime.train_workers=3",
+            "seeds=[1, 2]",
+            "evaluate.autoattack_seeds=[2]",
+        ],
+    )
+    assert round(config.select.ratio * config.generate.num_images) == 1
+    assert config.evaluate.autoattack_seeds == (2,)
+
+
+def test_an_empty_selection_matters_to_rows_that_select_only() -> None:
+    assert load_config("digits", ["rows=[none, full]", "generate.num_images=2"])
+    assert "select.ratio=0.2" in _message("rows=[full, random]", "generate.num_images=2")
+
+
+def test_integers_and_exponents_are_numbers() -> None:
+    config = load_config("digits", ["train.lr=1", "pretrain.lr=1e-3", "train.delta=+.5E0"])
+    assert (config.train.lr, config.pretrain.lr, config.train.delta) == (1.0, 0.001, 0.5)
+    assert isinstance(config.train.lr, float)
+
+
+def test_two_mistakes_in_a_recipe_are_both_named() -> None:
+    message = _message("train.none_recipes.half-rate={lr: -1, precision: fp8}")
+    assert "train.none_recipes.half-rate.lr=-1" in message
+    assert "train.none_recipes.half-rate.precision='fp8'" in message
 
 
 def test_two_mistakes_are_both_named() -> None:
@@ -173,7 +243,11 @@ def test_bad_preset_files(tmp_path: Path) -> None:
     assert missing in _message(preset=missing)
     path = tmp_path / "bad.yaml"
     path.write_text("rows: [none\n")
-    assert str(path) in _message(preset=str(path)) and "YAML" in _message(preset=str(path))
+    message = _message(preset=str(path))
+    assert str(path) in message and "YAML" in message and "\n" not in message
+    path.write_bytes("rows: [full]  # für".encode("latin-1"))
+    message = _message(preset=str(path))
+    assert str(path) in message and "UTF-8" in message and "0xfc" in message
     path.write_text("- a\n- b\n")
     assert "mapping" in _message(preset=str(path)) and "list" in _message(preset=str(path))
     path.write_text("train: {lrr: 1}\n")
@@ -196,12 +270,17 @@ def test_an_override_below_an_empty_section(tmp_path: Path) -> None:
     assert load_config(str(path), ["train.lr=0.3"]).train.lr == 0.3
 
 
-def test_a_recipe_called_default_is_refused() -> None:
-    assert "default" in _message("train.none_recipes.default.lr=0.01")
+@pytest.mark.parametrize("found", ["5", "[]", "abc"])
+def test_an_override_below_a_value_that_is_no_section(found: str, tmp_path: Path) -> None:
+    path = tmp_path / "flat.yaml"
+    path.write_text(f"select: {found}\n")
+    message = _message("select.ratio=0.1", preset=str(path))
+    assert f"select={yaml.safe_load(found)!r}" in message and "select.ratio" in message
 
 
 def test_negative_seeds_are_refused() -> None:
-    assert "seeds" in _message("seeds=[-1]")
+    message = _message("seeds=[-1]")
+    assert "seeds.0=-1" in message and "at least 1 item" not in message
 
 
 def test_a_right_leaf_in_a_wrong_place_suggests_the_right_place() -> None:

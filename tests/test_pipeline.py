@@ -29,12 +29,12 @@ def run_ssat(*args: str, cwd: Path, timeout: float = 600) -> subprocess.Complete
 
 
 def artefact_hashes(store: Store, job: Job) -> dict[str, str]:
-    """SHA-256 of every file of an artefact except its record, which holds times and pids."""
+    """SHA-256 of every file of an artefact but its record and a dead lease, which hold times and pids."""
     folder = store.folder(job)
     return {
         str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
         for p in sorted(folder.rglob("*"))
-        if p.is_file() and p.name != "stage.json"
+        if p.is_file() and p.name not in ("stage.json", "lease.json")
     }
 
 

@@ -1,12 +1,14 @@
 """Which jobs a configuration asks for, and which settings change which digests."""
 
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
-from ssat_ray.config import Config, load_config
+from ssat_ray.config import RESERVED_RECIPES, Config, load_config
 from ssat_ray.errors import UserError
-from ssat_ray.plan import STAGES, Plan, build_plan, default_name
+from ssat_ray.pipeline import preflight
+from ssat_ray.plan import STAGES, Plan, build_plan, check_name, default_name
 from ssat_ray.stages.train import BEST
 
 SELECTING = ("random", "pcs", "lcs-km", "lcs-gmm", "easy")
@@ -132,6 +134,25 @@ def test_none_is_the_best_of_its_recipes() -> None:
     assert plain.digest == best.inputs["default"].digest
 
 
+def test_no_recipe_can_take_a_name_that_the_plan_uses() -> None:
+    assert set(RESERVED_RECIPES) == {"default", BEST}
+
+
+def _preflight(*overrides: str) -> None:
+    """Of ten classes of 8 x 8 images."""
+    config = load_config("digits", list(overrides))
+    record = {"image_shape": (1, 8, 8), "num_classes": 10}
+    preflight(config, build_plan(config), SimpleNamespace(record=lambda job: record))
+
+
+def test_one_cluster_a_class_needs_a_pool_as_large() -> None:
+    with pytest.raises(UserError, match=r"cluster\.k=null.* 10 .*generate\.num_images=9"):
+        _preflight("generate.num_images=9")
+    _preflight("generate.num_images=10")
+    _preflight("generate.num_images=9", "cluster.k=9")
+    _preflight("generate.num_images=9", "rows=[random, full]")
+
+
 def test_unique_holds_each_artefact_once_in_an_order_that_can_run() -> None:
     plan = _plan("seeds=[0, 1]")
     seen: set[str] = set()
@@ -162,6 +183,20 @@ def test_default_name_is_the_presets_unless_a_result_changes() -> None:
     prefix, _, digits = first.partition("-")
     assert prefix == "digits" and len(digits) == 8 and int(digits, 16) >= 0
     assert default_name(Config(preset="gone")).startswith("gone-")
+
+
+@pytest.mark.parametrize(
+    "name", ["exp/one", "../one", "..", ".", ".one", "", " ", "a\\b", "/tmp/x"]
+)
+def test_a_run_name_that_gc_would_not_see_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="--name") as caught:
+        check_name(name)
+    assert repr(name) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["results", "first-try", "v1.2", "two words"])
+def test_plain_run_names_pass(name: str) -> None:
+    assert check_name(name) == name
 
 
 def test_the_files_content_decides(tmp_path) -> None:

@@ -1,14 +1,22 @@
-"""Meter, commit and threads."""
+"""Meter, commit, threads, and what the log is told of a failure."""
 
 from __future__ import annotations
 
 import re
+import subprocess
 import time
+from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
-from ssat_ray.runtime import Meter, git_commit, use_threads
+from ssat_ray import pipeline
+from ssat_ray.config import RuntimeConfig
+from ssat_ray.errors import RunFailed
+from ssat_ray.runtime import Meter, use_threads
+from ssat_ray.stages.base import Stage, StageContext
+from ssat_ray.store import Job, Store, git_commit
 
 
 def test_meter_sees_time_and_memory() -> None:
@@ -24,6 +32,10 @@ def test_meter_sees_time_and_memory() -> None:
 def test_git_commit_is_a_hash() -> None:
     commit = git_commit()
     assert commit is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", commit)
+    if commit:
+        root = Path(pipeline.__file__).parent
+        head = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True)
+        assert commit.removesuffix("-dirty") == head.stdout.decode().strip()
 
 
 def test_use_threads() -> None:
@@ -31,3 +43,20 @@ def test_use_threads() -> None:
     use_threads(1)
     assert torch.get_num_threads() == 1
     use_threads(found)
+
+
+def test_the_log_gets_the_cause_of_a_failed_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(jobs: list[Job], context: StageContext) -> None:
+        try:
+            raise ValueError("the cause deep inside")
+        except ValueError as error:
+            raise RunFailed("labelled: the last line") from error
+
+    monkeypatch.setitem(pipeline.STAGES, "labelled", Stage("labelled", 1, fail))
+    context = StageContext(Store(tmp_path), RuntimeConfig(), tmp_path / "run.log")
+    with pytest.raises(RunFailed, match="the last line"):
+        pipeline.execute([Job("labelled", 1, {}, {})], context, pipeline.Watcher())
+    logged = capsys.readouterr().err
+    assert "ValueError: the cause deep inside" in logged and "Traceback" in logged

@@ -7,14 +7,26 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ssat_ray import store as store_module
 from ssat_ray.errors import UserError
-from ssat_ray.store import Job, Lease, Store, canonical_json, folder_bytes, write_atomic
+from ssat_ray.store import (
+    LEFTOVERS,
+    Job,
+    Lease,
+    Store,
+    canonical_json,
+    folder_bytes,
+    git_commit,
+    made_by,
+    write_atomic,
+)
 
 JOB = Job("train", 1, {"seed": 0, "row": "full"}, {"lr": 0.1, "steps": 3})
 RACERS = 8
@@ -134,11 +146,48 @@ def test_publish_makes_the_record_readable_with_all_that_determines_it(tmp_path:
         "params": job.params,
         "config": job.config,
         "inputs": {"data": job.inputs["data"].digest},
+        "made_by": made_by(),
         "seconds": 1.5,
     }
     assert store.folder(job) == tmp_path / "train" / job.digest
     assert sorted(os.listdir(store.folder(job))) == ["model.bin", "stage.json"]
     assert folder_bytes(store.folder(job), ["*.bin"]) == 3
+
+
+def test_made_by_names_code_libraries_and_machine_and_nothing_else() -> None:
+    found = made_by()
+    assert set(found) == {"ssat_ray", "commit", "python", "versions", "machine"}
+    assert set(found["machine"]) == {"cpu", "cores", "platform"}, "the host's name stays out"
+    assert found["versions"]["torch"] == metadata.version("torch")
+    assert found["versions"]["numpy"] == metadata.version("numpy")
+    assert found["ssat_ray"] == metadata.version("ssat_ray") and found["commit"] == git_commit()
+    assert found["machine"]["cpu"] and found["machine"]["cores"] == os.cpu_count()
+
+
+def test_git_is_asked_once_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, run = [], subprocess.run
+
+    def counted(*args: object, **options: object) -> object:
+        calls.append(args)
+        return run(*args, **options)
+
+    for cached in (git_commit, made_by):
+        cached.cache_clear()
+    monkeypatch.setattr(store_module.subprocess, "run", counted)
+    for number in range(3):
+        Store(tmp_path).publish(replace(JOB, version=number), {})
+        git_commit()
+    assert len(calls) == 1
+
+
+def test_the_record_needs_neither_ray_nor_torch(tmp_path: Path) -> None:
+    script = (
+        "import sys\nfrom ssat_ray.store import Job, Store\n"
+        "Store(sys.argv[1]).publish(Job('train', 1, {}, {}), {})\n"
+        "print({'ray', 'torch', 'numpy', 'mlflow'} & set(sys.modules))"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == "set()\n"
 
 
 def test_readers_never_see_half_a_record(tmp_path: Path) -> None:
@@ -348,3 +397,75 @@ def test_gc_with_a_damaged_run_is_a_user_error_and_removes_nothing(tmp_path: Pat
     with pytest.raises(UserError, match=r"run\.json"):
         store.collect_garbage(tmp_path / "runs")
     assert folder.exists()
+
+
+def _age(*paths: Path, seconds: float = 7200.0) -> None:
+    for path in paths:
+        os.utime(path, (time.time() - seconds,) * 2)
+
+
+def _unfinished(folder: Path, size: int = 10) -> list[Path]:
+    """What a stage keeps while it runs, as a kill leaves it; `lease.json` names a dead process."""
+    for name in ("state.pt", "failed.txt", "parts/00000.json", "parts/embeddings-00000.npy"):
+        write_atomic(folder / name, b"x" * size)
+    _write_lease(folder / "lease.json", owner="other", pid=_dead_pid())
+    return [folder / name for name in LEFTOVERS]
+
+
+def test_gc_knows_what_the_stages_keep_while_they_run() -> None:
+    from ssat_ray.stages.group import FAILED
+    from ssat_ray.stages.parts import NOTES
+    from ssat_ray.training.state import NAME
+
+    assert set(LEFTOVERS) == {NOTES, NAME, FAILED, "lease.json"}
+
+
+def test_gc_sweeps_published_artefacts_and_leaves_unfinished_ones(tmp_path: Path) -> None:
+    store, runs = Store(tmp_path / "store"), tmp_path / "runs"
+    published, held, unfinished = (replace(JOB, version=v) for v in (1, 2, 3))
+    done, live = _artefact(store, published), _artefact(store, held)
+    open_ = store.folder(unfinished)
+    left = {folder: _unfinished(folder) for folder in (done, live, open_)}
+    _write_lease(live / "lease.json", owner="other")
+    named = [folder.name for folder in (done, live, open_)]
+    write_atomic(runs / "one" / "run.json", json.dumps({"digests": named}))
+    old = [
+        folder / f".{name}.0123.tmp"
+        for folder in (done, done / "parts", live, open_, runs / "one")
+        for name in ("state.pt",)
+    ]
+    young = done / ".shard.4567.tmp"
+    for path in (*old, young):
+        path.write_bytes(b"12345")
+    _age(*old)
+    lease_bytes = (done / "lease.json").stat().st_size
+    expected = 4 * 10 + lease_bytes + 4 * 5  # one of the five is in a leased folder
+
+    assert store.collect_garbage(runs, dry_run=True) == ([], expected)
+    assert all(path.exists() for paths in left.values() for path in paths)
+    assert all(path.exists() for path in old)
+
+    assert store.collect_garbage(runs) == ([], expected)
+    assert sorted(os.listdir(done)) == [young.name, "data.bin", "stage.json"]
+    assert all(path.exists() for path in left[live]) and old[2].exists()
+    assert all(path.exists() for path in left[open_]), "a killed job goes on from these"
+    assert not old[3].exists() and os.listdir(runs / "one") == ["run.json"]
+    assert store.collect_garbage(runs, min_age=0.0) == ([], 5) and not young.exists()
+    assert store.record(published) is not None
+
+
+def test_taking_a_lease_sweeps_what_the_dead_holder_was_writing(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    folder = store.folder(JOB)
+    left = _unfinished(folder)
+    stale = [folder / ".state.pt.0123.tmp", folder / "parts" / ".00001.json.4567.tmp"]
+    for path in stale:
+        path.write_bytes(b"half")
+    with store.lease(JOB) as mine:
+        assert mine
+        assert not any(path.exists() for path in stale)
+        assert all(path.exists() for path in left)
+        stale[0].write_bytes(b"ours")
+        with store.lease(JOB) as second:
+            assert not second
+        assert stale[0].exists(), "a refused process must not touch the holder's files"

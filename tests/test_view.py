@@ -13,7 +13,7 @@ from rich.console import Console
 
 from ssat_ray.config import load_config
 from ssat_ray.plan import build_plan
-from ssat_ray.view import View, _duration, _status, quiet_output, results_table
+from ssat_ray.view import View, _status, quiet_output, results_table
 
 
 def test_plain_lines_name_stage_and_jobs() -> None:
@@ -47,7 +47,6 @@ def test_status_has_rate_and_time_left() -> None:
     assert "100/300 steps" in text
     assert "10.0/s" in text
     assert "left 20 s" in text
-    assert _duration(59.6) == "1 min 00 s"
 
 
 def test_quiet_output_catches_children_too(tmp_path: Path) -> None:
@@ -68,6 +67,19 @@ def test_quiet_output_catches_children_too(tmp_path: Path) -> None:
     assert callable(quiet_output)
 
 
+def test_a_terminal_that_lacks_a_character_ends_no_run(tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path\n"
+        "from ssat_ray.view import quiet_output\n"
+        "with quiet_output(Path('log')) as screen:\n"
+        "    print('\\u2265 500', file=screen)\n"
+    )
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, env=os.environ | ascii_only)
+    assert done.stdout.split() == [b"?", b"500"]
+
+
 def test_results_table_shows_intervals() -> None:
     entry = {"mean": 83.21, "low": 80.0, "high": 86.0, "name": "PGD-40"}
     row = {
@@ -76,11 +88,34 @@ def test_results_table_shows_intervals() -> None:
         "images": {"labelled": 300, "pool": 2000},
         "accuracy": {"clean": {**entry, "name": "clean"}, "pgd": entry},
         "differences": {"random": {"mean": -0.4, "low": -1.5, "high": 0.7}},
-        "steps": {"total": [500]},
+        "steps": {"total": [500], "hit_max_steps": [True]},
         "seconds": {"total": 321.0},
+        "seconds_train": [40.0],
+        "seconds_all_recipes": 70.0,
     }
     out = io.StringIO()
     Console(file=out, width=200).print(results_table({"rows": [row]}))
     text = out.getvalue()
-    for expected in ("PGD-40 %", "83.2 [80.0, 86.0]", "-0.4 [-1.5, +0.7]", "2,300", "500", "321"):
+    for expected in ("PGD-40 %", "83.2 [80.0, 86.0]", "-0.4 [-1.5, +0.7]", "2,300", "321"):
         assert expected in text
+    assert "≥ 500 (limit)" in text
+    assert "Choosing lcs-km's recipe took 30 s more" in text
+
+
+def test_the_results_table_fits_a_line_a_row() -> None:
+    entry = {"mean": 83.21, "low": 80.0, "high": 86.0, "name": "AutoAttack"}
+    row = {
+        "row": "lcs-gmm",
+        "seeds": [0, 1, 2],
+        "images": {"labelled": 300, "pool": 10000},
+        "accuracy": dict.fromkeys(("clean", "pgd", "apgd-ce", "autoattack"), entry),
+        "differences": {"random": {"mean": -0.4, "low": -1.5, "high": 0.7}},
+        "steps": {"total": [1250, 1250, 1200], "hit_max_steps": [True, True, False]},
+        "seconds": {"total": 321.0},
+        "seconds_train": [40.0],
+        "seconds_all_recipes": 40.0,
+    }
+    out = io.StringIO()
+    Console(file=out, width=140).print(results_table({"rows": [row]}))
+    line = out.getvalue().splitlines()[1]
+    assert line.endswith("≥ 1,233 (limit 2/3)      321")

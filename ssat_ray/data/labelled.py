@@ -91,10 +91,18 @@ def split(images: NDArray[np.uint8], labels: NDArray[np.int64], config: DataConf
         for name, a, b in zip(names, bounds[:-1], bounds[1:], strict=True)
     }
     num_classes = int(labels.max()) + 1
-    if len(np.unique(parts["labelled"][1])) < 2:
+    found = np.unique(parts["labelled"][1])
+    if len(found) < 2:
         raise UserError(
             "the labelled images are all of one class; a decision boundary needs at least two. "
             "Check the labels, or raise data.num_labelled."
+        )
+    if len(found) < num_classes:
+        missing = sorted(set(range(num_classes)) - set(found.tolist()))
+        raise UserError(
+            f"labels go up to {num_classes - 1}, but no labelled image has class "
+            f"{', '.join(map(str, missing[:10]))}. Number the classes from 0 without gaps, and raise "
+            "data.num_labelled (or change data.split_seed) until each class is among them."
         )
     return LabelledSet({name: parts[name] for name in SPLITS}, num_classes)
 

@@ -68,20 +68,6 @@ def write_shard(folder: Path, index: int, shard: Shard) -> dict[str, Any]:
     }
 
 
-def describe_shard(path: Path) -> dict[str, Any]:
-    """The manifest entry of a shard that is already on disk (a resumed stage finds such)."""
-    ids = pq.read_table(path, columns=["id"])["id"].to_numpy()
-    data = path.read_bytes()
-    return {
-        "file": path.name,
-        "rows": len(ids),
-        "first_id": int(ids[0]),
-        "last_id": int(ids[-1]),
-        "bytes": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
-    }
-
-
 def manifest(
     shards: list[dict[str, Any]], image_shape: tuple[int, int, int], num_classes: int
 ) -> str:

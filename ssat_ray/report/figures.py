@@ -20,16 +20,17 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ssat_ray.report.words import ROWS
+
 Float = npt.NDArray[np.floating[Any]]
 Int = npt.NDArray[np.integer[Any]]
 UInt8 = npt.NDArray[np.uint8]
 
-ROW_ORDER = ("none", "random", "pcs", "lcs-km", "lcs-gmm", "gmm-ll", "easy", "full")
 BOUNDARY, REMAINDER = 1, 2
 """Codes in `FigureData.reasons`; 0 is a pool image that was not selected."""
 
 _INK, _MUTED, _RULE, _BOUNDARY, _POOL, _REAL, _PAPER = (f"#00000{i}" for i in range(1, 8))
-_ROW_COLOURS = {row: f"#0000{16 + i:02x}" for i, row in enumerate(ROW_ORDER)}
+_ROW_COLOURS = {row: f"#0000{16 + i:02x}" for i, row in enumerate(ROWS)}
 _CSS = {
     _INK: "var(--ink)",
     _MUTED: "var(--muted)",
@@ -40,7 +41,7 @@ _CSS = {
     _PAPER: "var(--paper)",
 } | {colour: f"var(--row-{row})" for row, colour in _ROW_COLOURS.items()}
 _RASTER_COLOURS = {0: "#8b929b", BOUNDARY: "#e8590c", REMAINDER: "#2f7fd1"}
-_MARKERS = dict(zip(ROW_ORDER, "XosD^vP*", strict=True))
+_MARKERS = dict(zip(ROWS, "XosD^vP*", strict=True))
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "ssat_ray",
@@ -62,7 +63,7 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True, eq=False)
 class FigureData:
-    """What the figures need: N pool images, M real validation images, L labelled images.
+    """What the figures need: N pool images and M real validation images.
 
     Attributes:
         images: (N, H, W, C) uint8, the pool.
@@ -72,7 +73,6 @@ class FigureData:
         embeddings: (N, D) float, of the intermediate model.
         top_classes, top_probabilities: (N, 2), its two most probable classes, best first.
         real_images, real_labels, real_embeddings, real_scores: the same for real images (M).
-        labelled_images: (L, H, W, C) uint8, the labelled training images.
         neighbour_generated, neighbour_real: (N,), (M,) Euclidean distance, pixels in [0, 1], to
             the nearest labelled training image.
         show_method: whose selection the projection and the grids show; None: no scored method.
@@ -89,7 +89,6 @@ class FigureData:
     real_labels: Int
     real_embeddings: Float
     real_scores: dict[str, Float]
-    labelled_images: UInt8
     neighbour_generated: Float
     neighbour_real: Float
     show_method: str | None

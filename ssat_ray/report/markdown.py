@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-ATTACKS = ("clean", "pgd", "apgd-ce", "autoattack")
+from ssat_ray.report import words
 
 
 def markdown_table(results: dict[str, Any]) -> str:
@@ -12,40 +12,45 @@ def markdown_table(results: dict[str, Any]) -> str:
 
     AutoAttack may cover fewer seeds than the rest; its heading says so.
     """
-    rows = results["rows"]
-    attacks = [a for a in ATTACKS if a in rows[0]["accuracy"]]
+    rows, seeds = results["rows"], results["seeds"]
+    names = words.attack_names(rows)
     heads = ["row", "images"]
-    for attack in attacks:
-        entry = rows[0]["accuracy"][attack]
-        fewer = len(entry["seeds"]) < len(rows[0]["seeds"])
-        seeds = f" (seed {', '.join(map(str, entry['seeds']))})" if fewer else ""
-        heads.append(f"{entry['name']} %{seeds}")
-    heads += ["PGD minus `random`, points", "steps", "total s", "peak MiB"]
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" + "---:|" * (len(heads) - 1)]
+    for attack, name in names.items():
+        covered = next(r["accuracy"][attack]["seeds"] for r in rows if attack in r["accuracy"])
+        heads.append(f"{name} %" + (f" ({_seeds(covered)})" if len(covered) < len(seeds) else ""))
+    heads += ["PGD minus `random`, points", "steps", "total s", "peak MiB (stage)"]
+    lines = [_line(heads), "|" + "---|" + "---:|" * (len(heads) - 1)]
     for row in rows:
+        accuracy = [row["accuracy"].get(attack) for attack in names]
         difference = row["differences"].get("random")
+        peak, stage = words.peak_memory(row)
         cells = [
             f"`{row['row']}`",
-            f"{row['images']['labelled'] + row['images']['pool']:,}",
-            *(_interval(row["accuracy"][a], "{:.1f}") for a in attacks),
-            _interval(difference, "{:+.1f}") if difference else "",
-            f"{sum(row['steps']['total']) / len(row['seeds']):,.0f}",
+            f"{words.num_images(row):,}",
+            *(words.interval(entry) if entry else "" for entry in accuracy),
+            words.interval(difference, sign=True) if difference else "",
+            words.steps_in_text(row),
             f"{row['seconds']['total']:,.0f}",
-            f"{row['peak_memory_bytes']['max'] / 2**20:,.0f}",
+            f"{peak / 2**20:,.0f}" + (f" ({stage})" if stage else ""),
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    machine, seeds = results["machine"], ", ".join(map(str, results["seeds"]))
+        lines.append(_line(cells))
+    machine, images = results["machine"], f"the {results['data']['num_test']} test images"
+    over = f"seeds and {images} together" if len(seeds) > 1 else f"{images} only"
     lines += [
         "",
-        f"Seeds {seeds}; 95 % intervals over seeds and the {results['data']['num_test']} test images "
-        f"together; eps {results['eps']}. Machine: {machine['cpu']}, {machine['cores']} cores, "
-        f"{machine['memory_gib']} GiB; torch {machine['versions']['torch']}, "
-        f"Ray {machine['versions']['ray']}; {results['created'][:10]}, "
-        f"commit {str(results['git_commit'])[:10]}.",
+        f"{_seeds(seeds).capitalize()}; 95 % intervals over {over}; eps {results['eps']}. "
+        f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB; "
+        f"torch {machine['versions']['torch']}, Ray {machine['versions']['ray']}; "
+        f"{results['created'][:10]}, commit {words.short_commit(results['git_commit'])}.",
     ]
+    for note in words.notes(results):
+        lines += ["", note]
     return "\n".join(lines) + "\n"
 
 
-def _interval(entry: dict[str, Any], form: str) -> str:
-    mean, low, high = (form.format(entry[k]) for k in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _seeds(seeds: list[int]) -> str:
+    return f"seed{'' if len(seeds) == 1 else 's'} {', '.join(map(str, seeds))}"

@@ -64,9 +64,7 @@ def _embedding_file(folder: Path, part: int) -> Path:
     return folder / NOTES / f"embeddings-{part:05d}.npy"
 
 
-@ray.remote(
-    num_cpus=0
-)  # the embedding actors hold every CPU until the stream ends and are idle by then
+@ray.remote(num_cpus=1)
 class ClusterActor:
     """Fits the clusters of one job on all its embeddings."""
 

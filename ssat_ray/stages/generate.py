@@ -62,4 +62,4 @@ def run(jobs: list[Job], context: StageContext) -> None:
     )
 
 
-STAGE = Stage("generate", 1, run)
+STAGE = Stage("generate", 2, run)

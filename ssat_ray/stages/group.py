@@ -5,22 +5,27 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import signal
 import time
+from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 import ray.train
 import torch.distributed as dist
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from ssat_ray.errors import RunFailed
-from ssat_ray.runtime import Meter, board, use_threads
+from ssat_ray.runtime import Meter, board, release_memory, use_threads
 from ssat_ray.stages.base import StageContext, Task, TrainFunction
 from ssat_ray.store import RAY_TRAIN, Job, write_atomic
 from ssat_ray.training.state import drop_state
 from ssat_ray.training.world import World
 
 FAILED = "failed.txt"
+DIVERGED = "diverged"
+"""Key of a record that has no files: the one recipe of a search whose loss became NaN, and why."""
 
 
 def run_group(functions: dict[str, TrainFunction], jobs: list[Job], context: StageContext) -> None:
@@ -33,13 +38,20 @@ def run_group(functions: dict[str, TrainFunction], jobs: list[Job], context: Sta
 
     Raises:
         RunFailed: the group could not finish, or a job's loss became NaN (the others still finish).
+            A diverging recipe of a search is a result instead: its record says so.
     """
     tasks = [Task.of(job, context.store) for job in jobs]
     key = hashlib.sha256("".join(sorted(job.digest for job in jobs)).encode()).hexdigest()[:12]
     name, storage = f"{jobs[0].stage}-{key}-{time.time_ns()}", context.store.root / RAY_TRAIN
+    started = storage / name / "started"
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"functions": functions, "tasks": tasks, "since": time.time()},
+        train_loop_config={
+            "functions": functions,
+            "tasks": tasks,
+            "since": time.time(),
+            "started": started,
+        },
         torch_config=TorchConfig(backend="gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=context.runtime.train_workers, resources_per_worker={"CPU": 1}
@@ -50,12 +62,14 @@ def run_group(functions: dict[str, TrainFunction], jobs: list[Job], context: Sta
             failure_config=ray.train.FailureConfig(max_failures=3),
         ),
     )
+    on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit()
     except Exception as error:  # Ray wraps whatever happened in its own types
         cause = str(error).strip().splitlines() or [type(error).__name__]
         raise RunFailed(f"{jobs[0].stage}: the worker group failed: {cause[-1]}") from error
     finally:
+        signal.signal(signal.SIGINT, on_interrupt)  # Ray Train leaves its own handler behind
         shutil.rmtree(storage / name, ignore_errors=True)  # our artefacts hold all there is to keep
     failed = [
         (t.job.label, (t.folder / FAILED).read_text())
@@ -70,7 +84,7 @@ def _worker(config: dict[str, Any]) -> None:
     """The loop on each worker."""
     use_threads(1)
     world, progress_board = World.current(), board()
-    startup = time.time() - config["since"]
+    startup = _startup_seconds(config["since"], config["started"], world)
     for task in config["tasks"]:
         world.barrier()  # all ranks see the same published jobs
         if task.published:
@@ -83,17 +97,22 @@ def _worker(config: dict[str, Any]) -> None:
 
         if world.rank == 0:
             (task.folder / FAILED).unlink(missing_ok=True)
+        release_memory()
         try:
             with Meter() as meter:
                 files, record = config["functions"][task.job.stage](task, world, progress)
         except FloatingPointError as error:  # raised on every rank alike
-            if world.rank == 0:
+            if world.rank == 0 and task.job.params.get("search"):
+                task.publish({DIVERGED: str(error), "seconds": meter.seconds})
+                drop_state(task.folder)
+            elif world.rank == 0:
                 write_atomic(task.folder / FAILED, str(error))
                 drop_state(task.folder)
             continue
-        ranks = [(os.getpid(), meter.peak_pss)] * world.size
+        own = (os.getpid(), meter.peak_pss, meter.baseline_pss)
+        ranks = [own] * world.size
         if world.size > 1:
-            dist.all_gather_object(ranks, (os.getpid(), meter.peak_pss))
+            dist.all_gather_object(ranks, own)
         if world.rank == 0:
             written = task.write(files)
             task.publish(
@@ -102,11 +121,23 @@ def _worker(config: dict[str, Any]) -> None:
                     "startup_seconds": startup,
                     "world_size": world.size,
                     "backend": dist.get_backend(),
-                    "worker_pids": [pid for pid, _ in ranks],
-                    "peak_pss_bytes": sum(pss for _, pss in ranks),
+                    "worker_pids": [pid for pid, _, _ in ranks],
+                    "peak_pss_bytes": sum(peak for _, peak, _ in ranks),
+                    "baseline_pss_bytes": sum(baseline for _, _, baseline in ranks),
                     "bytes_written": written,
                 }
             )
             drop_state(task.folder)
         startup = 0.0
         ray.train.report({"job": label})
+
+
+def _startup_seconds(since: float, started: Path, world: World) -> float:
+    """Seconds from the driver's request, or from this process's birth in a group that was restarted."""
+    seconds = time.time() - since
+    if started.exists():
+        seconds = time.time() - psutil.Process().create_time()
+    world.barrier()
+    if world.rank == 0:
+        write_atomic(started, "")
+    return seconds

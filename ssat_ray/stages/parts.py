@@ -112,6 +112,7 @@ def run_parts(
             complete(index)
     if not items:
         return
+    ended: list[int] = []
     stream = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         actor,
         fn_constructor_args=(tasks, num_parts),
@@ -124,7 +125,7 @@ def run_parts(
             index = int(row["task"])
             waiting[index].discard(int(row["part"]))
             if not waiting[index]:
-                complete(index)
+                ended.append(index)
     except (RayTaskError, ray.exceptions.RayError) as error:
         cause: BaseException | None = error
         while cause is not None:
@@ -135,6 +136,9 @@ def run_parts(
         if "UserError" in last:
             raise UserError(last.split("UserError:")[-1].strip()) from error
         raise RunFailed(f"{jobs[0].stage}: an actor failed: {last}") from error
+    del stream  # the actors go, so what `finish` runs has their CPUs
+    for index in ended:
+        complete(index)
 
 
 def read_note(task: Task, part: int) -> Note:

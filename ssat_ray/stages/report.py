@@ -80,7 +80,6 @@ def figure_data(artefacts: Artefacts) -> FigureData:
         real_labels=real_labels,
         real_embeddings=real_embeddings,
         real_scores=real_scores,
-        labelled_images=labelled_images,
         neighbour_generated=_neighbour(pool.images, labelled_images),
         neighbour_real=_neighbour(real_images, labelled_images),
         show_method=next((m for m in SHOW_FIRST if m in methods), None),

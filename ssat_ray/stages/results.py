@@ -15,15 +15,12 @@ import psutil
 
 from ssat_ray.adversarial.evaluation import masking_warnings
 from ssat_ray.adversarial.intervals import bootstrap_interval, paired_difference
-from ssat_ray.runtime import git_commit
+from ssat_ray.report.words import ATTACKS, STAGES, machine_name, short_commit
 from ssat_ray.stages.base import Task
 from ssat_ray.stages.evaluate import read_flags
-from ssat_ray.store import Job, Store
+from ssat_ray.store import Job, Store, git_commit
 
 SCHEMA = 1
-ATTACKS = ("clean", "pgd", "apgd-ce", "autoattack")
-CHARGED = ("intermediate", "pretrain", "generate", "cluster", "score", "select", "train")
-"""Stages whose seconds make a row's total; evaluation and reporting are not part of the method's cost."""
 PACKAGES = ("ray", "torch", "torchvision", "faiss", "diffusers", "scikit-learn", "mlflow", "numpy")
 Record = dict[str, Any]
 
@@ -76,6 +73,7 @@ def build_results(artefacts: Artefacts) -> Record:
     labelled = artefacts.record(artefacts.rows[0], artefacts.seeds[0], "labelled")
     rows = [_row(artefacts, row) for row in artefacts.rows]
     config = artefacts.config
+    made_by = _made_by([artefacts.record_of(job) for job in artefacts.unique_jobs])
     return {
         "schema": SCHEMA,
         "name": config["preset"],
@@ -83,6 +81,7 @@ def build_results(artefacts: Artefacts) -> Record:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_commit": git_commit(),
         "machine": machine(),
+        "made_by": made_by,
         "config": config,
         "data": {
             "dataset": config["data"]["name"],
@@ -93,7 +92,12 @@ def build_results(artefacts: Artefacts) -> Record:
         },
         "seeds": artefacts.seeds,
         "eps": config["threat"]["eps"],
-        "warnings": _warnings(rows),
+        "warnings": [
+            *_masking(rows),
+            *_limits(rows, config["train"]["max_steps"]),
+            *_world_sizes(rows),
+            *_mixture(made_by),
+        ],
         "rows": rows,
         "stages": [_stage(artefacts, job) for job in artefacts.unique_jobs],
         "total_wall_seconds": sum(
@@ -108,7 +112,7 @@ def _row(artefacts: Artefacts, row: str) -> Record:
     seeds = artefacts.seeds
     trained = [artefacts.record(row, seed, "train") for seed in seeds]
     charged = [_charged(artefacts, row, seed) for seed in seeds]
-    stages = [stage for stage in CHARGED if stage in charged[0]]
+    stages = [stage for stage in STAGES if stage in charged[0]]
     seconds = {stage: _mean([c[stage]["seconds"] for c in charged]) for stage in stages}
     memory = {stage: max(c[stage].get("peak_pss_bytes", 0) for c in charged) for stage in stages}
     return {
@@ -131,7 +135,9 @@ def _row(artefacts: Artefacts, row: str) -> Record:
         "reach_full_minus_half": _reach(artefacts, row),
         "flops": _mean([record["flops"] for record in trained]),
         "validation": [record["val_pgd"] for record in trained],
+        "world_size": [record.get("world_size") for record in trained],
         "peak_memory_bytes": {**memory, "max": max(memory.values())},
+        "train_rise_bytes": [_rise(record) for record in trained],
         "bytes": {
             "read": _mean([sum(c[s].get("bytes_read", 0) for s in stages) for c in charged]),
             "stored": _mean([sum(c[s].get("bytes_written", 0) for s in stages) for c in charged]),
@@ -145,7 +151,7 @@ def _row(artefacts: Artefacts, row: str) -> Record:
 def _charged(artefacts: Artefacts, row: str, seed: int) -> dict[str, Record]:
     """Records of the stages a row pays for; a shared stage is charged to every row that needs it."""
     found = {}
-    for stage in CHARGED:
+    for stage in STAGES:
         job = artefacts.job(row, seed, stage)
         if job is not None:
             found[stage] = artefacts.record_of(job)
@@ -197,7 +203,26 @@ def _reach(artefacts: Artefacts, row: str) -> Record | None:
     return {"steps": steps, "seconds": seconds}
 
 
-def _warnings(rows: list[Record]) -> list[str]:
+def _rise(record: Record) -> int | None:
+    """How far memory rose above that at the start; None in a record without the baseline."""
+    baseline = record.get("baseline_pss_bytes")
+    return None if baseline is None else int(record["peak_pss_bytes"] - baseline)
+
+
+def _made_by(records: list[Record]) -> Record:
+    """Commits and machines that trained and attacked, as far as the records name them."""
+    makers = [
+        record["made_by"]
+        for record in records
+        if record["stage"] in ("train", "evaluate") and record.get("made_by")
+    ]
+    return {
+        "commits": sorted({maker.get("commit") or "unknown" for maker in makers}),
+        "machines": sorted({machine_name(maker.get("machine")) for maker in makers}),
+    }
+
+
+def _masking(rows: list[Record]) -> list[str]:
     """Signs of gradient masking, by row and seed."""
     found = []
     for row in rows:
@@ -208,6 +233,53 @@ def _warnings(rows: list[Record]) -> list[str]:
                 if seed in entry["seeds"]
             }
             found += [f"{row['row']}, seed {seed}: {text}" for text in masking_warnings(accuracies)]
+    return found
+
+
+def _limits(rows: list[Record], max_steps: int) -> list[str]:
+    """How many trainings ended at the limit."""
+    hit = [limit for row in rows for limit in row["steps"]["hit_max_steps"]]
+    if not any(hit):
+        return []
+    return [
+        f"{sum(hit)} of {len(hit)} training{'s' if len(hit) > 1 else ''} ended at "
+        f"train.max_steps={max_steps} before a plateau, so steps to convergence are lower bounds"
+    ]
+
+
+def _world_sizes(rows: list[Record]) -> list[str]:
+    """Rows and seeds whose number of workers is not that of most."""
+    found: dict[int, list[str]] = {}
+    for row in rows:
+        for seed, size in zip(row["seeds"], row["world_size"], strict=True):
+            if size is not None:
+                found.setdefault(size, []).append(f"{row['row']} (seed {seed})")
+    if len(found) < 2:
+        return []
+    usual = max(found, key=lambda size: len(found[size]))
+    others = ", ".join(
+        f"{size} for {', '.join(names)}" for size, names in sorted(found.items()) if size != usual
+    )
+    return [
+        f"trainings differ in world_size: {others}; {usual} for the rest. BatchNorm statistics depend "
+        "on it, so these rows are not strictly comparable"
+    ]
+
+
+def _mixture(made_by: Record) -> list[str]:
+    """More than one commit or machine behind the rows."""
+    commits, machines = made_by["commits"], made_by["machines"]
+    found = []
+    if len(commits) > 1:
+        found.append(
+            f"artefacts of {len(commits)} commits contributed "
+            f"({', '.join(map(short_commit, commits))}): the rows may not be of the same code"
+        )
+    if len(machines) > 1:
+        found.append(
+            f"artefacts of {len(machines)} machines contributed ({'; '.join(machines)}): "
+            "seconds are not comparable across machines"
+        )
     return found
 
 
@@ -234,6 +306,7 @@ def _stage(artefacts: Artefacts, job: Job) -> Record:
         "blocks",
         "rows",
         "peak_pss_bytes",
+        "baseline_pss_bytes",
         "bytes_written",
         "bytes_read",
         "steps",

@@ -15,6 +15,7 @@ from ssat_ray.models.files import load_classifier
 from ssat_ray.selection.gmm import GaussianMixture
 from ssat_ray.selection.scores import (
     confidence_score,
+    easy_score,
     gmm_log_likelihood,
     gmm_margin,
     kmeans_margin,
@@ -116,7 +117,7 @@ def read_scores(folder: Path) -> dict[str, np.ndarray]:
 def method_score(method: str, columns: dict[str, np.ndarray]) -> np.ndarray:
     """The score a method ranks by, from its table; lower = nearer the boundary."""
     if method == "easy":
-        return columns["d1"] - columns["d2"]
+        return easy_score(columns["d1"], columns["d2"])
     return columns["log_likelihood"] if method == "gmm-ll" else columns["score"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -48,13 +49,15 @@ def select(task: Task) -> dict[str, Any]:
         ids,
         score,
         ratio=config.ratio,
-        # A random score makes every share random; 0 makes the one reason say so.
-        boundary_fraction=0.0 if method == "random" else config.boundary_fraction,
+        boundary_fraction=1.0 if method == "random" else config.boundary_fraction,
         seed=task.seed,
         labels=labels,
         per_class=config.per_class,
         method=method,
     )
+    if method == "random":  # its lowest scores are no boundary, and its images not the others' rest
+        reason = np.full_like(choice.reason, REASONS.index("random"))
+        choice = replace(choice, reason=reason, cut=-math.inf)
     return _write(task, pool, choice)
 
 
@@ -100,11 +103,10 @@ def _rows_in(shard: Shard, ids: np.ndarray) -> Shard:
 
 
 def run(jobs: list[Job], context: StageContext) -> None:
-    pending = {_select.remote(Task.of(job, context.store)): job for job in jobs}
     failures: list[str] = []
-    for reference, job in pending.items():
+    for job in jobs:  # one at a time: each row's seconds are its own
         try:
-            ray.get(reference)
+            ray.get(_select.remote(Task.of(job, context.store)))
         except ray.exceptions.RayTaskError as error:
             if not isinstance(error.cause, DegenerateScoreError | ValueError):
                 raise
@@ -113,4 +115,4 @@ def run(jobs: list[Job], context: StageContext) -> None:
         raise UserError(" ".join(failures))
 
 
-STAGE = Stage("select", 1, run)
+STAGE = Stage("select", 2, run)

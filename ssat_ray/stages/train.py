@@ -8,52 +8,51 @@ from typing import Any
 
 import torch
 
-from ssat_ray.config import ModelConfig, ObjectiveConfig, ThreatConfig, TrainConfig
-from ssat_ray.data.labelled import LabelledSet, to_nchw
+from ssat_ray.config import ObjectiveConfig, TrainConfig
+from ssat_ray.data.labelled import to_nchw
 from ssat_ray.data.pool import Pool
-from ssat_ray.models.files import DESCRIPTION, WEIGHTS, classifier_files
-from ssat_ray.models.registry import build_classifier
+from ssat_ray.errors import RunFailed
+from ssat_ray.models.files import DESCRIPTION, WEIGHTS
 from ssat_ray.stages.base import Stage, StageContext, Task
-from ssat_ray.stages.group import run_group
+from ssat_ray.stages.fit import fit_classifier
+from ssat_ray.stages.group import DIVERGED, run_group
 from ssat_ray.stages.parts import record_of
 from ssat_ray.store import Job
-from ssat_ray.training.classifier import ClassifierTask, ClassifierTrainer, Images
+from ssat_ray.training.classifier import Images
 from ssat_ray.training.world import World
 
 BEST = "best-of-recipes"
+CARRIED = (
+    "steps",
+    "plateau_step",
+    "hit_max_steps",
+    "seconds",
+    "flops",
+    "val_clean",
+    "val_pgd",
+    "history",
+    "images",
+    "bytes_read",
+    "world_size",
+    "backend",
+    "worker_pids",
+    "peak_pss_bytes",
+    "baseline_pss_bytes",
+)
+"""What the record of the kept recipe says of its own training."""
 
 
 def train(
     task: Task, world: World, progress: Callable[[int, int, str], None]
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
     config = task.job.config
-    labelled = LabelledSet.load(task.inputs["labelled"])
+    start = time.perf_counter()
     unlabelled, read = _pool(task)
-    model_config = ModelConfig(**config["model"])
-    trainer = ClassifierTrainer(
-        ClassifierTask(
-            model=build_classifier(
-                model_config, labelled.image_shape, labelled.num_classes, task.seed
-            ),
-            optimiser=TrainConfig(**config["train"]),
-            objective=ObjectiveConfig(**config["objective"]),
-            threat=ThreatConfig(**config["threat"]),
-            labelled=labelled.tensors("labelled"),
-            validation=labelled.tensors("validation"),
-            unlabelled=unlabelled,
-            seed=task.seed,
-        ),
-        world,
-    )
-    result = trainer.run(task.folder, progress)
-    files = classifier_files(
-        trainer.ema.model, model_config, labelled.image_shape, labelled.num_classes
-    )
-    images = {
-        "labelled": len(labelled.splits["labelled"][1]),
-        "pool": len(unlabelled[1]) if unlabelled else 0,
-    }
-    return files, {**result, "images": images, "bytes_read": read}
+    load_seconds = time.perf_counter() - start
+    optimiser, objective = TrainConfig(**config["train"]), ObjectiveConfig(**config["objective"])
+    files, record = fit_classifier(task, world, progress, optimiser, objective, unlabelled)
+    record["seconds"] += load_seconds
+    return files, {**record, "bytes_read": read}
 
 
 def _pool(task: Task) -> tuple[Images | None, int]:
@@ -66,34 +65,27 @@ def _pool(task: Task) -> tuple[Images | None, int]:
 
 
 def keep_best(task: Task) -> None:
-    """Publish the checkpoint of the recipe with the highest final validation PGD accuracy."""
+    """Publish the checkpoint of the recipe with the highest final validation PGD accuracy.
+
+    Raises:
+        RunFailed: every recipe diverged.
+    """
     start = time.perf_counter()
-    records = {name: record_of(task, name) for name in sorted(task.inputs)}
+    tried = {name: record_of(task, name) for name in sorted(task.inputs)}
+    diverged = {name: record[DIVERGED] for name, record in tried.items() if DIVERGED in record}
+    records = {name: record for name, record in tried.items() if name not in diverged}
+    if not records:
+        raise RunFailed(f"{task.job.label}: every recipe diverged: {next(iter(diverged.values()))}")
     best = max(records, key=lambda name: (records[name]["val_pgd"], name))
     source = task.inputs[best]
     written = task.write({name: (source / name).read_bytes() for name in (WEIGHTS, DESCRIPTION)})
-    carried = [
-        "steps",
-        "plateau_step",
-        "hit_max_steps",
-        "seconds",
-        "flops",
-        "val_clean",
-        "val_pgd",
-        "history",
-        "images",
-        "bytes_read",
-        "world_size",
-        "backend",
-        "worker_pids",
-        "peak_pss_bytes",
-    ]
     task.publish(
         {
-            **{name: records[best][name] for name in carried},
+            **{name: records[best][name] for name in CARRIED},
             "recipe": best,
             "validation_by_recipe": {name: record["val_pgd"] for name, record in records.items()},
-            "seconds_all_recipes": sum(record["seconds"] for record in records.values()),
+            "diverged_recipes": diverged,
+            "seconds_all_recipes": sum(record["seconds"] for record in tried.values()),
             "startup_seconds": time.perf_counter() - start,
             "bytes_written": written,
         }
@@ -109,4 +101,4 @@ def run(jobs: list[Job], context: StageContext) -> None:
             keep_best(Task.of(job, context.store))
 
 
-STAGE = Stage("train", 1, run, train)
+STAGE = Stage("train", 2, run, train)

@@ -196,7 +196,7 @@ class ClassifierTrainer:
         return dict(zip(names, means, strict=True))
 
     def validate(self) -> tuple[float, float]:
-        """Clean and PGD-10 accuracy (percent) of the averaged model on the validation images."""
+        """Clean and PGD-10 accuracy (percent) of the averaged model on the validation images, in float32."""
         images, labels = self.task.validation
         part = self.world.part(len(images))
         x = unit_float(images[part]).contiguous(memory_format=torch.channels_last)
@@ -211,9 +211,8 @@ class ClassifierTrainer:
                 step_size=eps / 4,
                 num_steps=VALIDATION_STEPS,
                 start=uniform_start(x, noise, eps),
-                autocast=self.autocast,
             )
-            with torch.no_grad(), self.autocast():
+            with torch.no_grad():
                 right = torch.stack([(model(v).argmax(1) == y).sum() for v in (x, x_adv)]).double()
         clean, robust = (100 * self.world.sum(right) / len(images)).tolist()
         return clean, robust

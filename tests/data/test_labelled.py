@@ -51,13 +51,13 @@ def test_digits_are_the_uci_values_scaled_to_bytes() -> None:
 
 def test_splits_are_disjoint_seeded_and_the_test_set_ignores_the_other_sizes() -> None:
     images = np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1)
-    labels = np.arange(100) % 7
+    labels = np.arange(100) % 2
 
     def rows(**changes: object) -> dict[str, list[int]]:
         found = split(images, labels, _config(**changes))
         for name in SPLITS:
             image, label = found.splits[name]
-            np.testing.assert_array_equal(label, image.ravel() % 7)
+            np.testing.assert_array_equal(label, image.ravel() % 2)
         return {name: found.splits[name][0].ravel().tolist() for name in SPLITS}
 
     first = rows()
@@ -178,3 +178,10 @@ def test_a_bare_array_is_a_user_error(tmp_path: Path) -> None:
     np.save(tmp_path / "set.npy", GOOD["image"])
     with pytest.raises(UserError, match=r"set\.npy"):
         read_labelled(_config(tmp_path / "set.npy"))
+
+
+def test_a_class_without_labelled_images_is_a_user_error(tmp_path: Path) -> None:
+    """The DDPM and the classifier would know nothing of it, and yet it would be generated."""
+    np.savez(tmp_path / "gap.npz", **{**GOOD, "label": GOOD["label"] * 3})
+    with pytest.raises(UserError, match=r"no labelled image has class 1, 2.*data\.num_labelled"):
+        read_labelled(_config(tmp_path / "gap.npz"))

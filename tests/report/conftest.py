@@ -8,12 +8,12 @@ import pytest
 from sklearn.datasets import load_digits
 
 from ssat_ray.report.figures import FigureData
+from ssat_ray.report.words import STAGES
 
 ROWS = ("none", "random", "pcs", "lcs-km", "lcs-gmm", "easy", "full")
 PGD = dict(zip(ROWS, (79.1, 82.6, 82.1, 83.3, 82.9, 81.6, 84.4), strict=True))
 POOL = {"none": 0, "full": 10000}
 NUM_STEPS = dict(zip(ROWS, (900, 1310, 1270, 1390, 1350, 1210, 1800), strict=True))
-STAGES = ("intermediate", "pretrain", "generate", "cluster", "score", "select", "train")
 
 
 def around(mean: float, half: float, **more: Any) -> dict[str, Any]:
@@ -64,13 +64,20 @@ def make_row(name: str, rows: tuple[str, ...], seeds: list[int], autoattack: boo
         "accuracy": accuracy,
         "differences": differences,
         "seconds": seconds | {"total": sum(seconds.values())},
-        "steps": {"total": [steps for _ in seeds], "plateau": [int(steps * 0.8) for _ in seeds]},
+        "steps": {
+            "total": [steps for _ in seeds],
+            "plateau": [int(steps * 0.8) for _ in seeds],
+            "hit_max_steps": [False for _ in seeds],
+        },
+        "world_size": [2 for _ in seeds],
         "seconds_train": [steps * 0.055 for _ in seeds],
+        "seconds_all_recipes": steps * 0.055,
         "reach_full_minus_half": None
         if name == "none"
         else {"steps": reached, "seconds": [s and s * 0.055 for s in reached]},
         "flops": 3.1e12 * steps / 1000,
         "peak_memory_bytes": {"pretrain": 1.1e9, "train": 1.4e9, "max": 1.4e9},
+        "train_rise_bytes": [None for _ in seeds],
         "bytes": {"read": pool * 64.0 * 5, "stored": 640000.0},
         "history": history,
     }
@@ -108,6 +115,7 @@ def make_results(
             "python": "3.11.9",
             "versions": {"torch": "2.14.1", "ray": "2.60.0"},
         },
+        "made_by": {"commits": ["0123abcd4567"], "machines": ["AMD EPYC, 2 cores, 7.7 GiB"]},
         "data": {
             "dataset": "digits",
             "num_test": 797,
@@ -189,7 +197,6 @@ def make_figures(
         real_labels=digits.target[300:1000],
         real_embeddings=real_h,
         real_scores={method: table[method][1] for method in methods},
-        labelled_images=labelled,
         neighbour_generated=nearest(pool, labelled),
         neighbour_real=nearest(real, labelled),
         show_method=show_method,

@@ -6,7 +6,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from ssat_ray.report.html import count, duration, power_of_ten, render, signed, size, verdict
+from ssat_ray.report.html import render
+from ssat_ray.report.words import count, duration, power_of_ten, signed, size, verdict
 
 VOID = {"meta", "img", "br", "path", "rect", "use"}
 
@@ -106,52 +107,6 @@ def test_tables_stand_in_a_box_that_scrolls(page):
     assert page.count("<table") == page.count('<div class="scroll" tabindex="0"><table')
 
 
-def test_the_verdict_follows_the_intervals(results):
-    content = results()
-    rows = {row["row"]: row for row in content["rows"]}
-    full, selector = rows["full"]["differences"]["none"], rows["lcs-km"]["differences"]["random"]
-    first = verdict(content)
-    assert "raises PGD-40 robust accuracy" in first
-    assert "there is no difference that 95 % settles" in first
-    assert "better than a random choice" not in first
-    full |= {"low": -0.1}
-    selector |= {"mean": 1.5, "low": 0.2, "high": 2.9}
-    second = verdict(content)
-    assert "raises" not in second
-    assert "no difference in PGD-40 robust accuracy that 95 % settles" in second
-    assert "better than a random choice of the same size: lcs-km (+1.5 points" in second
-    full |= {"mean": -2.0, "low": -3.0, "high": -1.0}
-    selector |= {"mean": -1.5, "low": -2.9, "high": -0.2}
-    third = verdict(content)
-    assert "lowers PGD-40 robust accuracy" in third
-    assert "worse than a random choice of the same size: lcs-km" in third
-
-
-def test_an_interval_that_touches_zero_settles_nothing(results):
-    content = results(rows=("none", "full"))
-    content["rows"][1]["differences"]["none"] |= {"low": 0.0}
-    assert "no difference" in verdict(content)
-
-
-def test_the_verdict_says_what_it_cannot_know(results, figure_data):
-    single = results(seeds=(0,))
-    assert "single seed" in verdict(single)
-    assert "test images only" in verdict(single)
-    assert "single seed" not in verdict(results())
-    alone = verdict(results(rows=("none", "full")))
-    assert "no selector was compared with a random choice" in alone
-    assert "was not measured" in verdict(results(rows=("none", "random")))
-    assert "paired" not in verdict(_unpaired(results()))
-    assert verdict(single) in text_of(render(single, figure_data(num_pool=300)))
-
-
-def _unpaired(content):
-    for row in content["rows"]:
-        for difference in row["differences"].values():
-            difference["paired"] = False
-    return content
-
-
 def test_autoattack_for_fewer_seeds_says_so_and_absent_stays_out(results, figure_data):
     data = figure_data(num_pool=300)
     assert "1 of 3 seeds" in text_of(render(results(), data))
@@ -213,23 +168,40 @@ def test_colour_images_of_another_size(results, figure_data):
     assert "data:image/png" in render(results(), data)
 
 
-def test_numbers_as_people_read_them():
-    assert [duration(s) for s in (None, 0.42, 9.7, 41.4, 59.7, 200, 3900)] == [
-        "–",
-        "0.42 s",
-        "9.7 s",
-        "41 s",
-        "1 min 00 s",
-        "3 min 20 s",
-        "1 h 05 min",
-    ]
-    assert [size(b) for b in (None, 0, 900, 1024, 640000, 1.4e9)] == [
-        "–",
-        "0 B",
-        "900 B",
-        "1 KiB",
-        "625 KiB",
-        "1.3 GiB",
-    ]
-    assert [signed(p) for p in (1.24, -0.3, 0.04, -0.04)] == ["+1.2", "−0.3", "0.0", "0.0"]
-    assert power_of_ten(3.14e12) == "3.1 × 10¹²"
+def test_the_verdict_stands_on_the_page(results, figure_data):
+    single = results(seeds=(0,))
+    assert verdict(single) in text_of(render(single, figure_data(num_pool=300)))
+
+
+def test_a_plateau_that_was_not_reached_is_a_bound(results, figure_data):
+    data, content = figure_data(num_pool=300), results()
+    assert "≥" not in text_of(render(content, data)).replace("marked ≥", "")
+    content["rows"][0]["steps"]["hit_max_steps"] = [True, True, True]
+    content["rows"][1]["steps"]["hit_max_steps"] = [False, True, True]
+    text = text_of(render(content, data))
+    assert "≥ 720 limit ≥ 900" in text
+    assert "≥ 1 048 limit 2/3 ≥ 1 310" in text
+    assert "train.max_steps ended the training before its plateau" in text
+
+
+def test_costs_say_what_they_count(results, figure_data):
+    content = results()
+    content["rows"][0]["seconds_all_recipes"] += 147
+    content["rows"][3]["train_rise_bytes"] = [2**20, 3 * 2**20, None]
+    text = text_of(render(content, figure_data(num_pool=300)))
+    assert "Choosing none's recipe took 2 min 27 s more, mean over seeds" in text
+    assert text.count("recipe took") == 1
+    assert text.count("+3 MiB") == 1
+    assert "Wall time" not in text
+    assert "15 min 11 s, summed over artefacts" in text
+
+
+def test_where_the_rows_were_made_is_named(results, figure_data):
+    content, data = results(), figure_data(num_pool=300)
+    content["git_commit"] = None
+    content["made_by"] = {"commits": ["aaa", "bbb"], "machines": ["EPYC", "Xeon"]}
+    text = text_of(render(content, data))
+    assert "Trained and attacked aaa , bbb on EPYC; Xeon" in text
+    assert "None" not in text
+    content["made_by"] = {"commits": [], "machines": []}
+    assert "Trained and attacked" not in text_of(render(content, data))

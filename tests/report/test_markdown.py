@@ -11,7 +11,7 @@ def entry(mean: float, seeds: list[int], name: str) -> dict[str, Any]:
     return {"mean": mean, "low": mean - 1, "high": mean + 2, "seeds": seeds, "name": name}
 
 
-def test_table_has_every_number_and_names_fewer_seeds() -> None:
+def make_results() -> dict[str, Any]:
     row = {
         "row": "lcs-km",
         "seeds": [0, 1],
@@ -22,12 +22,14 @@ def test_table_has_every_number_and_names_fewer_seeds() -> None:
             "autoattack": entry(81.5, [0], "AutoAttack"),
         },
         "differences": {"random": {"mean": -0.44, "low": -1.5, "high": 0.61}},
-        "steps": {"total": [500, 601]},
+        "steps": {"total": [500, 601], "hit_max_steps": [False, False]},
         "seconds": {"total": 321.4},
-        "peak_memory_bytes": {"max": 900 * 2**20},
+        "seconds_train": [50.0, 60.0],
+        "seconds_all_recipes": 55.0,
+        "peak_memory_bytes": {"train": 7, "generate": 900 * 2**20, "max": 900 * 2**20},
     }
     baseline = {**row, "row": "random", "differences": {}}
-    results = {
+    return {
         "rows": [baseline, row],
         "seeds": [0, 1],
         "eps": 0.15,
@@ -39,9 +41,12 @@ def test_table_has_every_number_and_names_fewer_seeds() -> None:
             "versions": {"torch": "2.14.1", "ray": "2.60.0"},
         },
         "created": "2026-11-21T10:00:00+00:00",
-        "git_commit": "0123456789abcdef",
+        "git_commit": "0123456789abcdef-dirty",
     }
-    lines = markdown_table(results).splitlines()
+
+
+def test_table_has_every_number_and_names_fewer_seeds() -> None:
+    lines = markdown_table(make_results()).splitlines()
     assert lines[0].count("|") == lines[1].count("|") == lines[3].count("|")
     assert "AutoAttack % (seed 0)" in lines[0]
     assert "PGD-40 % |" in lines[0]
@@ -52,8 +57,30 @@ def test_table_has_every_number_and_names_fewer_seeds() -> None:
         "-0.4 [-1.5, +0.6]",
         "550",
         "321",
-        "900",
+        "900 (generate)",
     ):
         assert expected in lines[3]
+    assert "Seeds 0, 1; 95 % intervals over seeds and the 797 test images together" in lines[-1]
     assert "EPYC, 2 cores" in lines[-1]
-    assert "0123456789" in lines[-1]
+    assert "commit 0123456789-dirty." in lines[-1]
+
+
+def test_one_seed_is_one_seed() -> None:
+    results = make_results()
+    results["seeds"] = [0]
+    last = markdown_table(results).splitlines()[-1]
+    assert last.startswith("Seed 0; 95 % intervals over the 797 test images only; eps")
+
+
+def test_limits_and_the_search_over_recipes_are_told() -> None:
+    results = make_results()
+    row = results["rows"][0]
+    row["steps"], row["seconds_all_recipes"] = (
+        {"total": [1000, 900], "hit_max_steps": [1, 0]},
+        200.0,
+    )
+    lines = markdown_table(results).splitlines()
+    assert "| ≥ 950 (limit 1/2) |" in lines[2]
+    assert "| 550 |" in lines[3]
+    assert lines[-3].startswith("≥ (limit): train.max_steps")
+    assert lines[-1].startswith("Choosing random's recipe took 2 min 25 s more")

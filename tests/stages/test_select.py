@@ -41,3 +41,13 @@ def test_selection_is_a_pool_of_the_same_images(tiny_run: Any, folder: Any) -> N
     chosen = Pool(folder(tiny_run, "lcs-km", "select")).load()
     assert np.array_equal(chosen.images, full.images[chosen.ids])
     assert np.array_equal(chosen.labels, full.labels[chosen.ids])
+
+
+def test_the_random_row_is_not_the_remainder_of_the_others(tiny_run: Any, folder: Any) -> None:
+    """100 of 500 at random and the 60 of another row's remainder share about 12 images, not 60."""
+    table = pq.read_table(folder(tiny_run, "lcs-km", "select") / TABLE)
+    reasons = np.array(table["reason"].to_pylist())
+    remainder = set(table["id"].to_numpy()[reasons == "random"].tolist())
+    random = set(pq.read_table(folder(tiny_run, "random", "select") / TABLE)["id"].to_pylist())
+    assert len(remainder) == 60
+    assert len(remainder & random) < 30

@@ -1,17 +1,52 @@
-"""train: the best recipe, images, steps and the checkpoint of a real run."""
+"""train: the best recipe, images, steps and the checkpoint of a real run; diverging recipes."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
+from ssat_ray.errors import RunFailed
 from ssat_ray.models.files import load_classifier
+from ssat_ray.stages.base import Task
+from ssat_ray.stages.group import DIVERGED
+from ssat_ray.stages.train import BEST, CARRIED, keep_best
+from ssat_ray.store import Job, Store, write_atomic
 
-pytestmark = pytest.mark.ray
+
+def published(store: Store, recipe: str, record: dict[str, Any]) -> Job:
+    job = Job("train", 2, {"seed": 0, "recipe": recipe, "search": True}, {})
+    for name in ("model.safetensors", "model.json"):
+        write_atomic(store.folder(job) / name, f"{name} of {recipe}")
+    store.publish(job, record)
+    return job
 
 
+def test_a_diverged_recipe_loses_the_search(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    finished = dict.fromkeys(CARRIED, 0) | {"val_pgd": 70.0, "seconds": 3.0}
+    good = published(store, "slow", finished)
+    bad = published(store, "wild", {DIVERGED: "the loss became NaN", "seconds": 2.0})
+    best = Job("train", 2, {"seed": 0, "recipe": BEST}, {}, {"slow": good, "wild": bad})
+    keep_best(Task.of(best, store))
+    record = store.record(best)
+    assert record is not None and record["recipe"] == "slow"
+    assert record["diverged_recipes"] == {"wild": "the loss became NaN"}
+    assert record["seconds_all_recipes"] == 5.0
+    assert (store.folder(best) / "model.json").read_text() == "model.json of slow"
+
+
+def test_a_search_without_a_survivor_fails(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    bad = published(store, "wild", {DIVERGED: "the loss became NaN", "seconds": 2.0})
+    best = Job("train", 2, {"seed": 0, "recipe": BEST}, {}, {"wild": bad})
+    with pytest.raises(RunFailed, match="every recipe diverged: the loss became NaN"):
+        keep_best(Task.of(best, store))
+
+
+@pytest.mark.ray
 def test_none_keeps_its_best_recipe(tiny_run: Any, folder: Any) -> None:
     job = tiny_run.plan.jobs["none", 0, "train"]
     record = tiny_run.store.record(job)
@@ -24,6 +59,7 @@ def test_none_keeps_its_best_recipe(tiny_run: Any, folder: Any) -> None:
     assert kept.read_bytes() == chosen.read_bytes()
 
 
+@pytest.mark.ray
 def test_image_counts_and_steps(tiny_run: Any) -> None:
     counts = {"none": 0, "random": 100, "lcs-km": 100, "full": 400}
     for row, pool in counts.items():
@@ -35,6 +71,7 @@ def test_image_counts_and_steps(tiny_run: Any) -> None:
         assert (record["bytes_read"] > 0) == (pool > 0)
 
 
+@pytest.mark.ray
 def test_classifier_checkpoint_is_safetensors_and_json(tiny_run: Any, folder: Any) -> None:
     folder = tiny_run.store.folder(tiny_run.plan.jobs["full", 0, "train"])
     assert sorted(p.name for p in folder.iterdir()) == [

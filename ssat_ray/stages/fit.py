@@ -1,0 +1,54 @@
+"""What `intermediate` and `train` share: one classifier, from a job's settings to its files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ssat_ray.config import (
+    IntermediateConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    ThreatConfig,
+    TrainConfig,
+)
+from ssat_ray.data.labelled import LabelledSet
+from ssat_ray.models.files import classifier_files
+from ssat_ray.models.registry import build_classifier
+from ssat_ray.stages.base import Task
+from ssat_ray.training.classifier import ClassifierTask, ClassifierTrainer, Images
+from ssat_ray.training.world import World
+
+
+def fit_classifier(
+    task: Task,
+    world: World,
+    progress: Callable[[int, int, str], None],
+    optimiser: IntermediateConfig | TrainConfig,
+    objective: ObjectiveConfig,
+    unlabelled: Images | None = None,
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Train on the job's labelled set and, if given, the pool; the averaged model's files and the record."""
+    labelled = LabelledSet.load(task.inputs["labelled"])
+    model_config = ModelConfig(**task.job.config["model"])
+    shape, num_classes = labelled.image_shape, labelled.num_classes
+    trainer = ClassifierTrainer(
+        ClassifierTask(
+            model=build_classifier(model_config, shape, num_classes, task.seed),
+            optimiser=optimiser,
+            objective=objective,
+            threat=ThreatConfig(**task.job.config["threat"]),
+            labelled=labelled.tensors("labelled"),
+            validation=labelled.tensors("validation"),
+            unlabelled=unlabelled,
+            seed=task.seed,
+        ),
+        world,
+    )
+    result = trainer.run(task.folder, progress)
+    images = {
+        "labelled": len(labelled.splits["labelled"][1]),
+        "pool": len(unlabelled[1]) if unlabelled else 0,
+    }
+    files = classifier_files(trainer.ema.model, model_config, shape, num_classes)
+    return files, {**result, "images": images}
