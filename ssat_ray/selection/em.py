@@ -208,7 +208,9 @@ def refine(
     tolerance: float,
     reg_covar: float,
     history: tuple[float, ...] = (),
-    checkpoint: Callable[[GaussianMixture, tuple[float, ...]], None] = lambda mixture, history: None,
+    checkpoint: Callable[[GaussianMixture, tuple[float, ...]], None] = lambda mixture, history: (
+        None
+    ),
 ) -> tuple[GaussianMixture, tuple[float, ...]]:
     """EM from `start` until the mean log-likelihood rises by less than `tolerance` nats a point.
 

@@ -82,10 +82,7 @@ def farthest(
     """The `count` points farthest from their centroid: (squared distance, id, point), ties by id."""
     c = torch.from_numpy(np.ascontiguousarray(centroids))
     distance = np.concatenate(
-        [
-            _nearest(block, c)[1][: rows.stop - rows.start].numpy()
-            for rows, block in blocks(points)
-        ]
+        [_nearest(block, c)[1][: rows.stop - rows.start].numpy() for rows, block in blocks(points)]
     )
     order = np.lexsort((ids, -distance))[:count]
     return [(float(distance[i]), int(ids[i]), points[i].numpy()) for i in order]
