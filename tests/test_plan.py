@@ -131,7 +131,9 @@ def test_none_is_the_best_of_its_recipes() -> None:
     assert len(trained) == len({"none", "full", *SELECTING}) + 3
     plain = _plan("train.none_recipes={}").jobs["none", 0, "train"]
     assert plain.params["recipe"] == "default" and set(plain.inputs) == {"labelled"}
-    assert all(job.params["search"] for job in best.inputs.values()) and "search" not in plain.params
+    assert (
+        all(job.params["search"] for job in best.inputs.values()) and "search" not in plain.params
+    )
 
 
 def test_no_recipe_can_take_a_name_that_the_plan_uses() -> None:

@@ -1,0 +1,96 @@
+"""Sums that do not depend on the order of their terms: float64 on a power-of-two grid.
+
+Numbers are rounded once to integer multiples of a power of two. While every partial sum stays below
+2^53 units float64 adds them without rounding, so any matrix product, block size, thread count, shard
+or actor gives the same bits. Totals over blocks go into two integers, so their size has no limit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ssat_ray.selection.scores import Float64, Int64
+
+_MANTISSA = 53
+_LOW_BITS = 26
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Multiples of 2**exponent, up to 2**bits of them each way.
+
+    Args:
+        exponent: of the unit.
+        bits: magnitude of the largest number meant for the grid, in units, as a power of two.
+    """
+
+    exponent: int
+    bits: int
+
+    @classmethod
+    def for_values(cls, largest: float, bits: int) -> Grid:
+        """The finest grid on which numbers up to `largest` take at most `bits` bits."""
+        if not math.isfinite(largest) or largest < 0:
+            raise ValueError(f"the largest number must be finite and >= 0, found {largest}")
+        return cls((math.frexp(largest)[1] if largest else 0) - bits, bits)
+
+    @property
+    def unit(self) -> float:
+        return math.ldexp(1.0, self.exponent)
+
+    def round(self, x: torch.Tensor) -> torch.Tensor:
+        """x rounded to the grid (half to even), same dtype; float32 holds grids of up to 24 bits."""
+        return torch.round(x * math.ldexp(1.0, -self.exponent)) * self.unit
+
+    def times(self, other: Grid) -> Grid:
+        """The grid on which products of the two grids' numbers lie."""
+        return Grid(self.exponent + other.exponent, self.bits + other.bits)
+
+    @property
+    def block_rows(self) -> int:
+        """How many numbers of the grid's range can be added exactly in float64."""
+        if self.bits >= _MANTISSA:
+            raise ValueError(f"numbers of {self.bits} bits cannot be added exactly in float64")
+        return 1 << (_MANTISSA - self.bits)
+
+
+class ExactSum:
+    """The exact total of float64 blocks that are multiples of one grid's unit.
+
+    Args:
+        shape: of each block and of the total.
+        grid: of the terms; every block must be below 2**53 units.
+    """
+
+    def __init__(self, shape: tuple[int, ...], grid: Grid) -> None:
+        self.grid = grid
+        self._high: Int64 = np.zeros(shape, np.int64)
+        self._low: Int64 = np.zeros(shape, np.int64)
+
+    def add(self, block: torch.Tensor | Float64) -> None:
+        """Add one block sum; raises OverflowError where it may already have been rounded."""
+        values = block.cpu().numpy() if isinstance(block, torch.Tensor) else block
+        units = np.ldexp(np.asarray(values, np.float64), -self.grid.exponent)
+        if not (np.abs(units) < 2.0**_MANTISSA).all():
+            raise OverflowError("a block sum is not finite or left the range float64 adds exactly")
+        whole = units.astype(np.int64)
+        self._high += whole >> _LOW_BITS
+        self._low += whole & ((1 << _LOW_BITS) - 1)
+
+    def merge(self, other: ExactSum) -> None:
+        """Add another total of the same grid and shape."""
+        if other.grid != self.grid or other._high.shape != self._high.shape:
+            raise ValueError("only totals of one grid and shape can be merged")
+        self._high += other._high
+        self._low += other._low
+
+    def value(self) -> Float64:
+        """The total as float64, rounded once from the integers: a function of the terms alone."""
+        high = self._high + (self._low >> _LOW_BITS)
+        low = self._low & ((1 << _LOW_BITS) - 1)
+        total = high.astype(np.float64) * 2.0**_LOW_BITS + low
+        return np.asarray(np.ldexp(total, self.grid.exponent), np.float64)

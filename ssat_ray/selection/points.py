@@ -1,0 +1,98 @@
+"""Embeddings as points of a fixed grid: centred, scaled or projected, and rounded once.
+
+Both refinements (k-means in lloyd.py, mixtures in em.py) sum over points in blocks of one shape, so
+that a row's arithmetic does not depend on its neighbours, and exactly (exact.py), so that the totals do
+not depend on which actor holds which rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ssat_ray.selection.exact import Grid
+from ssat_ray.selection.scores import Array, Float64
+
+BLOCK_ROWS = 2048
+_HEADROOM = 2.0
+_GROUP_BLOCKS = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """The coordinates of the points: x = (h - mean) components^T * 2^-exponents, rounded to `grid`.
+
+    Attributes:
+        mean: (d,) float64, of the sample the frame was fitted on.
+        components: (p, d) float64 orthonormal rows of a PCA, or None (p = d).
+        exponents: (p,) int64, powers of two by which each coordinate is divided, so exactly.
+        grid: of the coordinates. Rows beyond its range stay exact: float32 is coarser there.
+    """
+
+    mean: Float64
+    components: Float64 | None
+    exponents: np.ndarray
+    grid: Grid
+
+    @property
+    def width(self) -> int:
+        return len(self.exponents)
+
+    @classmethod
+    def fit(
+        cls,
+        sample: Array,
+        *,
+        bits: int,
+        scaled: bool = False,
+        components: Float64 | None = None,
+        mean: Float64 | None = None,
+    ) -> Frame:
+        """A frame for rows like the sample's.
+
+        Args:
+            sample: (n, d) finite embeddings.
+            bits: of the grid; at most 24, what float32 holds.
+            scaled: divide each coordinate by the power of two next to its standard deviation.
+            components: (p, d) orthonormal rows to project onto.
+            mean: (d,) to subtract; the sample's if None.
+        """
+        h = np.asarray(sample, np.float64)
+        mean = h.mean(axis=0) if mean is None else mean
+        x = h - mean if components is None else (h - mean) @ components.T
+        spread = x.std(axis=0)
+        exponents = np.frexp(np.where(spread > 0, spread, 1.0))[1] if scaled else 0 * spread
+        exponents = exponents.astype(np.int64)
+        largest = float(np.abs(np.ldexp(x, -exponents)).max())
+        return cls(mean, components, exponents, Grid.for_values(_HEADROOM * largest, bits))
+
+    def points(self, h: Array) -> torch.Tensor:
+        """(n, d) embeddings -> (n, p) float32 on the grid, the same bits for a row in any batch."""
+        out = torch.empty(len(h), self.width, dtype=torch.float32)
+        scale = torch.from_numpy(np.ldexp(1.0, -self.exponents))
+        mean = torch.from_numpy(self.mean)
+        components = None if self.components is None else torch.from_numpy(self.components.copy())
+        for rows, block in blocks(torch.from_numpy(np.ascontiguousarray(h))):
+            x = block.double() - mean
+            if components is not None:
+                x = (components @ x.t()).t()
+            out[rows] = self.grid.round(x * scale).float()[: rows.stop - rows.start]
+        return out
+
+
+def groups(x: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Rows in groups of a few blocks: what is added in float64 before it goes into an ExactSum."""
+    return iter(x.split(_GROUP_BLOCKS * BLOCK_ROWS))
+
+
+def blocks(x: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Row ranges of (n, p) and their rows in blocks of BLOCK_ROWS; the last is padded with zeros."""
+    for start in range(0, len(x), BLOCK_ROWS):
+        stop = min(start + BLOCK_ROWS, len(x))
+        block = x[start:stop]
+        if stop - start < BLOCK_ROWS:
+            block = torch.cat([block, block.new_zeros(BLOCK_ROWS - len(block), x.shape[1])])
+        yield slice(start, stop), block

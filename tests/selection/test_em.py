@@ -1,0 +1,126 @@
+"""Exact EM: against scikit-learn from the same start, and the same bits for any split of the rows."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.mixture import GaussianMixture as ScikitMixture
+
+from ssat_ray.selection.em import (
+    EMStatistics,
+    em_statistics,
+    into_frame,
+    mixture_frame,
+    out_of_frame,
+    refine,
+)
+from ssat_ray.selection.gmm import GaussianMixture, fit_gmm
+
+ROWS, WIDTH, K = 6001, 8, 4
+
+
+def embeddings() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(K, WIDTH)) * 2 * rng.gamma(1, 1, WIDTH)
+    spread = rng.gamma(1, 1, WIDTH) + 0.1
+    h = centres[rng.integers(K, size=ROWS)] + rng.normal(size=(ROWS, WIDTH)) * spread + 3
+    return h.astype(np.float32)
+
+
+H = embeddings()
+
+
+def start(covariance: str, pca: int | None) -> GaussianMixture:
+    return fit_gmm(H[:1500], K, covariance=covariance, pca_dims=pca, restarts=1, max_iter=3)
+
+
+CASES = [(c, p) for c in ("diag", "tied", "full") for p in (None, 5)]
+
+
+@pytest.mark.parametrize(("covariance", "pca"), CASES)
+def test_statistics_do_not_depend_on_sharding(covariance: str, pca: int | None) -> None:
+    mixture = start(covariance, pca)
+    frame = mixture_frame(H[:1500], mixture)
+    inside = into_frame(mixture, frame)
+    whole = em_statistics(frame.points(H), inside, frame.grid)
+    order = np.random.default_rng(1).permutation(ROWS)
+    parts = [
+        em_statistics(frame.points(piece), inside, frame.grid)
+        for piece in np.split(H[order], [5, 2053, 4000])
+    ]
+    total = parts[0]
+    for part in parts[1:]:
+        total = total.merge(part)
+    assert total.rows == whole.rows == ROWS
+    for name in ("mass", "first", "second", "log_likelihood"):
+        np.testing.assert_array_equal(getattr(total, name).value(), getattr(whole, name).value())
+
+
+@pytest.mark.parametrize(("covariance", "pca"), CASES)
+def test_em_is_that_of_scikit_learn(covariance: str, pca: int | None) -> None:
+    mixture = start(covariance, pca)
+    frame = mixture_frame(H[:1500], mixture)
+    points = frame.points(H)
+
+    def expect(current: GaussianMixture) -> EMStatistics:
+        return em_statistics(points, current, frame.grid)
+
+    settings: dict[str, Any] = {"iterations": 8, "tolerance": -np.inf, "reg_covar": 1e-6}
+    found, history = refine(expect, into_frame(mixture, frame), frame, **settings)
+    fitted = out_of_frame(found, frame)
+    y = H.astype(np.float64)
+    if pca is not None:
+        y = (y - mixture.pca_mean) @ mixture.pca_components.T
+    precision = (
+        1 / mixture.covariances if covariance == "diag" else np.linalg.inv(mixture.covariances)
+    )
+    reference = ScikitMixture(
+        K,
+        covariance_type=covariance,
+        means_init=mixture.means,
+        weights_init=mixture.weights,
+        precisions_init=precision,
+        max_iter=8,
+        tol=0,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        reference.fit(y)
+    assert len(history) == 9 and found.num_iterations == 8
+    assert abs(fitted.log_likelihood - reference.score(y)) < 1e-4
+    np.testing.assert_allclose(fitted.means, reference.means_, atol=2e-3)
+    np.testing.assert_allclose(fitted.weights, reference.weights_, atol=1e-3)
+
+
+def test_a_mixture_survives_the_change_of_coordinates() -> None:
+    for covariance, pca in CASES:
+        mixture = start(covariance, pca)
+        frame = mixture_frame(H[:1500], mixture)
+        back = out_of_frame(into_frame(mixture, frame), frame)
+        np.testing.assert_allclose(back.log_joint(H[:50]), mixture.log_joint(H[:50]), atol=1e-8)
+
+
+def test_an_interrupted_refinement_ends_the_same() -> None:
+    mixture = start("diag", None)
+    frame = mixture_frame(H[:1500], mixture)
+    points = frame.points(H)
+
+    def expect(current: GaussianMixture) -> EMStatistics:
+        return em_statistics(points, current, frame.grid)
+
+    seen: list[tuple[GaussianMixture, tuple[float, ...]]] = []
+    settings: dict[str, Any] = {"iterations": 6, "tolerance": 1e-9, "reg_covar": 1e-6}
+    whole, history = refine(
+        expect,
+        into_frame(mixture, frame),
+        frame,
+        **settings,
+        checkpoint=lambda m, h: seen.append((m, h)),
+    )
+    resumed, again = refine(expect, seen[2][0], frame, **settings, history=seen[2][1])
+    assert again == history
+    np.testing.assert_array_equal(resumed.means, whole.means)
+    np.testing.assert_array_equal(resumed.covariances, whole.covariances)
