@@ -32,7 +32,7 @@ BATCHES = [
 class Watcher:
     """What the pipeline tells whoever looks on; the methods do nothing here."""
 
-    def planned(self, plan: Plan, missing: list[Job]) -> None: ...
+    def planned(self, wanted: list[Job], missing: list[Job]) -> None: ...
 
     def stage_started(self, stage: str, jobs: list[Job]) -> None: ...
 
@@ -159,7 +159,7 @@ def run(
     missing = [job for job in wanted if store.record(job) is None]
     if missing and until in (None, "report") and tracking.is_due(plan, folder):
         tracking.check(config.runtime.tracking_uri, store)
-    watcher.planned(plan, missing)
+    watcher.planned(wanted, missing)
     context = StageContext(store, config.runtime, folder / "run.log")
     execute([job for job in missing if job.stage == "labelled"], context, watcher)
     preflight(config, plan, store)

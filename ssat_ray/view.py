@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.table import Table
 
 from ssat_ray.pipeline import Watcher
-from ssat_ray.plan import STAGES, Plan
+from ssat_ray.plan import STAGES
 from ssat_ray.report import words
 from ssat_ray.report.words import duration
 from ssat_ray.runtime import read_board
@@ -66,9 +66,9 @@ class View(Watcher):
 
     # -- events of the pipeline -----------------------------------------------------------------------
 
-    def planned(self, plan: Plan, missing: list[Job]) -> None:
+    def planned(self, wanted: list[Job], missing: list[Job]) -> None:
         for name in STAGES:
-            jobs = [job for job in plan.unique if job.stage == name]
+            jobs = [job for job in wanted if job.stage == name]
             todo = sum(job.stage == name for job in missing)
             if jobs:
                 self.stages[name] = {"jobs": len(jobs), "todo": todo, "seconds": None, "status": ""}

@@ -21,7 +21,7 @@ def test_plain_lines_name_stage_and_jobs() -> None:
     view = View(Console(file=out, width=200))
     plan = build_plan(load_config("digits"))
     jobs = [job for job in plan.unique if job.stage == "select"]
-    view.planned(plan, jobs)
+    view.planned(plan.unique, jobs)
     view.stage_started("select", jobs)
     view.stage_finished("select", jobs, 61.0)
     view.waiting(jobs[0])
@@ -32,6 +32,16 @@ def test_plain_lines_name_stage_and_jobs() -> None:
     assert "select: 5 to do (random seed 0" in lines[0]
     assert "select: done in 1 min 01 s" in lines[1]
     assert "another process" in lines[2]
+
+
+def test_the_stage_table_has_the_wanted_stages_only() -> None:
+    """`ssat generate` says nothing of stages after `generate`."""
+    view = View(Console(file=io.StringIO(), width=200))
+    plan = build_plan(load_config("digits"))
+    wanted = [job for job in plan.unique if job.stage in ("labelled", "pretrain", "generate")]
+    view.planned(wanted, wanted[1:])
+    assert list(view.stages) == ["labelled", "pretrain", "generate"]
+    assert [s["todo"] for s in view.stages.values()] == [0, 1, 1]
 
 
 def test_status_has_rate_and_time_left() -> None:
