@@ -1,0 +1,64 @@
+"""Alternating measurements and how they are shown: medians and a ratio, with the machine and the commit."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+
+def alternate(
+    candidates: Mapping[str, Callable[[], object]], repeats: int = 5
+) -> dict[str, list[float]]:
+    """Wall seconds of each candidate, one call of each in turn, `repeats` times.
+
+    Nothing is called to warm up: a candidate that needs it does so before it is handed over.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(repeats):
+        for name, call in candidates.items():
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One line of a bench.
+
+    Args:
+        what: the case, for example `1,000,000 x 64, k = 10`.
+        ours, bare: wall seconds of each repeat, in the order in which they alternated.
+        bar: least ratio bare / ours that the project promises, or None.
+        notes: further figures by name, for example an inertia.
+    """
+
+    what: str
+    ours: list[float]
+    bare: list[float]
+    bar: float | None = None
+    notes: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def ratio(self) -> float:
+        """Median seconds of the bare alternative / ours: above 1, ours is faster."""
+        return statistics.median(self.bare) / statistics.median(self.ours)
+
+    def markdown(self) -> str:
+        """A row of the table under `HEADER`."""
+        bar = "" if self.bar is None else f"{self.bar:g}"
+        notes = "; ".join(f"{name} {value}" for name, value in self.notes.items())
+        return (
+            f"| {self.what} | {_seconds(self.ours)} | {_seconds(self.bare)} | {self.ratio:.2f} "
+            f"| {bar} | {notes} |"
+        )
+
+
+HEADER = "| case | ours, s | bare, s | bare / ours | bar | notes |\n|---|---:|---:|---:|---:|---|"
+
+
+def _seconds(found: list[float]) -> str:
+    """Median with the extremes: `1.23 (1.20-1.31)`."""
+    return f"{statistics.median(found):.3g} ({min(found):.3g}-{max(found):.3g})"
