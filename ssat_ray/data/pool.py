@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from ssat_ray.data.folder import Folder
 from ssat_ray.errors import UserError
-from ssat_ray.store import write_atomic
+from ssat_ray.store import canonical_json
 
 MANIFEST = "pool.json"
+FORMAT = 2
+SHARD_BYTES = 64 * 2**20
+SHARD_ROWS = 2**18
+ShardEntry = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,55 @@ class Shard:
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
 
+    def __getitem__(self, rows: slice | NDArray[Any]) -> Shard:
+        return Shard(self.ids[rows], self.images[rows], self.labels[rows])
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Shard]) -> Shard:
+        return cls(
+            np.concatenate([p.ids for p in parts]),
+            np.concatenate([p.images for p in parts]),
+            np.concatenate([p.labels for p in parts]),
+        )
+
+
+def rows_a_shard(shape: Sequence[int]) -> int:
+    """Images of this shape in a shard, unless told otherwise: at most 64 MiB, at most 262,144."""
+    return max(1, min(SHARD_ROWS, SHARD_BYTES // int(np.prod(shape))))
+
 
 def image_hash(images: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """First 8 bytes of BLAKE2b over each image's bytes: (n,) uint64, equal for identical images."""
-    digests = b"".join(hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in images)
-    return np.frombuffer(digests, dtype="<u8")
+    """A 64-bit hash of each image's bytes: (n, H, W, C) -> (n,) uint64, equal for identical images.
+
+    Words of 8 bytes, each mixed with its position by SplitMix64's finaliser (Steele, Lea and Flood 2014),
+    are added and mixed again. Not for use against an adversary.
+    """
+    size = int(np.prod(images.shape[1:]))
+    num_words = -(-size // 8)
+    flat = np.ascontiguousarray(images).reshape(len(images), size)
+    keys = _mix64(np.arange(1, num_words + 1, dtype=np.uint64) * np.uint64(_GOLDEN))
+    out = np.empty(len(images), np.uint64)
+    block = max(1, (1 << 17) // num_words)  # words and temporaries stay in the cache
+    for start in range(0, len(images), block):
+        rows = flat[start : start + block]
+        if size % 8:
+            padded = np.zeros((len(rows), num_words * 8), np.uint8)
+            padded[:, :size] = rows
+            rows = padded
+        out[start : start + block] = _mix64(rows.view("<u8") + keys).sum(axis=1, dtype=np.uint64)
+    return _mix64(out)
+
+
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+def _mix64(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    z = z ^ (z >> np.uint64(30))
+    z *= np.uint64(0xBF58476D1CE4E5B9)
+    z ^= z >> np.uint64(27)
+    z *= np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    return z
 
 
 def encode_shard(shard: Shard) -> bytes:
@@ -49,15 +97,31 @@ def encode_shard(shard: Shard) -> bytes:
             "label": pa.array(shard.labels.astype(np.int16), pa.int16()),
         }
     )
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", compression_level=1)
-    return sink.getvalue()
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table,
+        sink,
+        compression="zstd",
+        compression_level=1,
+
+        use_dictionary=False,
+        write_statistics=False,
+        column_encoding={"id": "DELTA_BINARY_PACKED", "image": "PLAIN", "label": "PLAIN"},
+    )
+    return sink.getvalue().to_pybytes()
 
 
-def write_shard(folder: Path, index: int, shard: Shard) -> dict[str, Any]:
-    """Write shard `index` atomically; returns its manifest entry."""
+def write_shard(folder: Folder | os.PathLike[str], index: int, shard: Shard) -> ShardEntry:
+    """Write shard `index` so that it is there whole or not at all; returns its manifest entry.
+
+    Raises:
+        ValueError: ids do not ascend.
+        OSError: the disk is full, for example; nothing of the shard is left.
+    """
+    if not (np.diff(shard.ids) > 0).all():
+        raise ValueError("the ids of a shard must ascend")
     name, data = f"shard-{index:05d}.parquet", encode_shard(shard)
-    write_atomic(folder / name, data)
+    (folder if isinstance(folder, Folder) else Folder(folder)).write(name, data)
     return {
         "file": name,
         "rows": len(shard.ids),
@@ -69,77 +133,200 @@ def write_shard(folder: Path, index: int, shard: Shard) -> dict[str, Any]:
 
 
 def manifest(
-    shards: list[dict[str, Any]], image_shape: tuple[int, int, int], num_classes: int
+    generations: Sequence[Sequence[ShardEntry]],
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    **more: Any,
 ) -> str:
-    """The text of `pool.json`. image_shape is (C, H, W)."""
+    """The text of `pool.json`.
+
+    Args:
+        generations: shards of the pool as it was first made, then of each append.
+        image_shape: (C, H, W).
+        more: further fields, for example `location` of the shards if it is not the manifest's folder.
+    """
     channels, height, width = image_shape
-    return json.dumps(
-        {
-            "format": 1,
-            "shape": [height, width, channels],
-            "num_classes": num_classes,
-            "rows": sum(s["rows"] for s in shards),
-            "shards": shards,
-        },
-        indent=1,
-    )
+    shape = [height, width, channels]
+    content = {
+        "format": FORMAT,
+        "shape": shape,
+        "num_classes": num_classes,
+        "rows": sum(s["rows"] for shards in generations for s in shards),
+        "generations": [
+            {
+                "rows": sum(s["rows"] for s in shards),
+                "shards": len(shards),
+                "digest": generation_digest(shards, shape, num_classes),
+            }
+            for shards in generations
+        ],
+        **more,
+        "shards": [entry for shards in generations for entry in shards],
+    }
+    return json.dumps(content, indent=1)
+
+
+def generation_digest(shards: Sequence[ShardEntry], shape: list[int], num_classes: int) -> str:
+    """20 hex digits over the contents of some shards: their rows, ids and checksums, not their place."""
+    content = [[s["rows"], s["first_id"], s["last_id"], s["sha256"]] for s in shards]
+    key = canonical_json([shape, num_classes, content])
+    return hashlib.sha256(key.encode()).hexdigest()[:20]
 
 
 class Pool:
-    """A pool on disk. A selection and a generated set are pools too."""
+    """A pool at any location. A selection and a generated set are pools too.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Ids ascend over the shards in their order, so a row's position stands for its id.
+    """
+
+    def __init__(self, location: Folder | str | os.PathLike[str]) -> None:
+        self.folder = location if isinstance(location, Folder) else Folder(location)
+        where = self.folder.path(MANIFEST)
         try:
-            self.manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+            self.manifest: dict[str, Any] = json.loads(self.folder.read(MANIFEST).to_pybytes())
         except FileNotFoundError as error:
-            raise UserError(f"{folder} is no pool: it has no {MANIFEST}.") from error
-        except json.JSONDecodeError as error:
-            raise UserError(f"{folder / MANIFEST} is damaged: {error}.") from error
+            raise UserError(f"{self.folder} is no pool: it has no {MANIFEST}.") from error
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{where} is damaged: {error}.") from error
+        if self.manifest.get("format") != FORMAT:
+            raise UserError(
+                f"{where} has format {self.manifest.get('format')}, this release reads {FORMAT}."
+            )
+        self._shards_in = Folder(self.manifest["location"]) if self.is_reference else self.folder
+        last = -1
+        for entry in self.shards:
+            if not last < entry["first_id"] <= entry["last_id"]:
+                raise UserError(f"{where}: ids of {entry['file']} do not follow those before it.")
+            last = entry["last_id"]
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether the shards lie elsewhere than the manifest."""
+        return "location" in self.manifest
 
     def __len__(self) -> int:
         return int(self.manifest["rows"])
 
     @property
-    def shards(self) -> list[dict[str, Any]]:
-        shards: list[dict[str, Any]] = self.manifest["shards"]
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C)"""
+        height, width, channels = self.manifest["shape"]
+        return height, width, channels
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)"""
+        height, width, channels = self.manifest["shape"]
+        return channels, height, width
+
+    @property
+    def num_classes(self) -> int:
+        return int(self.manifest["num_classes"])
+
+    @property
+    def shards(self) -> list[ShardEntry]:
+        shards: list[ShardEntry] = self.manifest["shards"]
         return shards
+
+    @property
+    def generations(self) -> list[list[ShardEntry]]:
+        """Shards by generation: the pool as it was first made, then each append."""
+        found, start = [], 0
+        for generation in self.manifest["generations"]:
+            found.append(self.shards[start : start + generation["shards"]])
+            start += generation["shards"]
+        return found
 
     @property
     def num_bytes(self) -> int:
         return sum(s["bytes"] for s in self.shards)
 
+    def shard_path(self, index: int) -> str:
+        return self._shards_in.path(self.shards[index]["file"])
+
     def read(self, index: int) -> Shard:
-        """One shard, its row count and checksum checked."""
-        entry = self.shards[index]
-        path = self.folder / entry["file"]
+        """One shard, its checksum, row count and ids checked.
+
+        Raises:
+            UserError: it is missing, was altered, or is not what the manifest says.
+            OSError: it could not be read; trying again may help.
+        """
+        entry, path = self.shards[index], self.shard_path(index)
         try:
-            data = path.read_bytes()
+            data = self._shards_in.read(entry["file"])
         except FileNotFoundError as error:
             raise UserError(f"{path} is listed in {MANIFEST} and missing.") from error
         if hashlib.sha256(data).hexdigest() != entry["sha256"]:
             raise UserError(
                 f"{path} was altered after it was written: its checksum differs from {MANIFEST}."
             )
-        table = pq.read_table(io.BytesIO(data))
-        height, width, channels = self.manifest["shape"]
+        table = pq.read_table(pa.BufferReader(data), use_threads=False)
         column = table["image"].combine_chunks()
-        pixels = np.frombuffer(
-            column.buffers()[1], np.uint8, offset=column.offset * column.type.byte_width
-        )
-        images = pixels[: len(column) * column.type.byte_width].reshape(-1, height, width, channels)
-        if len(images) != entry["rows"]:
-            raise UserError(f"{path} has {len(images)} rows, {MANIFEST} says {entry['rows']}.")
-        return Shard(table["id"].to_numpy(), images, table["label"].to_numpy().astype(np.int64))
+        size = column.type.byte_width
+        pixels = np.frombuffer(column.buffers()[1], np.uint8, offset=column.offset * size)
+        if size != int(np.prod(self.shape)):
+            raise UserError(f"{path} has images of {size} bytes, not of shape {self.shape}.")
+        images = pixels[: len(column) * size].reshape(-1, *self.shape)
+        ids = self._checked_ids(table["id"].to_numpy(), entry, path)
+        return Shard(ids, images, table["label"].to_numpy().astype(np.int64))
+
+    def read_ids(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int16]]:
+        """Ids and labels of one shard, without its images and its checksum.
+
+        Raises:
+            UserError: it is missing, no Parquet file, or not what the manifest says.
+        """
+        entry, path = self.shards[index], self.shard_path(index)
+        try:
+            with self._shards_in.open(entry["file"]) as file:
+                table = pq.read_table(file, columns=["id", "label"], use_threads=False)
+        except FileNotFoundError as error:
+            raise UserError(f"{path} is listed in {MANIFEST} and missing.") from error
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{path} is damaged: {error}.") from error
+        return self._checked_ids(table["id"].to_numpy(), entry, path), table["label"].to_numpy()
+
+    @staticmethod
+    def _checked_ids(ids: NDArray[np.int64], entry: ShardEntry, path: str) -> NDArray[np.int64]:
+        if len(ids) != entry["rows"]:
+            raise UserError(f"{path} has {len(ids)} rows, {MANIFEST} says {entry['rows']}.")
+        if (ids[0], ids[-1]) != (entry["first_id"], entry["last_id"]):
+            raise UserError(f"{path} has other ids than {MANIFEST} says.")
+        return ids
 
     def __iter__(self) -> Iterator[Shard]:
         return (self.read(i) for i in range(len(self.shards)))
 
     def load(self) -> Shard:
-        """The whole pool in memory, in shard order (small pools only)."""
-        parts = list(self)
-        return Shard(
-            np.concatenate([p.ids for p in parts]),
-            np.concatenate([p.images for p in parts]),
-            np.concatenate([p.labels for p in parts]),
-        )
+        """The whole pool in memory (small pools only)."""
+        return Shard.concatenate(list(self))
+
+
+class ShardWriter:
+    """Cuts a stream of rows into shards of one size and writes each as soon as it is full."""
+
+    def __init__(
+        self, folder: Folder | os.PathLike[str], rows: int, entries: Sequence[ShardEntry] = ()
+    ) -> None:
+        self.folder = folder if isinstance(folder, Folder) else Folder(folder)
+        self.rows = rows
+        self.entries = list(entries)
+        self._waiting: list[Shard] = []
+        self._num_waiting = 0
+
+    def add(self, shard: Shard) -> None:
+        """Take rows whose ids follow those given before."""
+        while len(shard.ids):
+            taken = shard[: self.rows - self._num_waiting]
+            self._waiting.append(taken)
+            self._num_waiting += len(taken.ids)
+            shard = shard[len(taken.ids) :]
+            if self._num_waiting == self.rows:
+                self.flush()
+
+    def flush(self) -> None:
+        """Write what is waiting, if anything, as the next shard."""
+        if self._waiting:
+            whole = Shard.concatenate(self._waiting)
+            self.entries.append(write_shard(self.folder, len(self.entries), whole))
+            self._waiting, self._num_waiting = [], 0
