@@ -183,6 +183,41 @@ class PretrainConfig(Section):
         return self
 
 
+class PoolConfig(Section):
+    """Where the unlabelled images come from, and what happens to shards that cannot be read."""
+
+    source: Literal["generate", "synth", "external"] = Field(
+        "generate", description="the DDPM, distorted labelled images, or a pool that exists"
+    )
+    path: str | None = Field(
+        None, description="folder or URI of a pool (`ssat pool import`), with source=external"
+    )
+    cluster_generations: Positive = Field(
+        1, description="generations of an appended pool that the clusters are fitted on"
+    )
+    on_bad_shard: Literal["fail", "quarantine"] = Field(
+        "fail", description="quarantine: leave the shard out and say so"
+    )
+
+    @model_validator(mode="after")
+    def _path_with_external(self) -> PoolConfig:
+        if (self.source == "external") != (self.path is not None):
+            raise ValueError(
+                "pool.path goes with pool.source=external, and pool.source=external with pool.path; "
+                f"found pool.source={self.source}, pool.path={self.path}"
+            )
+        return self
+
+
+class SynthConfig(Section):
+    """A pool of distorted labelled images, of any size: every image is a function of (seed, id)."""
+
+    num_images: Positive = 10_000
+    shard_rows: int | None = Field(
+        None, ge=1, description="images a shard; null: 64 MiB, at most 262,144"
+    )
+
+
 class GenerateConfig(Section):
     """Sampling the pool from the DDPM."""
 
@@ -193,15 +228,43 @@ class GenerateConfig(Section):
     precision: Literal["float32", "bf16"] = "float32"
 
 
+class EmbedConfig(Section):
+    """How the intermediate model turns an image into a point, for `cluster` and `score`."""
+
+    layer: Literal["pooled", "logits", "unpooled"] = "pooled"
+    precision: Literal["float32", "bf16"] = "float32"
+
+
 class ClusterConfig(Section):
-    """Clusters of the pool's embeddings: FAISS k-means and Gaussian mixtures."""
+    """Clusters of the pool's embeddings: a start on a sample, then exact refinement on many more."""
 
     k: int | None = Field(None, ge=2, le=10_000, description="clusters; null: number of classes")
-    layer: Literal["pooled", "logits", "unpooled"] = "pooled"
-    restarts: Positive = 10
-    iterations: Positive = 50
+    sample_rows: Positive = Field(100_000, description="images the start is fitted on")
+    restarts: Positive = Field(10, description="k-means++ starts on the sample")
+    iterations: Positive = Field(50, description="most Lloyd iterations of a start")
+    refine_rows: int | None = Field(
+        None, ge=1, description="images of the refinement; null: the whole pool"
+    )
+    refine_iterations: int = Field(20, ge=0, description="most refinements over these images")
+    tolerance: float = Field(
+        1e-4, ge=0, description="relative fall of the inertia, or nats a point, that ends it"
+    )
+    storage: Literal["float32", "float16"] = Field("float32", description="of the embeddings")
     covariance: Literal["diag", "tied", "full"] = "diag"
     pca_dims: int | None = Field(None, ge=1, description="PCA before the mixture; null: none")
+
+    @model_validator(mode="after")
+    def _the_sample_suffices(self) -> ClusterConfig:
+        if self.k is not None and self.k > self.sample_rows:
+            raise ValueError(
+                f"cluster.k={self.k} is larger than cluster.sample_rows={self.sample_rows}"
+            )
+        if self.refine_rows is not None and self.refine_rows < self.sample_rows:
+            raise ValueError(
+                f"cluster.refine_rows={self.refine_rows} is smaller than "
+                f"cluster.sample_rows={self.sample_rows}: the sample is a part of them"
+            )
+        return self
 
 
 class SelectConfig(Section):
@@ -212,6 +275,7 @@ class SelectConfig(Section):
         0.4, description="share taken by lowest score, the rest at random"
     )
     per_class: bool = Field(False, description="the same choice within every class")
+    dedup: bool = Field(False, description="never choose an image twice: only its lowest id counts")
 
 
 class EvaluateConfig(Section):
@@ -239,7 +303,12 @@ class RuntimeConfig(Section):
     num_cpus: int | None = Field(None, ge=1, description="CPUs of a local Ray; null: all")
     object_store_mib: int = Field(512, ge=80)
     train_workers: Positive = Field(2, description="DDP workers of each Ray Train group")
-    actors: Positive = Field(2, description="actors of each Ray Data stage")
+    actors: Positive = Field(2, description="actors of each Ray Data stage, and for clustering")
+    read_retries: int = Field(2, ge=0, description="further attempts to read a pool shard")
+    gpus_per_actor: float = Field(0.0, ge=0, description="GPUs of each embedding actor")
+    resident_mib: int = Field(
+        4096, ge=1, description="embeddings that the clustering actors keep in memory, in total"
+    )
     tracking_uri: str | None = Field(None, description="MLflow; null: <store>/mlflow.db")
 
 
@@ -247,6 +316,9 @@ class Config(Section):
     """One comparison: rows x seeds over one labelled set and one pool."""
 
     preset: str = Field("digits", description="name of the preset this tree came from")
+    goal: Literal["comparison", "selection"] = Field(
+        "comparison", description="selection: end with the selected images, train nothing on them"
+    )
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1, strict=False)
     rows: tuple[Row, ...] = Field(
         ("none", "random", "pcs", "lcs-km", "lcs-gmm", "easy", "full"), min_length=1, strict=False
@@ -257,7 +329,10 @@ class Config(Section):
     objective: ObjectiveConfig = ObjectiveConfig()
     intermediate: IntermediateConfig = IntermediateConfig()
     pretrain: PretrainConfig = PretrainConfig()
+    pool: PoolConfig = PoolConfig()
     generate: GenerateConfig = GenerateConfig()
+    synth: SynthConfig = SynthConfig()
+    embed: EmbedConfig = EmbedConfig()
     cluster: ClusterConfig = ClusterConfig()
     select: SelectConfig = SelectConfig()
     train: TrainConfig = TrainConfig()
@@ -272,6 +347,9 @@ class Config(Section):
                 raise ValueError(f"{name} has duplicates: {list(values)}")
         if set(self.rows) == {"none"}:
             raise ValueError("rows=['none'] compares nothing: add a row that uses the pool")
+        idle = [row for row in ("none", "full") if row in self.rows]
+        if self.goal == "selection" and idle:
+            raise ValueError(f"goal=selection selects nothing for the row {idle[0]!r}: take it out")
         stray = [seed for seed in self.evaluate.autoattack_seeds if seed not in self.seeds]
         if stray:
             raise ValueError(
@@ -282,13 +360,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _the_pool_suffices(self) -> Config:
-        pool, k, ratio = self.generate.num_images, self.cluster.k, self.select.ratio
-        if k is not None and k > pool:
-            raise ValueError(f"cluster.k={k} is larger than the pool (generate.num_images={pool})")
-        if set(self.rows) - {"none", "full"} and round(ratio * pool) < 1:
-            raise ValueError(
-                f"select.ratio={ratio} of generate.num_images={pool} rounds to no image; raise one"
-            )
+        key, size = self.pool_size()
+        if size is not None:
+            self.check_pool(key, size)
         steps, timesteps = self.generate.num_inference_steps, self.pretrain.num_timesteps
         if steps > timesteps:
             raise ValueError(
@@ -296,6 +370,23 @@ class Config(Section):
                 f"pretrain.num_timesteps={timesteps}"
             )
         return self
+
+    def pool_size(self) -> tuple[str, int | None]:
+        """The key that sets the number of pool images, and the number; None if the pool says it."""
+        if self.pool.source == "external":
+            return "pool.path", None
+        key = self.pool.source
+        return f"{key}.num_images", getattr(self, key).num_images
+
+    def check_pool(self, key: str, size: int) -> None:
+        """ValueError if a pool of `size` images, which `key` says, is too small."""
+        k, ratio = self.cluster.k, self.select.ratio
+        if k is not None and k > size:
+            raise ValueError(f"cluster.k={k} is larger than the pool ({key}={size})")
+        if set(self.rows) - {"none", "full"} and round(ratio * size) < 1:
+            raise ValueError(
+                f"select.ratio={ratio} of {key}={size} rounds to no image; raise one"
+            )
 
     @model_validator(mode="after")
     def _every_worker_has_a_row(self) -> Config:

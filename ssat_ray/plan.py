@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ssat_ray.config import Config, load_config
+from ssat_ray.data.pool import Pool
 from ssat_ray.errors import UserError
 from ssat_ray.stages import (
     cluster,
@@ -16,10 +17,12 @@ from ssat_ray.stages import (
     generate,
     intermediate,
     labelled,
+    pool,
     pretrain,
     report,
     score,
     select,
+    synth,
     train,
 )
 from ssat_ray.stages.base import Stage
@@ -29,9 +32,11 @@ STAGES: dict[str, Stage] = {
     module.STAGE.name: module.STAGE
     for module in (
         labelled,
+        pool,
         intermediate,
         pretrain,
         generate,
+        synth,
         cluster,
         score,
         select,
@@ -48,16 +53,23 @@ class Plan:
     """Every artefact that a configuration asks for.
 
     Args:
-        jobs: (row, seed, stage) -> job; evaluate's stage is `evaluate:<attack>`.
-        report: the job that needs all others.
+        jobs: (row, seed, stage) -> job; evaluate's stage is `evaluate:<attack>`; a pool that was
+            appended to has further `pool.1`, `score.1`, ….
+        report: the job that needs all others, in a comparison; None where the goal is the selection.
     """
 
     jobs: dict[tuple[str, int, str], Job]
-    report: Job
+    report: Job | None
 
     @property
     def unique(self) -> list[Job]:
-        return list(self.report.closure())
+        """Every job once, after those it needs."""
+        found: dict[str, Job] = {}
+        for job in self.jobs.values():
+            found |= {j.digest: j for j in job.closure()}
+        if self.report is not None:
+            found[self.report.digest] = self.report
+        return list(found.values())
 
 
 def build_plan(config: Config) -> Plan:
@@ -68,6 +80,8 @@ def build_plan(config: Config) -> Plan:
         for row in config.rows:
             for stage, job in _row_jobs(config, row, seed, shared).items():
                 jobs[row, seed, stage] = job
+    if config.goal == "selection":
+        return Plan(jobs, None)
     tree = config.model_dump(mode="json", exclude={"runtime"})
     inputs = {f"{row}/{seed}/{stage}": job for (row, seed, stage), job in jobs.items()}
     return Plan(jobs, _job("report", {}, tree, inputs))
@@ -104,50 +118,93 @@ def _shared_jobs(config: Config, seed: int) -> dict[str, Job]:
         {"labelled": data},
         about,
     )
-    ddpm = _job("pretrain", of, _part(config, "pretrain"), {"labelled": data}, about)
-    pool = _job("generate", of, _part(config, "generate"), {"labelled": data, "ddpm": ddpm}, about)
-    embedded = {"labelled": data, "intermediate": inter, "pool": pool}
-    shared = {"labelled": data, "intermediate": inter, "pretrain": ddpm, "generate": pool}
-    layer = {"layer": config.cluster.layer}
-    scored = {"intermediate": inter, "pool": pool}
-    shared["score:confidence"] = _job(
-        "score", {**of, "scorer": "confidence"}, layer, scored, f"confidence {about}"
-    )
+    shared = {"labelled": data, "intermediate": inter, **_pool_jobs(config, seed, data)}
+    pools = _numbered(shared, "pool")
     fields = config.cluster.model_dump(mode="json")
-    only = {
-        "kmeans": ("k", "layer", "restarts", "iterations"),
-        "gmm": ("k", "layer", "covariance", "pca_dims"),
-    }
+    common = ("k", "sample_rows", "refine_rows", "refine_iterations", "tolerance", "storage")
+    only = {"kmeans": ("restarts", "iterations"), "gmm": ("covariance", "pca_dims")}
+    reading = {**_part(config, "embed"), "on_bad_shard": config.pool.on_bad_shard}
+    scorers: dict[str, dict[str, Job]] = {"confidence": {}}
     for method, keys in only.items():
-        part = {"cluster": {key: fields[key] for key in keys}}
-        fitted = _job("cluster", {**of, "method": method}, part, embedded, f"{method} {about}")
+        part = {**reading, "cluster": {key: fields[key] for key in (*common, *keys)}}
+        fitted_on = dict(list(pools.items())[: config.pool.cluster_generations])
+        inputs = {"labelled": data, "intermediate": inter, **fitted_on}
+        fitted = _job("cluster", {**of, "method": method}, part, inputs, f"{method} {about}")
         shared[f"cluster:{method}"] = fitted
-        inputs = {**scored, "clusters": fitted}
-        shared[f"score:{method}"] = _job(
-            "score", {**of, "scorer": method}, layer, inputs, f"{method} {about}"
-        )
+        scorers[method] = {"clusters": fitted}
+    for scorer, clusters in scorers.items():
+        for name, pool in pools.items():
+            inputs = {"intermediate": inter, "pool": pool, **clusters}
+            number = name.removeprefix("pool")
+            label = f"{scorer} {about}" + (f" generation {number[1:]}" if number else "")
+            shared[f"score:{scorer}{number}"] = _job(
+                "score", {**of, "scorer": scorer}, reading, inputs, label
+            )
     return shared
+
+
+def _pool_jobs(config: Config, seed: int, data: Job) -> dict[str, Job]:
+    """The jobs that yield the pool: `pool` (`pool.1`, … where it was appended to), and what they need."""
+    of, about = {"seed": seed}, f"seed {seed}"
+    if config.pool.source == "generate":
+        ddpm = _job("pretrain", of, _part(config, "pretrain"), {"labelled": data}, about)
+        inputs = {"labelled": data, "ddpm": ddpm}
+        return {
+            "pretrain": ddpm,
+            "pool": _job("generate", of, _part(config, "generate"), inputs, about),
+        }
+    if config.pool.source == "synth":
+        return {"pool": _job("synth", of, _part(config, "synth"), {"labelled": data}, about)}
+    found = Pool(str(config.pool.path))
+    try:
+        config.check_pool(f"pool.path={config.pool.path}, images", len(found))
+    except ValueError as error:
+        raise UserError(f"{error}.") from error
+    jobs = {}
+    for i, generation in enumerate(found.manifest["generations"]):
+        job = Job(
+            "pool",
+            STAGES["pool"].version,
+            {"digest": generation["digest"], "generation": i},
+            {},
+            {"labelled": data},
+            f"generation {i}",
+            config.pool.path,
+        )
+        jobs[f"pool.{i}" if i else "pool"] = job
+    return jobs
+
+
+def _numbered(jobs: dict[str, Job], name: str) -> dict[str, Job]:
+    """The jobs `name`, `name.1`, … under these names."""
+    return {key: job for key, job in jobs.items() if key == name or key.startswith(f"{name}.")}
 
 
 def _row_jobs(config: Config, row: str, seed: int, shared: dict[str, Job]) -> dict[str, Job]:
     """stage -> job of one row and seed, only the stages that the row needs."""
     of, about, data = {"seed": seed}, f"{row} seed {seed}", shared["labelled"]
-    jobs = {"labelled": data}
+    jobs, pools = {"labelled": data}, _numbered(shared, "pool")
     if row != "none":
-        jobs |= {"pretrain": shared["pretrain"], "generate": shared["generate"]}
-    pool = shared["generate"]
+        jobs |= {name: shared[name] for name in ("pretrain",) if name in shared} | pools
+    unlabelled = {name.replace("pool", "unlabelled"): job for name, job in pools.items()}
     if row not in ("none", "full"):
-        inputs = {"pool": pool}
+        inputs = dict(pools)
         if row in score.SCORERS:
             scorer = score.SCORERS[row]
-            jobs |= {"intermediate": shared["intermediate"], "score": shared[f"score:{scorer}"]}
+            scored = {
+                name.replace(f"score:{scorer}", "score"): job
+                for name, job in _numbered(shared, f"score:{scorer}").items()
+            }
+            jobs |= {"intermediate": shared["intermediate"], **scored}
             if scorer != "confidence":
                 jobs["cluster"] = shared[f"cluster:{scorer}"]
-            inputs["score"] = jobs["score"]
-        pool = jobs["select"] = _job(
-            "select", {**of, "method": row}, _part(config, "select"), inputs, about
-        )
-    jobs["train"] = _train_job(config, row, seed, data, pool)
+            inputs |= scored
+        part = {**_part(config, "select"), "on_bad_shard": config.pool.on_bad_shard}
+        jobs["select"] = _job("select", {**of, "method": row}, part, inputs, about)
+        unlabelled = {"unlabelled": jobs["select"]}
+    if config.goal == "selection":
+        return jobs
+    jobs["train"] = _train_job(config, row, seed, data, unlabelled)
     attacks = ["clean", "pgd", "apgd-ce"] + (
         ["autoattack"] if seed in config.evaluate.autoattack_seeds else []
     )
@@ -160,7 +217,9 @@ def _row_jobs(config: Config, row: str, seed: int, shared: dict[str, Job]) -> di
     return jobs
 
 
-def _train_job(config: Config, row: str, seed: int, data: Job, pool: Job) -> Job:
+def _train_job(
+    config: Config, row: str, seed: int, data: Job, unlabelled: dict[str, Job]
+) -> Job:
     part, about = _part(config, "model", "objective", "threat"), f"{row} seed {seed}"
 
     def one(recipe: str, inputs: dict[str, Job], about: str, **params: Any) -> Job:
@@ -168,7 +227,7 @@ def _train_job(config: Config, row: str, seed: int, data: Job, pool: Job) -> Job
         return _job("train", {"seed": seed, "recipe": recipe, **params}, settings, inputs, about)
 
     if row != "none":
-        return one("default", {"labelled": data, "unlabelled": pool}, about)
+        return one("default", {"labelled": data, **unlabelled}, about)
     if not config.train.none_recipes:
         return one("default", {"labelled": data}, about)
     recipes = {

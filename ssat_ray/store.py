@@ -113,8 +113,8 @@ class Job:
     """One artefact to compute: a stage, what determines its result, and the jobs it reads.
 
     `params` are what the pipeline varies within one configuration (method, seed, attack, recipe);
-    `config` is the part of the configuration that the stage declares; `inputs` are other jobs. `about` is
-    for people only and does not enter the digest.
+    `config` is the part of the configuration that the stage declares; `inputs` are other jobs. `about`,
+    for people only, and `location`, where external data lie, do not enter the digest.
     """
 
     stage: str
@@ -123,6 +123,7 @@ class Job:
     config: dict[str, Any]
     inputs: dict[str, Job] = field(default_factory=dict)
     about: str = ""
+    location: str | None = None
 
     @cached_property
     def digest(self) -> str:

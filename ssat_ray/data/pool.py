@@ -192,7 +192,7 @@ class Pool:
             raise UserError(
                 f"{where} has format {self.manifest.get('format')}, this release reads {FORMAT}."
             )
-        self._shards_in = Folder(self.manifest["location"]) if self.is_reference else self.folder
+        self.shards_in = Folder(self.manifest["location"]) if self.is_reference else self.folder
         last = -1
         for entry in self.shards:
             if not last < entry["first_id"] <= entry["last_id"]:
@@ -242,7 +242,7 @@ class Pool:
         return sum(s["bytes"] for s in self.shards)
 
     def shard_path(self, index: int) -> str:
-        return self._shards_in.path(self.shards[index]["file"])
+        return self.shards_in.path(self.shards[index]["file"])
 
     def read(self, index: int) -> Shard:
         """One shard, its checksum, row count and ids checked.
@@ -253,7 +253,7 @@ class Pool:
         """
         entry, path = self.shards[index], self.shard_path(index)
         try:
-            data = self._shards_in.read(entry["file"])
+            data = self.shards_in.read(entry["file"])
         except FileNotFoundError as error:
             raise UserError(f"{path} is listed in {MANIFEST} and missing.") from error
         if hashlib.sha256(data).hexdigest() != entry["sha256"]:
@@ -278,7 +278,7 @@ class Pool:
         """
         entry, path = self.shards[index], self.shard_path(index)
         try:
-            with self._shards_in.open(entry["file"]) as file:
+            with self.shards_in.open(entry["file"]) as file:
                 table = pq.read_table(file, columns=["id", "label"], use_threads=False)
         except FileNotFoundError as error:
             raise UserError(f"{path} is listed in {MANIFEST} and missing.") from error

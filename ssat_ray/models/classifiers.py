@@ -77,10 +77,12 @@ class PreActResNet(nn.Module):
         return self.embed_with_logits(x, layer)[0]
 
     def embed_with_logits(self, x: Tensor, layer: str = "pooled") -> tuple[Tensor, Tensor]:
-        """Embedding (B, D) and logits (B, num_classes) from one forward."""
+        """Embedding (B, D) and logits (B, num_classes), float32 under autocast too, from one forward."""
         features = self.features(x)
-        pooled = features.mean((2, 3))
-        logits = self.logits(pooled)
+        with torch.autocast(x.device.type, enabled=False):
+            wide = torch.promote_types(features.dtype, torch.float32)
+            pooled = features.to(wide).mean((2, 3))
+            logits = self.logits(pooled)
         if layer == "pooled":
             return pooled, logits
         if layer == "logits":

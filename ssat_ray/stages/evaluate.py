@@ -78,7 +78,7 @@ class AttackActor(PartActor):
         }
 
 
-def _finish(task: Task, notes: list[Note]) -> dict[str, Any]:
+def _finish(task: Task, notes: list[Note], context: StageContext) -> dict[str, Any]:
     flags = np.array([bool(c) for note in notes for c in note["correct"]])
     expected = record_of(task, "labelled")["rows"]["test"]
     assert len(flags) == expected, f"{task.job.label}: {len(flags)} of {expected} test images"

@@ -46,11 +46,11 @@ class SampleActor(PartActor):
         return {"rows": len(ids), "of_rows": config.num_images, "shard": entry}
 
 
-def finish(task: Task, notes: list[Note]) -> dict[str, Any]:
+def finish(task: Task, notes: list[Note], context: StageContext) -> dict[str, Any]:
     about = record_of(task, "labelled")
     shards = [note["shard"] for note in notes]
     assert sum(s["rows"] for s in shards) == task.job.config["generate"]["num_images"]
-    text = manifest(shards, tuple(about["image_shape"]), about["num_classes"])
+    text = manifest([shards], tuple(about["image_shape"]), about["num_classes"])
     write_atomic(task.folder / MANIFEST, text)
     return {"bytes_written": sum(s["bytes"] for s in shards)}
 
@@ -62,4 +62,4 @@ def run(jobs: list[Job], context: StageContext) -> None:
     )
 
 
-STAGE = Stage("generate", 2, run)
+STAGE = Stage("generate", 3, run)

@@ -17,6 +17,7 @@ import ray
 import ray.data
 from ray.exceptions import RayTaskError
 
+from ssat_ray.config import RuntimeConfig
 from ssat_ray.errors import RunFailed, UserError
 from ssat_ray.runtime import Meter, board, use_threads
 from ssat_ray.stages.base import StageContext, Task
@@ -30,10 +31,11 @@ class PartActor:
     """Base of the actors: subclasses implement `process`."""
 
     unit = "parts"
+    on_gpu = False
 
-    def __init__(self, tasks: list[Task], num_parts: list[int]) -> None:
+    def __init__(self, tasks: list[Task], num_parts: list[int], runtime: RuntimeConfig) -> None:
         use_threads(1)
-        self.tasks, self.num_parts = tasks, num_parts
+        self.tasks, self.num_parts, self.runtime = tasks, num_parts, runtime
         self.cache: dict[Any, Any] = {}
         self.board = board()
 
@@ -64,7 +66,7 @@ def run_parts(
     actor: type[PartActor],
     jobs: list[Job],
     num_parts: list[int],
-    finish: Callable[[Task, list[Note]], dict[str, Any]],
+    finish: Callable[[Task, list[Note], StageContext], dict[str, Any]],
     context: StageContext,
 ) -> None:
     """Stream every missing part of every job through the actors and publish each job as it completes.
@@ -88,7 +90,7 @@ def run_parts(
     def complete(index: int) -> None:
         task = tasks[index]
         notes = [read_note(task, part) for part in range(num_parts[index])]
-        record = finish(task, notes)
+        record = finish(task, notes, context)
         task.publish(
             {
                 "seconds": sum(n["seconds"] for n in notes)
@@ -115,9 +117,10 @@ def run_parts(
     ended: list[int] = []
     stream = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         actor,
-        fn_constructor_args=(tasks, num_parts),
+        fn_constructor_args=(tasks, num_parts, context.runtime),
         batch_size=1,
         num_cpus=1,
+        num_gpus=context.runtime.gpus_per_actor if actor.on_gpu else 0,
         compute=ray.data.ActorPoolStrategy(size=min(context.runtime.actors, len(items))),
     )
     try:

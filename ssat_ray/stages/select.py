@@ -1,10 +1,10 @@
-"""select: the exact balanced choice over the whole score table, written as a pool (Ray tasks)."""
+"""select: the exact balanced choice over all score tables, written as a pool by streaming (a Ray task)."""
 
 from __future__ import annotations
 
 import io
 import math
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,106 +13,140 @@ import pyarrow.parquet as pq
 import ray
 
 from ssat_ray.config import SelectConfig
-from ssat_ray.data.pool import MANIFEST, Pool, Shard, manifest, write_shard
+from ssat_ray.data.pool import MANIFEST, ShardWriter, image_hash, manifest, rows_a_shard
 from ssat_ray.errors import UserError
-from ssat_ray.runtime import Meter, use_threads
-from ssat_ray.selection.choose import REASONS, Choice, DegenerateScoreError, choose
-from ssat_ray.selection.scores import random_score
+from ssat_ray.runtime import Meter, board, use_threads
+from ssat_ray.selection.choose import REASONS, Choice, DegenerateScoreError, Ranking, choose
+from ssat_ray.selection.clusters import score_of, score_reads
+from ssat_ray.selection.table import ScoreTable
 from ssat_ray.stages.base import Stage, StageContext, Task
-from ssat_ray.stages.score import method_score, read_scores
+from ssat_ray.stages.shards import Pools, generation
 from ssat_ray.store import Job, write_atomic
 
 TABLE = "selection.parquet"
-SHARD_ROWS = 10_000
 
 
 @ray.remote(num_cpus=1, max_retries=3)
-def _select(task: Task) -> None:
+def _select(task: Task, retries: int) -> None:
     use_threads(1)
     with Meter() as meter:
-        record = select(task)
+        record = select(task, retries)
     task.publish({**record, "seconds": meter.seconds, "peak_pss_bytes": meter.peak_pss})
 
 
-def select(task: Task) -> dict[str, Any]:
+def select(task: Task, retries: int) -> dict[str, Any]:
     """Choose, write ids with reasons, and write the chosen images as a pool; returns what to record."""
     config, method = SelectConfig(**task.job.config["select"]), task.job.params["method"]
-    pool = Pool(task.inputs["pool"])
+    pools = Pools(task)
+    options: dict[str, Any] = {
+        "ratio": config.ratio,
+        "seed": task.seed,
+        "per_class": config.per_class,
+        "dedup": config.dedup,
+        "method": method,
+    }
     if method == "random":
-        ids = np.concatenate([shard.ids for shard in pool])
-        labels = np.concatenate([shard.labels for shard in pool])
-        score = random_score(ids, task.seed)
-    else:
-        columns = read_scores(task.inputs["score"])
-        ids, labels, score = columns["id"], columns["label"], method_score(method, columns)
-    choice = choose(
-        ids,
-        score,
-        ratio=config.ratio,
-        boundary_fraction=1.0 if method == "random" else config.boundary_fraction,
-        seed=task.seed,
-        labels=labels,
-        per_class=config.per_class,
-        method=method,
-    )
-    if method == "random":  # its lowest scores are no boundary, and its images not the others' rest
-        reason = np.full_like(choice.reason, REASONS.index("random"))
-        choice = replace(choice, reason=reason, cut=-math.inf)
-    return _write(task, pool, choice)
-
-
-def _write(task: Task, pool: Pool, choice: Choice) -> dict[str, Any]:
-    height, width, channels = pool.manifest["shape"]
-    chosen = [_rows_in(shard, choice.ids) for shard in pool]
-    images = np.concatenate([shard.images for shard in chosen])
-    labels = np.concatenate([shard.labels for shard in chosen])
-    ids = np.concatenate([shard.ids for shard in chosen])
-    assert len(ids) == len(choice.ids), f"{len(choice.ids)} chosen, {len(ids)} found in the pool"
-    entries = [
-        write_shard(
-            task.folder,
-            i,
-            Shard(ids[a : a + SHARD_ROWS], images[a : a + SHARD_ROWS], labels[a : a + SHARD_ROWS]),
+        rows = _PoolRows(pools, retries)
+        choice = choose(
+            rows.read, num_rows=rows.num_rows, boundary_fraction=0.0, ranking=None, **options
         )
-        for i, a in enumerate(range(0, len(ids), SHARD_ROWS))
-    ]
-    buffer = io.BytesIO()
-    reasons = np.array(REASONS)[choice.reason]
-    pq.write_table(
-        pa.table({"id": choice.ids, "reason": pa.array(reasons).dictionary_encode()}), buffer
-    )
-    write_atomic(task.folder / TABLE, buffer.getvalue())
-    write_atomic(
-        task.folder / MANIFEST,
-        manifest(entries, (channels, height, width), pool.manifest["num_classes"]),
-    )
+        num_rows, left_out = rows.num_rows, rows.quarantined
+    else:
+        names = sorted((n for n in task.inputs if n.split(".")[0] == "score"), key=generation)
+        table = ScoreTable.of_folders([task.inputs[name] for name in names])
+        ranking = Ranking(tuple(score_reads(method)), lambda chunk: score_of(method, dict(chunk)))
+        choice = choose(
+            table.read,
+            num_rows=table.num_rows,
+            boundary_fraction=config.boundary_fraction,
+            ranking=ranking,
+            **options,
+        )
+        num_rows, left_out = table.num_rows, []
     return {
-        "rows": len(ids),
-        "of_rows": len(pool),
-        "boundary": int((choice.reason == 0).sum()),
-        "cut": choice.cut if math.isfinite(choice.cut) else None,
-        "tied_at_cut": choice.num_tied_at_cut,
-        "bytes_written": sum(e["bytes"] for e in entries),
-        "bytes_read": pool.num_bytes,
+        **_write(task, pools, choice, retries),
+        "of_rows": num_rows,
+        **({"quarantined": left_out} if left_out else {}),
     }
 
 
-def _rows_in(shard: Shard, ids: np.ndarray) -> Shard:
-    keep = np.isin(shard.ids, ids, assume_unique=True)
-    return Shard(shard.ids[keep], shard.images[keep], shard.labels[keep])
+class _PoolRows:
+    """Ids and labels of the pools, and hashes of their images where they are asked for."""
+
+    def __init__(self, pools: Pools, retries: int) -> None:
+        self.pools, self.retries = pools, retries
+        self.quarantined: list[dict[str, Any]] = []
+        self._parts = []
+        for part in range(len(pools)):
+            _, note = pools.read_ids(part, retries)
+            if note:
+                self.quarantined.append(note["quarantined"])
+            else:
+                self._parts.append(part)
+        self.num_rows = sum(pools.entry(part)["rows"] for part in self._parts)
+
+    def read(self, columns: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
+        for part in self._parts:
+            if "hash" in columns:
+                shard, _ = self.pools.read(part, self.retries)
+                assert shard is not None, "a shard whose ids could be read is in quarantine"
+                found = {"id": shard.ids, "label": shard.labels, "hash": image_hash(shard.images)}
+            else:
+                read, _ = self.pools.read_ids(part, self.retries)
+                assert read is not None
+                found = {"id": read[0], "label": read[1]}
+            yield {name: found[name] for name in columns}
+
+
+def _write(task: Task, pools: Pools, choice: Choice, retries: int) -> dict[str, Any]:
+    """The chosen images as a pool, the ids with their reasons, and what to record of them."""
+    first = pools.pools[0]
+    writer = ShardWriter(task.folder, rows_a_shard(first.shape))
+    posts, taken = board(), 0
+    for part in range(len(pools)):
+        entry = pools.entry(part)
+        start, stop = np.searchsorted(choice.ids, (entry["first_id"], entry["last_id"] + 1))
+        if start < stop:
+            shard, _ = pools.read(part, retries)
+            assert shard is not None, "a shard with chosen images is in quarantine"
+            rows = np.searchsorted(shard.ids, choice.ids[start:stop])
+            assert np.array_equal(shard.ids[rows], choice.ids[start:stop])
+            writer.add(shard[rows])
+            taken += len(rows)
+        posts.post.remote(task.job.label, taken, len(choice.ids), "images")
+    writer.flush()
+    assert taken == len(choice.ids), f"{len(choice.ids)} chosen, {taken} found in the pool"
+    buffer = io.BytesIO()
+    reasons = pa.DictionaryArray.from_arrays(pa.array(choice.reason), pa.array(REASONS))
+    pq.write_table(pa.table({"id": choice.ids, "reason": reasons}), buffer)
+    write_atomic(task.folder / TABLE, buffer.getvalue())
+    classes = max(pool.num_classes for pool in pools.pools)
+    text = manifest([writer.entries], first.image_shape, classes)
+    write_atomic(task.folder / MANIFEST, text)
+    return {
+        "rows": taken,
+        "boundary": int((choice.reason == REASONS.index("boundary")).sum()),
+        "cut": choice.cut if math.isfinite(choice.cut) else None,
+        "tied_at_cut": choice.num_tied_at_cut,
+        "duplicates": choice.num_duplicates,
+        "bytes_written": sum(e["bytes"] for e in writer.entries),
+        "bytes_read": pools.num_bytes,
+    }
 
 
 def run(jobs: list[Job], context: StageContext) -> None:
     failures: list[str] = []
     for job in jobs:  # one at a time: each row's seconds are its own
         try:
-            ray.get(_select.remote(Task.of(job, context.store)))
+            ray.get(
+                _select.remote(Task.of(job, context.store), context.runtime.read_retries)
+            )
         except ray.exceptions.RayTaskError as error:
-            if not isinstance(error.cause, DegenerateScoreError | ValueError):
+            if not isinstance(error.cause, DegenerateScoreError | ValueError | UserError):
                 raise
             failures.append(f"{job.label}: {error.cause}")
     if failures:
         raise UserError(" ".join(failures))
 
 
-STAGE = Stage("select", 2, run)
+STAGE = Stage("select", 3, run)

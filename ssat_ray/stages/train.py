@@ -10,7 +10,7 @@ import torch
 
 from ssat_ray.config import ObjectiveConfig, TrainConfig
 from ssat_ray.data.labelled import to_nchw
-from ssat_ray.data.pool import Pool
+from ssat_ray.data.pool import Pool, Shard
 from ssat_ray.errors import RunFailed
 from ssat_ray.models.files import DESCRIPTION, WEIGHTS
 from ssat_ray.stages.base import Stage, StageContext, Task
@@ -57,11 +57,13 @@ def train(
 
 def _pool(task: Task) -> tuple[Images | None, int]:
     """The pool or selection in memory as uint8 (N, C, H, W) with labels, and the bytes read."""
-    if "unlabelled" not in task.inputs:
+    folders = [folder for name, folder in task.inputs.items() if name.startswith("unlabelled")]
+    if not folders:
         return None, 0
-    pool = Pool(task.inputs["unlabelled"])
-    shard = pool.load()
-    return (to_nchw(shard.images), torch.from_numpy(shard.labels)), pool.num_bytes
+    pools = [Pool(folder) for folder in folders]
+    shard = Shard.concatenate([pool.load() for pool in pools])
+    read = sum(pool.num_bytes for pool in pools)
+    return (to_nchw(shard.images), torch.from_numpy(shard.labels)), read
 
 
 def keep_best(task: Task) -> None:

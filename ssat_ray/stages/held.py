@@ -1,0 +1,67 @@
+"""The embeddings that a clustering works on: files beside the notes of the parts, gone with them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ssat_ray.selection.scores import Array, Float32, Float64, Int64
+from ssat_ray.stages.parts import NOTES
+from ssat_ray.store import write_atomic
+
+
+def hold(folder: Path, part: int, h: Array, ids: Int64, order: Float64) -> None:
+    """Keep the embeddings (n, d) of a part, with their ids and their random order."""
+    for name, array in (("h", h), ("ids", ids), ("order", order)):
+        buffer = io.BytesIO()
+        np.save(buffer, array, allow_pickle=False)
+        write_atomic(_file(folder, part, name), buffer.getbuffer())
+
+
+class Held:
+    """The kept embeddings of some parts, mapped into memory.
+
+    Args:
+        folder: of the job.
+        parts: numbers of the parts.
+    """
+
+    def __init__(self, folder: Path, parts: list[int]) -> None:
+        self.folder, self.parts = folder, parts
+
+    def _map(self, part: int, name: str) -> Array:
+        array: Array = np.load(_file(self.folder, part, name), mmap_mode="r")
+        return array
+
+    def embeddings(self) -> Iterator[Array]:
+        """(n, d) of each part."""
+        return (self._map(part, "h") for part in self.parts)
+
+    def ids(self) -> Int64:
+        return np.concatenate([np.array(self._map(part, "ids")) for part in self.parts])
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the embeddings as float32."""
+        return sum(4 * h.size for h in self.embeddings())
+
+    def sample(self, rows: int) -> Float32:
+        """The `rows` embeddings with the lowest order, by id: (rows, d), or all if there are fewer.
+
+        It does not depend on how the pool is cut into parts.
+        """
+        orders = [np.array(self._map(part, "order")) for part in self.parts]
+        together = np.concatenate(orders)
+        cut = np.inf if len(together) <= rows else np.partition(together, rows)[rows]
+        chosen = [
+            np.asarray(h[np.flatnonzero(order < cut)], np.float32)
+            for h, order in zip(self.embeddings(), orders, strict=True)
+        ]
+        return np.concatenate(chosen)
+
+
+def _file(folder: Path, part: int, name: str) -> Path:
+    return folder / NOTES / f"{name}-{part:05d}.npy"

@@ -1,0 +1,92 @@
+"""Reading the shards of a job's pools: one numbering over several pools, retries, and quarantine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from ssat_ray.data.pool import Pool, Shard, ShardEntry
+from ssat_ray.errors import UserError
+from ssat_ray.stages.base import StageContext, Task
+from ssat_ray.store import Job
+
+QUARANTINED = "quarantined"
+T = TypeVar("T")
+
+
+class Pools:
+    """The pools that a job reads (inputs `pool`, `pool.1`, …), their shards numbered through."""
+
+    def __init__(self, task: Task) -> None:
+        names = sorted((n for n in task.inputs if n.split(".")[0] == "pool"), key=generation)
+        self.pools = [Pool(task.inputs[name]) for name in names]
+        self.on_bad_shard = task.job.config["on_bad_shard"]
+        self._where = [(pool, i) for pool in self.pools for i in range(len(pool.shards))]
+
+    @classmethod
+    def of(cls, job: Job, context: StageContext) -> Pools:
+        return cls(Task.of(job, context.store))
+
+    def __len__(self) -> int:
+        """Number of shards."""
+        return len(self._where)
+
+    @property
+    def num_images(self) -> int:
+        return sum(map(len, self.pools))
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(pool.num_bytes for pool in self.pools)
+
+    def entry(self, part: int) -> ShardEntry:
+        pool, index = self._where[part]
+        return pool.shards[index]
+
+    def read(self, part: int, retries: int) -> tuple[Shard | None, dict[str, Any]]:
+        """A shard and what to note of it; no shard if it is quarantined.
+
+        Raises:
+            UserError: it could not be read, and `pool.on_bad_shard` is `fail`.
+        """
+        pool, index = self._where[part]
+        return self._try(lambda: pool.read(index), pool, index, retries)
+
+    def read_ids(
+        self, part: int, retries: int
+    ) -> tuple[tuple[Any, Any] | None, dict[str, Any]]:
+        """As `read`, for the ids and labels alone."""
+        pool, index = self._where[part]
+        return self._try(lambda: pool.read_ids(index), pool, index, retries)
+
+    def _try(
+        self, read: Callable[[], T], pool: Pool, index: int, retries: int
+    ) -> tuple[T | None, dict[str, Any]]:
+        for attempt in range(retries + 1):
+            try:
+                return read(), {}
+            except (UserError, OSError) as error:
+                reason = str(error)
+                if attempt < retries:
+                    time.sleep(0.2 * 2**attempt)
+        path, entry = pool.shard_path(index), pool.shards[index]
+        reason = reason if path in reason else f"{path}: {reason}"
+        if self.on_bad_shard == "fail":
+            raise UserError(
+                f"{reason} Tried {retries + 1} times. `ssat pool verify` lists all bad shards; "
+                "pool.on_bad_shard=quarantine goes on without them."
+            )
+        return None, {
+            QUARANTINED: {"file": entry["file"], "rows": entry["rows"], "reason": reason}
+        }
+
+
+def quarantined(notes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The shards that the notes of a job's parts say were left out."""
+    return [note[QUARANTINED] for note in notes if QUARANTINED in note]
+
+
+def generation(name: str) -> int:
+    """The number in an input's name: `pool` 0, `pool.1` 1."""
+    return int(name.partition(".")[2] or 0)
