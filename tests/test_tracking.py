@@ -26,7 +26,7 @@ from ssat_ray.errors import UserError
 from ssat_ray.models.files import classifier_files, load_classifier
 from ssat_ray.models.registry import build_classifier
 from ssat_ray.plan import Plan, build_plan
-from ssat_ray.stages.results import library_versions
+from ssat_ray.provenance import library_versions
 from ssat_ray.store import Store, write_atomic
 
 MODEL = ModelConfig(widths=(4,), strides=(2,))
