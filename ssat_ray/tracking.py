@@ -278,6 +278,7 @@ class Tracker:
                 python_model=str(Path(__file__).with_name("pyfunc_model.py")),
                 artifacts={"checkpoint": str(files)},
                 signature=ModelSignature(Schema([images]), Schema([logits])),
+                input_example=np.zeros((1, *about["image_shape"]), np.float32),
                 pip_requirements=[f"{name}=={version(name)}" for name in MODEL_NEEDS],
                 mlflow_model=description,
             )
