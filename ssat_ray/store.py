@@ -7,21 +7,19 @@ import fcntl
 import hashlib
 import json
 import os
-import platform
 import shutil
 import socket
-import subprocess
 import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cache, cached_property
-from importlib.metadata import PackageNotFoundError, version
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ssat_ray.errors import UserError
+from ssat_ray.provenance import made_by
 
 LEASE_SECONDS = 30.0
 RECORD = "stage.json"
@@ -31,7 +29,6 @@ LEFTOVERS = ("parts", "state.pt", LEASE, "failed.txt")
 """What a stage keeps in its folder while it runs (`stages.parts`, `stages.group`, `training.state`)."""
 SCRATCH = ".*.tmp"
 """Names under which `write_atomic` writes."""
-LIBRARIES = ("torch", "numpy", "ray", "diffusers", "scikit-learn", "faiss-gpu", "faiss-cpu")
 
 
 def canonical_json(value: Any) -> str:
@@ -48,55 +45,6 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(scratch, path)
-
-
-@cache
-def git_commit() -> str | None:
-    """Commit of the source tree this package runs from, with `-dirty` if it was changed; None outside git."""
-    root = str(Path(__file__).resolve().parents[1])
-    describe = ("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty")
-    try:
-        done = subprocess.run(
-            ["git", "-C", root, *describe], capture_output=True, text=True, check=True, timeout=30
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
-@cache
-def made_by() -> dict[str, Any]:
-    """Code, libraries and machine of this process, for the records; the host's name stays out.
-
-    Nothing is imported for it, and git is asked once a process.
-    """
-    versions = {name: _version(name) for name in LIBRARIES}
-    return {
-        "ssat_ray": _version("ssat_ray"),
-        "commit": git_commit(),
-        "python": platform.python_version(),
-        "versions": {name: found for name, found in versions.items() if found},
-        "machine": {
-            "cpu": _cpu_model(),
-            "cores": os.cpu_count(),
-            "platform": f"{platform.system()} {platform.machine()}",
-        },
-    }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _cpu_model() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 @contextlib.contextmanager

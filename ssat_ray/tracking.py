@@ -20,7 +20,8 @@ from ssat_ray.config import Config
 from ssat_ray.errors import UserError
 from ssat_ray.models.files import DESCRIPTION, WEIGHTS
 from ssat_ray.plan import Plan
-from ssat_ray.store import Store, file_lock, git_commit, write_atomic
+from ssat_ray.provenance import git_commit, library_versions
+from ssat_ray.store import Store, file_lock, write_atomic
 
 EXPERIMENT = "ssat_ray"
 STATE = "mlflow.json"
@@ -277,6 +278,7 @@ class Tracker:
                 python_model=str(Path(__file__).with_name("pyfunc_model.py")),
                 artifacts={"checkpoint": str(files)},
                 signature=ModelSignature(Schema([images]), Schema([logits])),
+                input_example=np.zeros((1, *about["image_shape"]), np.float32),
                 pip_requirements=[f"{name}=={version(name)}" for name in MODEL_NEEDS],
                 mlflow_model=description,
             )
@@ -314,8 +316,6 @@ def _report_tags(plan: Plan) -> dict[str, Any]:
 
 
 def _version_tags() -> dict[str, str]:
-    from ssat_ray.stages.results import library_versions
-
     return {f"version.{name}": found for name, found in library_versions().items()}
 
 

@@ -1,9 +1,7 @@
-"""Meter, commit, threads, and what the log is told of a failure."""
+"""Meter, threads, and what the log is told of a failure."""
 
 from __future__ import annotations
 
-import re
-import subprocess
 import time
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from ssat_ray.config import RuntimeConfig
 from ssat_ray.errors import RunFailed
 from ssat_ray.runtime import Meter, use_threads
 from ssat_ray.stages.base import Stage, StageContext
-from ssat_ray.store import Job, Store, git_commit
+from ssat_ray.store import Job, Store
 
 
 def test_meter_sees_time_and_memory() -> None:
@@ -27,15 +25,6 @@ def test_meter_sees_time_and_memory() -> None:
         time.sleep(0.1)
     assert 0.05 <= before.seconds < 1
     assert after.peak_pss - before.peak_pss > 0.8 * block.nbytes
-
-
-def test_git_commit_is_a_hash() -> None:
-    commit = git_commit()
-    assert commit is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", commit)
-    if commit:
-        root = Path(pipeline.__file__).parent
-        head = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True)
-        assert commit.removesuffix("-dirty") == head.stdout.decode().strip()
 
 
 def test_use_threads() -> None:

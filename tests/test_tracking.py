@@ -26,7 +26,7 @@ from ssat_ray.errors import UserError
 from ssat_ray.models.files import classifier_files, load_classifier
 from ssat_ray.models.registry import build_classifier
 from ssat_ray.plan import Plan, build_plan
-from ssat_ray.stages.results import library_versions
+from ssat_ray.provenance import library_versions
 from ssat_ray.store import Store, write_atomic
 
 MODEL = ModelConfig(widths=(4,), strides=(2,))
@@ -249,6 +249,7 @@ def test_the_logged_model_pins_what_it_needs_and_predicts(comparison: Comparison
     assert all("==" in line for line in pinned)
     assert model.metrics and {m.run_id for m in model.metrics} == {model.source_run_id}
     loaded = mlflow.pyfunc.load_model(str(folder))
+    assert loaded.predict(loaded.input_example).shape == (1, CLASSES)
     x = np.random.default_rng(0).random((3, *SHAPE), np.float32)
     expected = load_classifier(comparison.store.folder(comparison.plan.jobs["full", 0, "train"]))
     np.testing.assert_allclose(loaded.predict(x), expected(torch.from_numpy(x)).numpy(), atol=1e-5)

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from datetime import UTC, datetime
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from ssat_ray.adversarial.evaluation import masking_warnings
 from ssat_ray.adversarial.intervals import bootstrap_interval, paired_difference
+from ssat_ray.provenance import git_commit, machine
 from ssat_ray.report.words import ATTACKS, STAGES, machine_name, short_commit
 from ssat_ray.stages.base import Task
 from ssat_ray.stages.evaluate import read_flags
-from ssat_ray.store import Job, Store, git_commit
+from ssat_ray.store import Job, Store
 
 SCHEMA = 1
-PACKAGES = ("ray", "torch", "torchvision", "faiss", "diffusers", "scikit-learn", "mlflow", "numpy")
 Record = dict[str, Any]
 
 
@@ -319,34 +315,6 @@ def _stage(artefacts: Artefacts, job: Job) -> Record:
         "startup_seconds": 0.0,
         **kept,
     }
-
-
-def machine() -> Record:
-    """Processor, cores, memory and library versions of this node."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [
-            line.partition(":")[2].strip()
-            for line in cpuinfo.read_text().splitlines()
-            if "model name" in line
-        ]
-        model = names[0] if names else model
-    return {
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "python": platform.python_version(),
-        "versions": library_versions(),
-    }
-
-
-def library_versions() -> dict[str, str]:
-    """Installed versions of what the numbers depend on."""
-    import faiss
-
-    found = {name: version(name) for name in PACKAGES if name != "faiss"}
-    return {**found, "faiss": faiss.__version__, "ssat_ray": version("ssat_ray")}
 
 
 def _mean(values: list[float]) -> float:

@@ -13,7 +13,8 @@ class PlateauRule:
     """Stops when the mean of the last 3 evaluations has not risen by `delta` for `patience` evaluations.
 
     After that, or at `max_steps`, the cool-down of `cooldown_fraction` of the steps run so far begins.
-    Accuracies are in percent, `delta` in points.
+    Accuracies are in percent, `delta` in points. With `delta` 0 the mean must rise above its best all the
+    same: an equal one is no rise.
     """
 
     delta: float
@@ -33,7 +34,7 @@ class PlateauRule:
             return
         if len(self.history) >= self.window:
             mean = sum(a for _, a in self.history[-self.window :]) / self.window
-            if mean >= self.best + self.delta:
+            if mean > self.best and mean >= self.best + self.delta:
                 self.best, self.waited = mean, 0
             else:
                 self.waited += 1

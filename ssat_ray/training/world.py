@@ -30,11 +30,14 @@ class World:
         return slice(start, start + base + (self.rank < extra))
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """DistributedDataParallel over more than one rank. Buffers are averaged by `average_buffers`."""
+        """DistributedDataParallel over more than one rank, which starts all ranks from the first's state.
+
+        After that, buffers are averaged by `average_buffers` and not sent before each forward.
+        """
         if self.size == 1:
             return module
         return DistributedDataParallel(
-            module, broadcast_buffers=False, gradient_as_bucket_view=True
+            module, forward_sync_buffers=False, gradient_as_bucket_view=True
         )
 
     def sum(self, value: Tensor) -> Tensor:

@@ -23,11 +23,11 @@ def _plateau(accuracies: list[float], **changes: float) -> int | None:
 
 
 def _by_definition(accuracies: list[float], delta: float, patience: int) -> int | None:
-    """The first evaluation such that the last `patience` window means did not reach best + delta."""
+    """The first evaluation such that the last `patience` window means were no rise over the best."""
     best, misses = None, 0
     for i in range(2, len(accuracies)):
         mean = sum(accuracies[i - 2 : i + 1]) / 3
-        if best is None or mean >= best + delta:
+        if best is None or (mean >= best + delta if delta > 0 else mean > best):
             best, misses = mean, 0
         else:
             misses += 1
@@ -54,6 +54,13 @@ def test_delta_decides_what_a_rise_is() -> None:
     assert _plateau(rising, delta=0.5, patience=2) is None  # every second evaluation counts
     assert _plateau(rising, delta=0.5, patience=1) == 40
     assert _plateau(rising, delta=1.0, patience=3) == 60
+
+
+def test_with_delta_0_any_rise_counts_and_an_equal_mean_is_none() -> None:
+    assert _plateau([50] * 4, delta=0) is None
+    assert _plateau([50] * 20, delta=0) == 50
+    assert _plateau([50 + 0.03 * i for i in range(20)], delta=0, patience=1) is None
+    assert _plateau([50, 50, 50, 53, 53, 53, 53, 53], delta=0) == 80  # 50, 51, 52, 53, 53, 53
 
 
 def test_one_lucky_evaluation_moves_a_window_of_three() -> None:
@@ -86,7 +93,7 @@ def test_a_plateau_at_max_steps_is_a_plateau() -> None:
 
 @given(
     st.lists(st.integers(0, 40).map(lambda v: v / 4), max_size=30),
-    st.sampled_from([0.25, 0.5, 1.0]),
+    st.sampled_from([0.0, 0.25, 0.5, 1.0]),
     st.integers(1, 5),
 )
 def test_equals_the_definition(accuracies: list[float], delta: float, patience: int) -> None:

@@ -5,6 +5,7 @@ Run as a script (`test_world.py RANK SIZE FOLDER`) this file is one of those pro
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -182,6 +183,7 @@ def test_with_batchnorm_two_ranks_are_close_to_one(ranks, alone) -> None:
 
 
 def _main(rank: int, size: int, folder: Path) -> None:
+    warnings.simplefilter("error", FutureWarning)  # what torch calls deprecated
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder / 'init'}", rank=rank, world_size=size
