@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ssat_ray.data.folder import Folder
+from ssat_ray.data.mix64 import GOLDEN, mix64
 from ssat_ray.errors import UserError
 from ssat_ray.store import canonical_json
 
@@ -59,7 +60,7 @@ def image_hash(images: NDArray[np.uint8]) -> NDArray[np.uint64]:
     size = int(np.prod(images.shape[1:]))
     num_words = -(-size // 8)
     flat = np.ascontiguousarray(images).reshape(len(images), size)
-    keys = _mix64(np.arange(1, num_words + 1, dtype=np.uint64) * np.uint64(_GOLDEN))
+    keys = mix64(np.arange(1, num_words + 1, dtype=np.uint64) * np.uint64(GOLDEN))
     out = np.empty(len(images), np.uint64)
     block = max(1, (1 << 17) // num_words)  # words and temporaries stay in the cache
     for start in range(0, len(images), block):
@@ -68,20 +69,8 @@ def image_hash(images: NDArray[np.uint8]) -> NDArray[np.uint64]:
             padded = np.zeros((len(rows), num_words * 8), np.uint8)
             padded[:, :size] = rows
             rows = padded
-        out[start : start + block] = _mix64(rows.view("<u8") + keys).sum(axis=1, dtype=np.uint64)
-    return _mix64(out)
-
-
-_GOLDEN = 0x9E3779B97F4A7C15
-
-
-def _mix64(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    z = z ^ (z >> np.uint64(30))
-    z *= np.uint64(0xBF58476D1CE4E5B9)
-    z ^= z >> np.uint64(27)
-    z *= np.uint64(0x94D049BB133111EB)
-    z ^= z >> np.uint64(31)
-    return z
+        out[start : start + block] = mix64(rows.view("<u8") + keys).sum(axis=1, dtype=np.uint64)
+    return mix64(out)
 
 
 def encode_shard(shard: Shard) -> bytes:
@@ -103,7 +92,6 @@ def encode_shard(shard: Shard) -> bytes:
         sink,
         compression="zstd",
         compression_level=1,
-
         use_dictionary=False,
         write_statistics=False,
         column_encoding={"id": "DELTA_BINARY_PACKED", "image": "PLAIN", "label": "PLAIN"},

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ssat_ray.data.mix64 import hash_ids, unit
+
 Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -16,8 +18,6 @@ Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 
 _BLOCK_ELEMENTS = 1 << 21  # float64 numbers in one temporary: 16 MiB
-_MASK64 = (1 << 64) - 1
-_GOLDEN = 0x9E3779B97F4A7C15
 
 
 def two_nearest(h: Array, centroids: Array) -> tuple[Float32, Float32, Int32]:
@@ -180,17 +180,4 @@ def random_score(ids: Array, seed: int) -> Float64:
     Output id + 1 of the SplitMix64 generator (Steele, Lea and Flood 2014) whose state is the
     mixed seed, so order and sharding do not matter. Raises ValueError for ids of another type.
     """
-    ids = np.asarray(ids)
-    if not np.issubdtype(ids.dtype, np.integer):
-        raise ValueError(f"ids must be integers, found {ids.dtype}")
-    state = int(_mix64(np.array([(seed + _GOLDEN) & _MASK64], np.uint64))[0])
-    counter = ids.astype(np.int64).view(np.uint64) + np.uint64(1)
-    bits = _mix64(counter * np.uint64(_GOLDEN) + np.uint64(state))
-    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def _mix64(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """SplitMix64's finaliser, element-wise; arithmetic modulo 2^64."""
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+    return unit(hash_ids(ids, seed))
