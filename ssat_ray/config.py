@@ -216,6 +216,18 @@ class SynthConfig(Section):
     shard_rows: int | None = Field(
         None, ge=1, description="images a shard; null: 64 MiB, at most 262,144"
     )
+    rotation: float = Field(10.0, ge=0, le=90, description="largest angle either way, degrees")
+    translation: float = Field(0.5, ge=0, description="largest shift either way, pixels")
+    scale: float = Field(0.08, ge=0, lt=1, description="largest change of size, a share")
+    shear: float = Field(0.08, ge=0, description="largest shear either way, pixels a row")
+    mix: float = Field(0.35, ge=0, le=0.5, description="largest weight of a second image")
+    other_class: Fraction = Field(0.1, description="share whose second image is of any class")
+    contrast: float = Field(0.15, ge=0, le=1, description="largest change either way, a share")
+    brightness: float = Field(10.0, ge=0, description="largest change either way, grey levels")
+    noise: float = Field(8.0, ge=0, description="standard deviation, grey levels")
+    offset: float = Field(0.0, description="grey levels added to all: a shifted distribution")
+    invert: bool = Field(False, description="dark for bright: a shifted distribution")
+    blur: int = Field(0, ge=0, description="3x3 blurs of the base images: a shifted distribution")
 
 
 class GenerateConfig(Section):

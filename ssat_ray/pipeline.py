@@ -21,10 +21,14 @@ from ssat_ray.stages.group import run_group
 from ssat_ray.stages.report import REPORT, RESULTS, read_results
 from ssat_ray.store import Job, Store, write_atomic
 
+ON_DRIVER = ("labelled", "pool")
+"""Stages that need no Ray and show the input's faults at once."""
+TOGETHER = ("intermediate", "pretrain")
+"""Both read the labelled set only: one worker group, one start."""
 BATCHES = [
-    ("labelled",),
-    ("intermediate", "pretrain"),  # both read the labelled set only: one worker group, one start
-    *((name,) for name in list(STAGES)[3:]),
+    *((name,) for name in ON_DRIVER),
+    TOGETHER,
+    *((name,) for name in STAGES if name not in (*ON_DRIVER, *TOGETHER)),
 ]
 """Stages that run together, in order."""
 
@@ -60,7 +64,7 @@ def write_run(config: Config, plan: Plan, folder: Path) -> None:
             }
             for (row, seed, stage), job in plan.jobs.items()
         ],
-        "report": plan.report.digest,
+        "report": plan.report and plan.report.digest,
     }
     write_atomic(folder / "run.json", json.dumps(content, indent=1))
 
@@ -161,16 +165,25 @@ def run(
         tracking.check(config.runtime.tracking_uri, store)
     watcher.planned(wanted, missing)
     context = StageContext(store, config.runtime, folder / "run.log")
-    execute([job for job in missing if job.stage == "labelled"], context, watcher)
+    pool.follow(plan.unique, store)
+    execute([job for job in missing if job.stage in ON_DRIVER], context, watcher)
     preflight(config, plan, store)
-    if any(job.stage != "labelled" for job in missing):
-        with runtime.ray_session(config.runtime):
+    if any(job.stage not in ON_DRIVER for job in missing):
+        with (
+            MemoryWatch(folder / MEMORY) as memory,
+            runtime.ray_session(config.runtime),
+        ):
             watcher.connected(runtime.start_board())
             try:
-                execute(missing, context, watcher)
+                execute(missing, context, Both(watcher, memory))
             finally:
                 watcher.disconnected()
-    if store.record(plan.report) is None:
+    if plan.report is None and all(store.record(job) is not None for job in plan.unique):
+        results = selection_results(config, plan, store, read_memory(folder / MEMORY))
+        write_atomic(folder / RESULTS, json.dumps(results, indent=1))
+        write_atomic(folder / REPORT, render_selection(results))
+        return Outcome(folder, results, len(missing), len(wanted))
+    if plan.report is None or store.record(plan.report) is None:
         return Outcome(folder, None, len(missing), len(wanted))
     for file in (RESULTS, REPORT):
         shutil.copyfile(store.folder(plan.report) / file, folder / file)
@@ -194,16 +207,17 @@ def preflight(config: Config, plan: Plan, store: Store) -> None:
     channels, height, width = record["image_shape"]
     build_classifier(config.model, (channels, height, width), record["num_classes"], seed=0)
     down = 2 ** (len(config.pretrain.channels) - 1)
-    if height % down or width % down:
+    if config.pool.source == "generate" and (height % down or width % down):
         raise UserError(
             f"pretrain.channels has {len(config.pretrain.channels)} levels, so images must be multiples of "
             f"{down} pixels; they are {height} x {width}."
         )
-    k, pool = config.cluster.k or record["num_classes"], config.generate.num_images
-    if k > pool and any(job.stage == "cluster" for job in plan.unique):
+    key, size = config.pool_size()
+    k = config.cluster.k or record["num_classes"]
+    if size is not None and k > size and any(job.stage == "cluster" for job in plan.unique):
         raise UserError(
             f"cluster.k=null means one cluster a class, {k} here, which is larger than the pool "
-            f"(generate.num_images={pool}); raise generate.num_images or set cluster.k."
+            f"({key}={size}); raise {key} or set cluster.k."
         )
 
 

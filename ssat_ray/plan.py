@@ -133,8 +133,8 @@ def _shared_jobs(config: Config, seed: int) -> dict[str, Job]:
         shared[f"cluster:{method}"] = fitted
         scorers[method] = {"clusters": fitted}
     for scorer, clusters in scorers.items():
-        for name, pool in pools.items():
-            inputs = {"intermediate": inter, "pool": pool, **clusters}
+        for name, images in pools.items():
+            inputs = {"intermediate": inter, "pool": images, **clusters}
             number = name.removeprefix("pool")
             label = f"{scorer} {about}" + (f" generation {number[1:]}" if number else "")
             shared[f"score:{scorer}{number}"] = _job(

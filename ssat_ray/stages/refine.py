@@ -112,8 +112,11 @@ def reference(task: Task, parts: list[int], clusters: Clusters) -> Reference:
     use_threads(1)
     config = ClusterConfig(**task.job.config["cluster"])
     sample = Held(task.folder, parts).sample(config.sample_rows)
-    k = len(clusters.weights if isinstance(clusters, GaussianMixture) else clusters)
-    return Reference.from_columns(score_columns(sample, np.empty((0, 0)), clusters), k)
+    columns = score_columns(sample, np.empty((0, 0)), clusters)
+    if isinstance(clusters, GaussianMixture):
+        k, width = clusters.means.shape
+        return Reference.from_rows(columns, k, width=width)
+    return Reference.from_rows(columns, len(clusters))
 
 
 @ray.remote(num_cpus=1, max_restarts=8, max_task_retries=8)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from ssat_ray.config import SynthConfig
 from ssat_ray.data.labelled import LabelledSet
 from ssat_ray.data.pool import Shard, rows_a_shard, write_shard
-from ssat_ray.data.synth import Synth
+from ssat_ray.data.synth import SynthSettings, SynthSource, synth
 from ssat_ray.stages.base import Stage, StageContext, Task
 from ssat_ray.stages.generate import finish
 from ssat_ray.stages.parts import Note, PartActor, record_of, run_parts
@@ -26,15 +28,20 @@ class SynthActor(PartActor):
     def process(self, task: Task, part: int) -> Note:
         config = SynthConfig(**task.job.config["synth"])
         rows = _shard_rows(config, record_of(task, "labelled")["image_shape"])
-        synth: Synth = self.cached(task.inputs["labelled"], lambda: self._source(task))
+        folder = task.inputs["labelled"]
+        source: SynthSource = self.cached(folder, lambda: _source(folder))
         ids = np.arange(part * rows, min((part + 1) * rows, config.num_images))
-        images, labels = synth(ids, task.seed)
+        images, labels = synth(source, ids, task.seed, settings=_settings(config))
         entry = write_shard(task.folder, part, Shard(ids, images, labels))
         return {"rows": len(ids), "of_rows": config.num_images, "shard": entry}
 
-    @staticmethod
-    def _source(task: Task) -> Synth:
-        return Synth(*LabelledSet.load(task.inputs["labelled"]).splits["labelled"])
+
+def _settings(config: SynthConfig) -> SynthSettings:
+    return SynthSettings(**config.model_dump(exclude={"num_images", "shard_rows"}))
+
+
+def _source(folder: Path) -> SynthSource:
+    return SynthSource(*LabelledSet.load(folder).splits["labelled"])
 
 
 def run(jobs: list[Job], context: StageContext) -> None:
