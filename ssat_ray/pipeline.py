@@ -15,10 +15,14 @@ from ssat_ray import runtime, tracking
 from ssat_ray.config import Config
 from ssat_ray.errors import RunFailed, UserError
 from ssat_ray.plan import STAGES, Plan, build_plan, default_name
+from ssat_ray.memory import MemoryWatch, read_memory
 from ssat_ray.report.markdown import markdown_table
+from ssat_ray.report.selection import render_selection
+from ssat_ray.stages import pool
 from ssat_ray.stages.base import StageContext
 from ssat_ray.stages.group import run_group
 from ssat_ray.stages.report import REPORT, RESULTS, read_results
+from ssat_ray.stages.selection_results import selection_results
 from ssat_ray.store import Job, Store, write_atomic
 
 ON_DRIVER = ("labelled", "pool")
@@ -69,13 +73,20 @@ def write_run(config: Config, plan: Plan, folder: Path) -> None:
     write_atomic(folder / "run.json", json.dumps(content, indent=1))
 
 
-def execute(jobs: list[Job], context: StageContext, watcher: Watcher) -> None:
+def execute(
+    jobs: list[Job], context: StageContext, watcher: Watcher, memory: MemoryWatch | None = None
+) -> None:
     """Compute what is missing, stage by stage; jobs leased by another process are waited for.
+
+    Args:
+        memory: told which stage its samples belong to.
 
     Raises:
         RunFailed, UserError: from the stages; everything published before stays.
     """
     for names in BATCHES:
+        if memory is not None:
+            memory.stage = ", ".join(names)
         pending = [job for job in jobs if job.stage in names and context.store.record(job) is None]
         while pending:
             ready = [
@@ -131,7 +142,7 @@ def _run_stages(by_stage: dict[str, list[Job]], context: StageContext) -> None:
     run_group({n: f for n, f in functions.items() if f is not None}, everything, context)
 
 
-TABLE = "results.md"
+TABLE, MEMORY = "results.md", "memory.jsonl"
 
 
 @dataclass(frozen=True)
@@ -161,7 +172,7 @@ def run(
     order = list(STAGES)
     wanted = plan.unique if until is None else _up_to(plan, order[: order.index(until) + 1])
     missing = [job for job in wanted if store.record(job) is None]
-    if missing and until in (None, "report") and tracking.is_due(plan, folder):
+    if missing and plan.report and until in (None, "report") and tracking.is_due(plan, folder):
         tracking.check(config.runtime.tracking_uri, store)
     watcher.planned(wanted, missing)
     context = StageContext(store, config.runtime, folder / "run.log")
@@ -175,11 +186,12 @@ def run(
         ):
             watcher.connected(runtime.start_board())
             try:
-                execute(missing, context, Both(watcher, memory))
+                execute(missing, context, watcher, memory)
             finally:
                 watcher.disconnected()
     if plan.report is None and all(store.record(job) is not None for job in plan.unique):
-        results = selection_results(config, plan, store, read_memory(folder / MEMORY))
+        tree, sessions = config.model_dump(mode="json"), read_memory(folder / MEMORY)
+        results = selection_results(folder.name, tree, plan.jobs, store, sessions)
         write_atomic(folder / RESULTS, json.dumps(results, indent=1))
         write_atomic(folder / REPORT, render_selection(results))
         return Outcome(folder, results, len(missing), len(wanted))

@@ -131,7 +131,7 @@ def log_run(config: Config, plan: Plan, store: Store, results: dict[str, Any], f
         return str(state["parent"])
     check(config.runtime.tracking_uri, store)
     if "key" not in state:
-        state = {"report": plan.report.digest, "key": uuid.uuid4().hex, "children": {}}
+        state = {"report": _report(plan).digest, "key": uuid.uuid4().hex, "children": {}}
         write_atomic(state_path, json.dumps(state))
     tracker = Tracker(config.runtime.tracking_uri, store, state["key"])
     parent = tracker.open(folder.name)
@@ -308,11 +308,16 @@ def _read_state(plan: Plan, folder: Path) -> dict[str, Any]:
     """What `mlflow.json` says of the plan's report; empty if it is of another one."""
     path = folder / STATE
     state: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return state if state.get("report") == plan.report.digest else {}
+    return state if state.get("report") == _report(plan).digest else {}
+
+
+def _report(plan: Plan) -> Job:
+    assert plan.report is not None, "only comparisons are tracked"
+    return plan.report
 
 
 def _report_tags(plan: Plan) -> dict[str, Any]:
-    return {"digest": plan.report.digest, **_version_tags()}
+    return {"digest": _report(plan).digest, **_version_tags()}
 
 
 def _version_tags() -> dict[str, str]:

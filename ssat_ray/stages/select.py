@@ -24,6 +24,7 @@ from ssat_ray.stages.shards import Pools, generation
 from ssat_ray.store import Job, write_atomic
 
 TABLE = "selection.parquet"
+BINS = 80
 
 
 @ray.remote(num_cpus=1, max_retries=3)
@@ -50,7 +51,7 @@ def select(task: Task, retries: int) -> dict[str, Any]:
         choice = choose(
             rows.read, num_rows=rows.num_rows, boundary_fraction=0.0, ranking=None, **options
         )
-        num_rows, left_out = rows.num_rows, rows.quarantined
+        num_rows, left_out, more = rows.num_rows, rows.quarantined, {}
     else:
         names = sorted((n for n in task.inputs if n.split(".")[0] == "score"), key=generation)
         table = ScoreTable.of_folders([task.inputs[name] for name in names])
@@ -63,11 +64,28 @@ def select(task: Task, retries: int) -> dict[str, Any]:
             **options,
         )
         num_rows, left_out = table.num_rows, []
+        more = {"histogram": _histogram(table, ranking)}
     return {
         **_write(task, pools, choice, retries),
+        **more,
         "of_rows": num_rows,
         **({"quarantined": left_out} if left_out else {}),
     }
+
+
+def _histogram(table: ScoreTable, ranking: Ranking) -> dict[str, list[float]]:
+    """Shares of the score over equal bins between the first chunk's extremes, its highest 0.5 % cut off.
+
+    What lies outside counts in the first or the last bin.
+    """
+    counts, edges = np.zeros(BINS, np.int64), np.empty(0)
+    for chunk in table.read(ranking.columns):
+        score = ranking.score(chunk)
+        if not len(edges):
+            low, high = float(score.min()), float(np.quantile(score, 0.995))
+            edges = np.linspace(low, max(high, low + 1e-6), BINS + 1)
+        counts += np.histogram(np.clip(score, edges[0], edges[-1]), edges)[0]
+    return {"edges": edges.tolist(), "shares": (counts / counts.sum()).tolist()}
 
 
 class _PoolRows:
