@@ -396,9 +396,7 @@ class Config(Section):
         if k is not None and k > size:
             raise ValueError(f"cluster.k={k} is larger than the pool ({key}={size})")
         if set(self.rows) - {"none", "full"} and round(ratio * size) < 1:
-            raise ValueError(
-                f"select.ratio={ratio} of {key}={size} rounds to no image; raise one"
-            )
+            raise ValueError(f"select.ratio={ratio} of {key}={size} rounds to no image; raise one")
 
     @model_validator(mode="after")
     def _every_worker_has_a_row(self) -> Config:

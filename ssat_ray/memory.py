@@ -41,11 +41,11 @@ def shared_bytes() -> int:
 
 def _private_share(smaps_rollup: str) -> int:
     """PSS without shared memory, in bytes, from the text of /proc/PID/smaps_rollup."""
-    fields = dict(
-        (line.split(":")[0], int(line.split()[1]))
+    fields = {
+        line.split(":")[0]: int(line.split()[1])
         for line in smaps_rollup.splitlines()[1:]
         if line.endswith("kB")
-    )
+    }
     return 1024 * (fields["Pss"] - fields.get("Pss_Shmem", 0))
 
 

@@ -14,8 +14,8 @@ from typing import Any
 from ssat_ray import runtime, tracking
 from ssat_ray.config import Config
 from ssat_ray.errors import RunFailed, UserError
-from ssat_ray.plan import STAGES, Plan, build_plan, default_name
 from ssat_ray.memory import MemoryWatch, read_memory
+from ssat_ray.plan import STAGES, Plan, build_plan, default_name
 from ssat_ray.report.markdown import markdown_table
 from ssat_ray.report.selection import render_selection
 from ssat_ray.stages import pool

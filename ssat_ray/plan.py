@@ -217,9 +217,7 @@ def _row_jobs(config: Config, row: str, seed: int, shared: dict[str, Job]) -> di
     return jobs
 
 
-def _train_job(
-    config: Config, row: str, seed: int, data: Job, unlabelled: dict[str, Job]
-) -> Job:
+def _train_job(config: Config, row: str, seed: int, data: Job, unlabelled: dict[str, Job]) -> Job:
     part, about = _part(config, "model", "objective", "threat"), f"{row} seed {seed}"
 
     def one(recipe: str, inputs: dict[str, Job], about: str, **params: Any) -> Job:

@@ -21,7 +21,7 @@ from ssat_ray.errors import UserError
 from ssat_ray.models.files import DESCRIPTION, WEIGHTS
 from ssat_ray.plan import Plan
 from ssat_ray.provenance import git_commit, library_versions
-from ssat_ray.store import Store, file_lock, write_atomic
+from ssat_ray.store import Job, Store, file_lock, write_atomic
 
 EXPERIMENT = "ssat_ray"
 STATE = "mlflow.json"

@@ -32,10 +32,12 @@ class LloydStatistics:
     counts: Int64
     inertia: ExactSum
 
-    def merge(self, other: LloydStatistics) -> None:
+    def merge(self, other: LloydStatistics) -> LloydStatistics:
+        """The totals over both holders' points; changes self."""
         self.sums.merge(other.sums)
         self.counts[:] += other.counts
         self.inertia.merge(other.inertia)
+        return self
 
 
 def inertia_grid(grid: Grid, width: int) -> Grid:
@@ -86,6 +88,11 @@ def farthest(
     )
     order = np.lexsort((ids, -distance))[:count]
     return [(float(distance[i]), int(ids[i]), points[i].numpy()) for i in order]
+
+
+def best(found: list[tuple[float, int, Float32]], count: int) -> list[tuple[float, int, Float32]]:
+    """The `count` farthest of what several holders found, ties by id."""
+    return sorted(found, key=lambda row: (-row[0], row[1]))[:count]
 
 
 @dataclass(frozen=True, eq=False)

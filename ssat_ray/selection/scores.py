@@ -18,6 +18,7 @@ Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 
 _BLOCK_ELEMENTS = 1 << 21  # float64 numbers in one temporary: 16 MiB
+_HASH_ROWS = 1 << 15
 
 
 def two_nearest(h: Array, centroids: Array) -> tuple[Float32, Float32, Int32]:
@@ -180,4 +181,9 @@ def random_score(ids: Array, seed: int) -> Float64:
     Output id + 1 of the SplitMix64 generator (Steele, Lea and Flood 2014) whose state is the
     mixed seed, so order and sharding do not matter. Raises ValueError for ids of another type.
     """
-    return unit(hash_ids(ids, seed))
+    ids = np.asarray(ids)
+    score = np.empty(len(ids))
+    for start in range(0, len(ids), _HASH_ROWS):  # blocks that stay in a core's cache
+        block = slice(start, start + _HASH_ROWS)
+        score[block] = unit(hash_ids(ids[block], seed))
+    return score

@@ -74,9 +74,7 @@ class State:
         else:
             named = {n.partition(".")[2]: a for n, a in tensors.items() if n.startswith("mixture.")}
             about = {"log_likelihood": 0.0, "num_iterations": 0, "converged": False}
-            clusters = GaussianMixture.from_tensors(
-                named, {"covariance_type": covariance, **about}
-            )
+            clusters = GaussianMixture.from_tensors(named, {"covariance_type": covariance, **about})
         return cls(frame, clusters, tuple(tensors["history"]), float(tensors["seconds"][0]))
 
 

@@ -156,9 +156,7 @@ def run(jobs: list[Job], context: StageContext) -> None:
     failures: list[str] = []
     for job in jobs:  # one at a time: each row's seconds are its own
         try:
-            ray.get(
-                _select.remote(Task.of(job, context.store), context.runtime.read_retries)
-            )
+            ray.get(_select.remote(Task.of(job, context.store), context.runtime.read_retries))
         except ray.exceptions.RayTaskError as error:
             if not isinstance(error.cause, DegenerateScoreError | ValueError | UserError):
                 raise

@@ -45,8 +45,9 @@ def selection_results(
     records = {digest: _record(store, job) for digest, job in unique.items()}
     choices = [(row, seed, job) for (row, seed, stage), job in jobs.items() if stage == "select"]
     clusters = [job for job in unique.values() if job.stage == "cluster"]
-    row, seed, _ = choices[0]
-    pools = [Pool(store.folder(job)) for job in choices[0][2].inputs.values() if job.stage != "score"]
+    pools = [
+        Pool(store.folder(job)) for job in choices[0][2].inputs.values() if job.stage != "score"
+    ]
     return {
         "schema": SCHEMA,
         "kind": "selection",

@@ -53,9 +53,7 @@ class Pools:
         pool, index = self._where[part]
         return self._try(lambda: pool.read(index), pool, index, retries)
 
-    def read_ids(
-        self, part: int, retries: int
-    ) -> tuple[tuple[Any, Any] | None, dict[str, Any]]:
+    def read_ids(self, part: int, retries: int) -> tuple[tuple[Any, Any] | None, dict[str, Any]]:
         """As `read`, for the ids and labels alone."""
         pool, index = self._where[part]
         return self._try(lambda: pool.read_ids(index), pool, index, retries)
@@ -77,9 +75,7 @@ class Pools:
                 f"{reason} Tried {retries + 1} times. `ssat pool verify` lists all bad shards; "
                 "pool.on_bad_shard=quarantine goes on without them."
             )
-        return None, {
-            QUARANTINED: {"file": entry["file"], "rows": entry["rows"], "reason": reason}
-        }
+        return None, {QUARANTINED: {"file": entry["file"], "rows": entry["rows"], "reason": reason}}
 
 
 def quarantined(notes: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,0 +1,111 @@
+"""The score table: one row a pool image, as Parquet files that are read in chunks of bounded size."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ssat_ray.errors import UserError
+from ssat_ray.selection.scores import Array
+
+PATTERN = "scores-*.parquet"
+CHUNK_ROWS = 1 << 20
+"""Most rows of a row group, so of a chunk: 8 MiB for a column of 8 bytes."""
+
+_TYPES = {"id": pa.int64(), "label": pa.int16(), "cluster": pa.int32(), "hash": pa.uint64()}
+_REPETITIVE = ["label", "cluster"]
+
+
+def encode(columns: Mapping[str, Array]) -> bytes:
+    """One file of the table; equal columns give equal bytes.
+
+    Args:
+        columns: arrays (n,) by name. `id` is stored as int64 (ascending ids take few bits),
+            `label` int16, `cluster` int32, `hash` uint64, every other column float32.
+
+    Uncompressed, since numbers like these hardly shrink and decoding would cost more than reading;
+    every page has a checksum.
+    """
+    types = {name: _TYPES.get(name, pa.float32()) for name in columns}
+    schema = pa.schema([pa.field(name, types[name], nullable=False) for name in columns])
+    arrays = [
+        pa.array(np.asarray(values).astype(types[name].to_pandas_dtype(), copy=False))
+        for name, values in columns.items()
+    ]
+    encodings = {name: "PLAIN" for name in columns if name not in _REPETITIVE}
+    if "id" in encodings:
+        encodings["id"] = "DELTA_BINARY_PACKED"
+    sink = io.BytesIO()
+    pq.write_table(
+        pa.table(arrays, schema=schema),
+        sink,
+        row_group_size=CHUNK_ROWS,
+        use_dictionary=[name for name in _REPETITIVE if name in columns],
+        column_encoding=encodings,
+        compression="none",
+        write_statistics=False,
+        write_page_checksum=True,
+    )
+    return sink.getvalue()
+
+
+class ScoreTable:
+    """Score files, read one after another.
+
+    Args:
+        files: in the order of their rows, which `choose` wants ascending by id.
+
+    Raises:
+        UserError: a file is missing or damaged, here or while it is read.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files = list(files)
+        self.num_rows = sum(_open(path).metadata.num_rows for path in self.files)
+
+    @classmethod
+    def of_folders(cls, folders: Sequence[Path]) -> ScoreTable:
+        """The files of several folders: folder by folder, by name within each."""
+        return cls([path for folder in folders for path in sorted(folder.glob(PATTERN))])
+
+    def read(self, columns: Sequence[str]) -> Iterator[dict[str, Array]]:
+        """These columns in chunks of at most `CHUNK_ROWS` rows, (n,) each, on the calling thread."""
+        names = list(columns)
+        for path in self.files:
+            with _open(path) as file:
+                missing = sorted(set(names) - set(file.schema_arrow.names))
+                if missing:
+                    raise UserError(
+                        f"{path} has no column {', '.join(missing)}; it has "
+                        f"{', '.join(file.schema_arrow.names)}. Score the pool again."
+                    )
+                for group in range(file.num_row_groups):
+                    yield _read_group(file, group, names, path)
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path, page_checksum_verification=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} of the score table is missing; score the pool again.") from error
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+def _read_group(file: pq.ParquetFile, group: int, names: list[str], path: Path) -> dict[str, Array]:
+    try:
+        table = file.read_row_group(group, columns=names, use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path, error) from error
+    return {name: table[name].to_numpy() for name in names}
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{path} of the score table is damaged ({error}); remove it and score its shard again."
+    )
