@@ -20,7 +20,17 @@ ABOUT = {
 }
 ATTACKS = ("clean", "pgd", "apgd-ce", "autoattack")
 """Measures of accuracy, the weakest attack first."""
-STAGES = ("intermediate", "pretrain", "generate", "cluster", "score", "select", "train")
+STAGES = (
+    "intermediate",
+    "pretrain",
+    "generate",
+    "synth",
+    "pool",
+    "cluster",
+    "score",
+    "select",
+    "train",
+)
 """Stages a row pays for, in the order of the pipeline; attacks and the report are not among them."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,8 @@ def mixture_columns(log_joint: Array) -> dict[str, Array]:
     """The columns by a mixture, from its (N, k) log-joint densities in nats."""
     l1, l2, cluster, score = gmm_margin(log_joint)
     likelihood = gmm_log_likelihood(log_joint)
-    columns = {"l1": l1, "l2": l2, "log_likelihood": likelihood, "cluster": cluster, "score": score}
-    return _float32(columns)
+    columns: dict[str, Array] = {"l1": l1, "l2": l2, "log_likelihood": likelihood}
+    return _float32({**columns, "cluster": cluster, "score": score})
 
 
 def _float32(columns: dict[str, Array]) -> dict[str, Array]:
@@ -77,7 +78,7 @@ def _float32(columns: dict[str, Array]) -> dict[str, Array]:
     }
 
 
-def score_of(method: str, columns: dict[str, Array]) -> Array:
+def score_of(method: str, columns: Mapping[str, Array]) -> Array:
     """The score a method ranks by, from its table's columns; lower = nearer the boundary."""
     if method == "easy":
         return easy_score(columns["d1"], columns["d2"])

@@ -18,7 +18,7 @@ def hold(folder: Path, part: int, h: Array, ids: Int64, order: Float64) -> None:
     for name, array in (("h", h), ("ids", ids), ("order", order)):
         buffer = io.BytesIO()
         np.save(buffer, array, allow_pickle=False)
-        write_atomic(_file(folder, part, name), buffer.getbuffer())
+        write_atomic(_file(folder, part, name), buffer.getvalue())
 
 
 class Held:

@@ -26,7 +26,7 @@ from ssat_ray.selection.exact import Grid
 from ssat_ray.selection.gmm import GaussianMixture, fit_gmm
 from ssat_ray.selection.kmeans import fit_kmeans
 from ssat_ray.selection.points import Frame
-from ssat_ray.selection.scores import Array, Float32
+from ssat_ray.selection.scores import Array, Float32, Int64
 from ssat_ray.stages.base import Task
 from ssat_ray.stages.held import Held
 from ssat_ray.stages.parts import NOTES
@@ -124,7 +124,7 @@ class ClusterActor:
     def __init__(self, task: Task, parts: list[int], frame: Frame, resident: bool) -> None:
         use_threads(1)
         self.held, self.frame = Held(task.folder, parts), frame
-        self._ids = None
+        self._ids: Int64 | None = None
         self._points = [self._place(h) for h in self.held.embeddings()] if resident else None
 
     def _place(self, h: Array) -> torch.Tensor:

@@ -7,23 +7,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import ray
 
 from ssat_ray.data.labelled import LabelledSet
-from ssat_ray.data.pool import Pool
+from ssat_ray.data.pool import Pool, Shard
+from ssat_ray.models.embedding import Embedder
 from ssat_ray.models.files import load_classifier
 from ssat_ray.report.figures import FigureData
 from ssat_ray.report.html import render
 from ssat_ray.runtime import Meter, use_threads
 from ssat_ray.selection.choose import REASONS
+from ssat_ray.selection.clusters import load_clusters, score_columns, score_of, score_reads
 from ssat_ray.stages.base import Stage, StageContext, Task
-from ssat_ray.stages.cluster import embed, load_clusters
 from ssat_ray.stages.results import Artefacts, build_results
-from ssat_ray.stages.score import SCORERS, method_score, read_scores, score_columns
+from ssat_ray.stages.score import SCORERS, score_table
 from ssat_ray.stages.select import TABLE
 from ssat_ray.store import Job, write_atomic
 
 RESULTS, REPORT = "results.json", "report.html"
+SHOWN_IMAGES = 20_000
+"""Most images of the pool that the figures show: the first ones."""
 SHOW_FIRST = ("lcs-km", "lcs-gmm", "pcs", "easy", "gmm-ll")
 
 
@@ -43,31 +47,28 @@ def figure_data(artefacts: Artefacts) -> FigureData:
     seed = artefacts.seeds[0]
     pooled = [row for row in artefacts.rows if row != "none"]
     labelled = LabelledSet.load(artefacts.folder(pooled[0], seed, "labelled"))
-    pool = Pool(artefacts.folder(pooled[0], seed, "generate")).load()
+    pool = _first_images(Pool(artefacts.folder(pooled[0], seed, "pool")))
     real_images, real_labels = labelled.splits["validation"]
     labelled_images = labelled.splits["labelled"][0]
     methods = [row for row in pooled if row in SCORERS]
     scores, real_scores, reasons = {}, {}, {}
     embeddings, real_embeddings = np.zeros((len(pool.ids), 2)), np.zeros((len(real_images), 2))
     top, top_p = np.zeros((len(pool.ids), 2), np.int64), np.zeros((len(pool.ids), 2))
-    layer = artefacts.config["cluster"]["layer"]
     for row in pooled:
         if artefacts.job(row, seed, "select") is not None:
             reasons[row] = _reasons(artefacts.folder(row, seed, "select"), pool.ids)
     if methods:
         model = load_classifier(artefacts.folder(methods[0], seed, "intermediate"))
-        embeddings, logits = embed(model, pool.images, layer)
-        real_embeddings, real_logits = embed(model, real_images, layer)
+        embedder = Embedder(model, **artefacts.config["embed"])
+        embeddings, logits = embedder(pool.images)
+        real_embeddings, real_logits = embedder(real_images)
         top, top_p = _top_two(logits)
         for row in methods:
-            columns = read_scores(artefacts.folder(row, seed, "score"))
-            scores[row] = method_score(row, columns)[np.argsort(columns["id"])]
+            scores[row] = _first_scores(artefacts.folder(row, seed, "score"), row, len(pool.ids))
             clusters = None
             if artefacts.job(row, seed, "cluster") is not None:
                 clusters = load_clusters(artefacts.folder(row, seed, "cluster"))
-            real_scores[row] = method_score(
-                row, score_columns(real_embeddings, real_logits, clusters)
-            )
+            real_scores[row] = score_of(row, score_columns(real_embeddings, real_logits, clusters))
     return FigureData(
         images=pool.images,
         labels=pool.labels,
@@ -86,15 +87,37 @@ def figure_data(artefacts: Artefacts) -> FigureData:
     )
 
 
+def _first_images(pool: Pool) -> Shard:
+    """The first `SHOWN_IMAGES` images of a pool."""
+    parts, num_images = [], 0
+    for shard in pool:
+        parts.append(shard[: SHOWN_IMAGES - num_images])
+        num_images += len(parts[-1].ids)
+        if num_images == SHOWN_IMAGES:
+            break
+    return Shard.concatenate(parts)
+
+
+def _first_scores(folder: Path, row: str, count: int) -> np.ndarray:
+    """Scores of the first `count` images of the table, which is in the pool's order."""
+    parts, num_rows = [], 0
+    for chunk in score_table(folder).read(score_reads(row)):
+        parts.append(score_of(row, chunk)[: count - num_rows])
+        num_rows += len(parts[-1])
+        if num_rows == count:
+            break
+    return np.concatenate(parts)
+
+
 def _reasons(folder: Path, ids: np.ndarray) -> np.ndarray:
     """(N,) int8: 0 = not selected, 1 = boundary, 2 = random remainder."""
-    import pyarrow.parquet as pq
-
     table = pq.read_table(folder / TABLE)
-    codes = np.array([REASONS.index(r) + 1 for r in table["reason"].to_pylist()], np.int8)
+    chosen = table["id"].to_numpy()
+    shown = chosen <= ids[-1]
+    names = np.array(table["reason"].to_pylist())[shown]
+    codes = np.array([REASONS.index(name) + 1 for name in names], np.int8)
     reasons = np.zeros(len(ids), np.int8)
-    order = np.argsort(ids)
-    reasons[order[np.searchsorted(ids[order], table["id"].to_numpy())]] = codes
+    reasons[np.searchsorted(ids, chosen[shown])] = codes
     return reasons
 
 
@@ -127,4 +150,4 @@ def read_results(folder: Path) -> dict[str, Any]:
     return results
 
 
-STAGE = Stage("report", 1, run)
+STAGE = Stage("report", 2, run)

@@ -84,7 +84,7 @@ def build_results(artefacts: Artefacts) -> Record:
             **{f"num_{name}": count for name, count in labelled["rows"].items()},
             "num_classes": labelled["num_classes"],
             "image_shape": labelled["image_shape"],
-            "pool_images": config["generate"]["num_images"],
+            "pool_images": _pool_images(artefacts),
         },
         "seeds": artefacts.seeds,
         "eps": config["threat"]["eps"],
@@ -102,6 +102,17 @@ def build_results(artefacts: Artefacts) -> Record:
             if "recipe" not in record  # the kept recipe is counted where it was trained
         ),
     }
+
+
+def _pool_images(artefacts: Artefacts) -> int:
+    """Images of the pool that the first row with one uses, all generations together."""
+    row = next(row for row in artefacts.rows if row != "none")
+    records = [
+        artefacts.record(row, artefacts.seeds[0], stage)
+        for r, seed, stage in artefacts.jobs
+        if (r, seed) == (row, artefacts.seeds[0]) and stage.split(".")[0] == "pool"
+    ]
+    return sum(record["rows"] for record in records)
 
 
 def _row(artefacts: Artefacts, row: str) -> Record:
@@ -145,12 +156,22 @@ def _row(artefacts: Artefacts, row: str) -> Record:
 
 
 def _charged(artefacts: Artefacts, row: str, seed: int) -> dict[str, Record]:
-    """Records of the stages a row pays for; a shared stage is charged to every row that needs it."""
-    found = {}
-    for stage in STAGES:
-        job = artefacts.job(row, seed, stage)
-        if job is not None:
-            found[stage] = artefacts.record_of(job)
+    """What a row pays for, by stage; a shared stage is charged to every row that needs it.
+
+    The generations of an appended pool add up.
+    """
+    found: dict[str, Record] = {}
+    for (r, s, _), job in artefacts.jobs.items():
+        if (r, s) != (row, seed) or job.stage not in STAGES:
+            continue
+        record = artefacts.record_of(job)
+        other = found.get(job.stage, {})
+        sums = ("seconds", "bytes_read", "bytes_written")
+        found[job.stage] = {
+            **record,
+            **{key: record.get(key, 0) + other.get(key, 0) for key in sums},
+            "peak_pss_bytes": max(r.get("peak_pss_bytes", 0) for r in (record, other)),
+        }
     return found
 
 

@@ -60,7 +60,7 @@ def score_shard(
         else:
             found = score_columns(h, logits, clusters)
         parts.append({"confidence": top_confidence(logits)[0].astype(np.float32), **found})
-    columns = {
+    columns: dict[str, np.ndarray] = {
         "id": shard.ids,
         "label": shard.labels.astype(np.int16),
         **{name: np.concatenate([p[name] for p in parts]) for name in parts[0]},

@@ -55,7 +55,7 @@ def select(task: Task, retries: int) -> dict[str, Any]:
     else:
         names = sorted((n for n in task.inputs if n.split(".")[0] == "score"), key=generation)
         table = ScoreTable.of_folders([task.inputs[name] for name in names])
-        ranking = Ranking(tuple(score_reads(method)), lambda chunk: score_of(method, dict(chunk)))
+        ranking = Ranking(tuple(score_reads(method)), lambda chunk: score_of(method, chunk))
         choice = choose(
             table.read,
             num_rows=table.num_rows,
