@@ -49,7 +49,7 @@ class SampleActor(PartActor):
 def finish(task: Task, notes: list[Note], context: StageContext) -> dict[str, Any]:
     about = record_of(task, "labelled")
     shards = [note["shard"] for note in notes]
-    assert sum(s["rows"] for s in shards) == task.job.config["generate"]["num_images"]
+    assert sum(s["rows"] for s in shards) == notes[0]["of_rows"]
     text = manifest([shards], tuple(about["image_shape"]), about["num_classes"])
     write_atomic(task.folder / MANIFEST, text)
     return {"bytes_written": sum(s["bytes"] for s in shards)}

@@ -6,6 +6,7 @@ on at the iteration it was in. The actors exchange sums, counts and inertia.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -162,10 +163,10 @@ class ClusterActor:
 
 
 def _total(found: Any) -> Any:
-    """The sum of statistics of one kind."""
+    """The sum of statistics of one kind, in a copy: what Ray delivers is read-only."""
     total = None
     for statistics in found:
-        total = statistics if total is None else total.merge(statistics)
+        total = copy.deepcopy(statistics) if total is None else total.merge(statistics)
     return total
 
 
