@@ -107,7 +107,7 @@ def _run(config: Config, name: str | None, until: str | None, allow_masking: boo
     from ssat_ray import pipeline
     from ssat_ray.plan import check_name, default_name
     from ssat_ray.stages.results import masked_rows
-    from ssat_ray.view import View, quiet_output, results_table
+    from ssat_ray.view import View, quiet_output, results_table, selection_table
 
     name = default_name(config) if name is None else check_name(name)
     log = Path(config.runtime.runs) / name / "run.log"
@@ -135,7 +135,9 @@ def _run(config: Config, name: str | None, until: str | None, allow_masking: boo
         if outcome.computed == 0:
             console.print(f"everything is up to date ({outcome.total} artefacts)", highlight=False)
         if outcome.results is not None:
-            console.print(results_table(outcome.results))
+            selected = outcome.results.get("kind") == "selection"
+            table = selection_table if selected else results_table
+            console.print(table(outcome.results))
             for warning in outcome.results["warnings"]:
                 console.print(f"warning: {warning}", highlight=False, markup=False)
             console.print(
@@ -146,7 +148,8 @@ def _run(config: Config, name: str | None, until: str | None, allow_masking: boo
             f"the results are in {outcome.folder}, but logging them to MLflow failed: "
             f"{outcome.untracked}. The same command tries logging again. Log: {log}"
         )
-    masked = masked_rows(outcome.results) if outcome.results else []
+    compared = outcome.results is not None and "rows" in outcome.results
+    masked = masked_rows(outcome.results) if outcome.results and compared else []
     if masked and not allow_masking:
         raise RunFailed(
             f"AutoAttack accuracy above PGD accuracy in {', '.join(masked)}: PGD misses what AutoAttack must at least "

@@ -189,3 +189,20 @@ def results_table(results: dict[str, Any]) -> Table:
             f"{row['seconds']['total']:,.0f}",
         )
     return table
+
+
+def selection_table(results: dict[str, Any]) -> Table:
+    """What a selection kept, for the terminal."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for heading in ("row", "seed", "kept", "of", "boundary", "cut", "tied", "duplicates"):
+        table.add_column(heading, justify="left" if heading == "row" else "right")
+    for one in results["selections"]:
+        cut = "" if one["cut"] is None else f"{one['cut']:.6g}"
+        counts = [one[key] for key in ("images", "of_images", "boundary")]
+        rest = [f"{one[key]:,}" for key in ("tied_at_cut", "duplicates")]
+        table.add_row(one["row"], str(one["seed"]), *(f"{n:,}" for n in counts), cut, *rest)
+    memory = results["memory"]
+    peak = f"; at most {words.size(memory['peak_bytes'])}" if memory else ""
+    table.caption = f"{duration(results['total_wall_seconds'])}{peak}"
+    table.caption_justify = "left"
+    return table

@@ -223,8 +223,7 @@ def compare(reference: Reference, shard: ShardSummary) -> Drift:
     ratio, ratio_p = _inertia_ratio(reference, shard)
     group = group_rare(rows.cluster_counts, min(rows.num_rows, shard.num_rows))
     clusters = [
-        np.bincount(group, weights=counts)
-        for counts in (rows.cluster_counts, shard.cluster_counts)
+        np.bincount(group, weights=counts) for counts in (rows.cluster_counts, shard.cluster_counts)
     ]
     deciles = _decile_counts(rows.score_counts, rows.score_counts)
     scores = [deciles, _decile_counts(rows.score_counts, shard.score_counts)]
