@@ -16,7 +16,8 @@ def find_duplicates(hashes: Iterable[Array], num_rows: int) -> Bool:
     """(N,) mask of the rows whose hash an earlier row has.
 
     The rows are dealt into parts by the top bits of their hash, and one part is sorted at a time.
-    Holds 13 bytes a row, and those of the largest part twice more.
+    Holds 13 bytes a row, and up to 32 bytes a row of one part while that is sorted: a 256th of the
+    rows, unless one image fills the pool.
 
     Args:
         hashes: uint64 (n,) chunks of consecutive rows.
@@ -50,13 +51,22 @@ def _mark(part: list[tuple[Array, Array]], duplicates: Bool) -> None:
     if not part:
         return
     hashes = np.concatenate([piece[0] for piece in part])
-    # Sorting values alone is several times faster than an argsort, and most pools need no more.
+    # Sorting values alone is several times faster than an argsort, which then only the rows need
+    # whose hash has the same 16 further bits as some repeated one.
     values = np.sort(hashes)
-    if not (values[1:] == values[:-1]).any():
-        return
+    repeated = np.zeros(1 << 16, np.bool_)
+    repeated[_slot(values[1:][values[1:] == values[:-1]])] = True
     del values
+    rows = np.concatenate([piece[1] for piece in part])
+    suspects = repeated[_slot(hashes)]
+    rows, hashes = rows[suspects], hashes[suspects]
     order = np.argsort(hashes, kind="stable")
     hashes = hashes[order]
-    repeats = np.flatnonzero(hashes[1:] == hashes[:-1]) + 1
-    rows = np.concatenate([piece[1] for piece in part])
-    duplicates[rows[order[repeats]]] = True
+    copies = hashes[1:] == hashes[:-1]
+    del hashes
+    duplicates[rows[order[1:][copies]]] = True
+
+
+def _slot(hashes: Array) -> Array:
+    """The 16 bits after those that chose the part."""
+    return (hashes >> np.uint64(40)).astype(np.uint16)
