@@ -95,7 +95,7 @@ def test_the_tree_is_frozen() -> None:
         ("select.ratio=1.5", ["select.ratio=1.5", "less than or equal to 1", "selected images"]),
         ("select.ratio=0", ["select.ratio=0", "greater than 0"]),
         ("threat.eps=.nan", ["threat.eps=nan", "finite"]),
-        ("cluster.layer=poled", ["cluster.layer='poled'", "'pooled', 'logits' or 'unpooled'"]),
+        ("embed.layer=poled", ["embed.layer='poled'", "'pooled', 'logits' or 'unpooled'"]),
         ("rows=[nonne, full]", ["'nonne'", "'none'", "'lcs-gmm'"]),
         ("rows=[none, full, none]", ["rows", "duplicates", "['none', 'full', 'none']"]),
         ("rows=[none]", ["rows=['none']", "add a row"]),

@@ -57,13 +57,13 @@ def test_select_ratio_changes_select_and_what_follows_of_selecting_rows() -> Non
         ("cluster.k=12", {"cluster", "score", "select", "train", "evaluate", "report"}),
         (
             "generate.num_images=99",
-            {"generate", "cluster", "score", "select", "train", "evaluate", "report"},
+            {"pool", "cluster", "score", "select", "train", "evaluate", "report"},
         ),
         (
             "intermediate.lr=0.2",
             {"intermediate", "cluster", "score", "select", "train", "evaluate", "report"},
         ),
-        ("data.split_seed=1", set(STAGES)),
+        ("data.split_seed=1", {"pool", *STAGES} - {"generate", "synth"}),
     ],
 )
 def test_a_setting_changes_the_stages_downstream_only(override: str, stages: set) -> None:
@@ -93,12 +93,12 @@ def test_seeds_share_only_the_labelled_set() -> None:
 
 def test_rows_share_the_pool_and_need_only_their_stages() -> None:
     jobs = _plan().jobs
-    pools = {job.digest for (_, _, stage), job in jobs.items() if stage == "generate"}
+    pools = {job.digest for (_, _, stage), job in jobs.items() if stage == "pool"}
     assert len(pools) == 1
     stages = {row: {s for r, _, s in jobs if r == row} for row in ("none", "full", "random", "pcs")}
     attacks = {"evaluate:clean", "evaluate:pgd", "evaluate:apgd-ce"}
     assert stages["none"] == {"labelled", "train"} | attacks
-    assert stages["full"] == stages["none"] | {"pretrain", "generate"}
+    assert stages["full"] == stages["none"] | {"pretrain", "pool"}
     assert stages["random"] == stages["full"] | {"select"}
     assert stages["pcs"] == stages["random"] | {"intermediate", "score"}
     assert {s for r, _, s in jobs if r == "lcs-gmm"} == stages["pcs"] | {"cluster"}
@@ -114,7 +114,7 @@ def test_easy_and_lcs_km_share_one_score_table() -> None:
 
 def test_full_trains_on_the_pool_and_the_others_on_their_selection() -> None:
     jobs = _plan().jobs
-    assert jobs["full", 0, "train"].inputs["unlabelled"] == jobs["full", 0, "generate"]
+    assert jobs["full", 0, "train"].inputs["unlabelled"] == jobs["full", 0, "pool"]
     for row in SELECTING:
         assert jobs[row, 0, "train"].inputs["unlabelled"] == jobs[row, 0, "select"]
 

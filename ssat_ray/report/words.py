@@ -21,11 +21,11 @@ ABOUT = {
 ATTACKS = ("clean", "pgd", "apgd-ce", "autoattack")
 """Measures of accuracy, the weakest attack first."""
 STAGES = (
+    "pool",
     "intermediate",
     "pretrain",
     "generate",
     "synth",
-    "pool",
     "cluster",
     "score",
     "select",

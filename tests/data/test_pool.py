@@ -35,7 +35,7 @@ def _shard(rows: int, shape: tuple[int, int, int], seed: int = 0, first: int = 0
 def _write(folder: Path, shards: list[Shard]) -> Pool:
     height, width, channels = shards[0].images.shape[1:]
     entries = [write_shard(folder, i, shard) for i, shard in enumerate(shards)]
-    (folder / MANIFEST).write_text(manifest(entries, (channels, height, width), 10))
+    (folder / MANIFEST).write_text(manifest([entries], (channels, height, width), 10))
     return Pool(folder)
 
 

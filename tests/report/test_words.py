@@ -142,4 +142,5 @@ def test_unknown_rows_and_stages_come_last(results):
     rows[0]["seconds"] = {"own": 1.0, **rows[0]["seconds"]}
     names = [row["row"] for row in words.in_order(rows)]
     assert (names[0], names[-1]) == ("none", "mine")
-    assert words.stages_in(rows) == [*words.STAGES, "own"]
+    known = [stage for stage in words.STAGES if stage not in ("pool", "synth")]
+    assert words.stages_in(rows) == [*known, "own"]

@@ -27,7 +27,7 @@ def folder() -> Callable[[Any, str, str], Path]:
 @pytest.fixture(scope="session")
 def embeddings(tiny_run: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """ids, pooled embeddings and logits of the pool, computed here in one batch."""
-    shard = Pool(_folder(tiny_run, "full", "generate")).load()
+    shard = Pool(_folder(tiny_run, "full", "pool")).load()
     model = load_classifier(_folder(tiny_run, "lcs-km", "intermediate"))
     x = torch.from_numpy(shard.images.astype(np.float32) / 255).permute(0, 3, 1, 2)
     with torch.no_grad():

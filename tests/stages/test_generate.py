@@ -16,7 +16,7 @@ pytestmark = pytest.mark.ray
 
 
 def test_pool_is_balanced_and_depends_on_ids_only(tiny_run: Any, folder: Any) -> None:
-    pool = Pool(folder(tiny_run, "full", "generate"))
+    pool = Pool(folder(tiny_run, "full", "pool"))
     shard = pool.load()
     assert shard.ids.tolist() == list(range(400))
     assert np.bincount(shard.labels).tolist() == [40] * 10

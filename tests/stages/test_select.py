@@ -37,7 +37,7 @@ def test_random_has_only_random_reasons(tiny_run: Any, folder: Any) -> None:
 
 
 def test_selection_is_a_pool_of_the_same_images(tiny_run: Any, folder: Any) -> None:
-    full = Pool(folder(tiny_run, "full", "generate")).load()
+    full = Pool(folder(tiny_run, "full", "pool")).load()
     chosen = Pool(folder(tiny_run, "lcs-km", "select")).load()
     assert np.array_equal(chosen.images, full.images[chosen.ids])
     assert np.array_equal(chosen.labels, full.labels[chosen.ids])
