@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 import yaml
 
+from ssat_ray.bench_cli import bench
 from ssat_ray.config import Config, load_config, preset_names
 from ssat_ray.errors import RunFailed, UserError
 
@@ -18,6 +19,7 @@ app = typer.Typer(
     help="Efficient semi-supervised adversarial training on Ray.",
     pretty_exceptions_enable=False,
 )
+app.add_typer(bench, name="bench")
 INTERRUPTED = 130
 """Exit code after Ctrl-C, which typer gives too instead of passing on the KeyboardInterrupt."""
 Preset = Annotated[str, typer.Argument(help="a preset's name (ssat presets) or a YAML file")]

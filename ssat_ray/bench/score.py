@@ -1,0 +1,167 @@
+"""score against a bare loop: a uint8 array in memory, the same model, assignment and margin, nothing else.
+
+Ours is the command `ssat score` from its start to its end: Python, Ray, reading and checking shards, hashing,
+writing the score table. The bare loop gets the best of its threads and batch sizes, and no start-up.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssat_ray.bench.measure import Comparison
+from ssat_ray.errors import RunFailed
+
+PRESET = "scale-100m"
+MODELS = {
+    "digits": ({}, 0.85),
+    "digits, three groups": (
+        {"model.widths": [32, 64, 128], "model.strides": [1, 2, 2]},
+        0.85,
+    ),
+    "3-layer CNN": ({"model.name": "ssat_ray.bench.models:cnn3"}, 0.6),
+}
+"""Configuration of each model, and the least share of the bare loop's rate that the project promises."""
+BARE_IMAGES = 1_000_000
+
+
+def run(
+    rows: int = 20_000_000,
+    repeats: int = 1,
+    bare_repeats: int = 5,
+    models: list[str] | None = None,
+    folder: Path | None = None,
+) -> list[Comparison]:
+    """One line a model.
+
+    Seconds of the bare loop are for `rows` images, extrapolated from `BARE_IMAGES` or fewer.
+
+    Args:
+        rows: images of the pool.
+        repeats: runs of ours, with the bare loop before, between and after.
+        bare_repeats: measurements of the bare loop in all.
+        models: names in `MODELS`; all if None.
+        folder: of the store; removed afterwards if None.
+    """
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="ssat-bench-") as scratch:
+            return run(rows, repeats, bare_repeats, models, Path(scratch))
+    return [_compare(name, rows, repeats, bare_repeats, folder) for name in models or MODELS]
+
+
+def _compare(name: str, rows: int, repeats: int, bare_repeats: int, folder: Path) -> Comparison:
+    settings, bar = MODELS[name]
+    overrides = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    overrides += [
+        f"synth.num_images={rows}",
+        f"cluster.refine_rows={min(rows, 500_000)}",
+        f"cluster.sample_rows={min(rows, 100_000)}",
+    ]
+    _ssat("cluster", folder, overrides)
+    ours: list[float] = []
+    bare: list[float] = []
+    about: dict[str, Any] = {}
+    while len(ours) < repeats or len(bare) < bare_repeats:
+        if len(bare) < bare_repeats:
+            about = _bare(folder, overrides)
+            bare.append(about["seconds"] * rows)
+        if len(ours) < repeats:
+            shutil.rmtree(folder / "store" / "score", ignore_errors=True)
+            start = time.perf_counter()
+            _ssat("score", folder, overrides)
+            ours.append(time.perf_counter() - start)
+    notes = {
+        "images/s": f"{rows / statistics.median(ours):,.0f} against {rows / statistics.median(bare):,.0f}",
+        "bare": f"{about['threads']} threads, batches of {about['batch']}",
+    }
+    return Comparison(f"score {rows:,} images, {name}", ours, bare, bar, notes)
+
+
+def _command(verb: str, overrides: list[str]) -> list[str]:
+    sets = [part for override in overrides for part in ("--set", override)]
+    return [sys.executable, "-m", "ssat_ray", verb, PRESET, "--name", "bench", *sets]
+
+
+def _ssat(verb: str, folder: Path, overrides: list[str]) -> None:
+    done = subprocess.run(
+        _command(verb, overrides), cwd=folder, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RunFailed(f"ssat {verb} failed: {done.stderr.strip()[-500:]}")
+
+
+def _bare(folder: Path, overrides: list[str]) -> dict[str, Any]:
+    """The best bare loop in a process of its own: seconds an image, its threads and batch size."""
+    command = [sys.executable, "-m", "ssat_ray.bench.score", str(folder), *overrides]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RunFailed(f"the bare loop failed: {done.stderr.strip()[-500:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def bare_loop(folder: Path, overrides: list[str]) -> dict[str, Any]:
+    """Time the bare loop with every number of threads and batch size; the fastest counts."""
+    import torch
+
+    from ssat_ray.config import load_config
+    from ssat_ray.data.pool import Pool, Shard
+    from ssat_ray.models.files import load_classifier
+    from ssat_ray.plan import build_plan
+    from ssat_ray.selection.clusters import load_clusters
+    from ssat_ray.store import Store
+
+    config = load_config(PRESET, overrides)
+    jobs, store = build_plan(config).jobs, Store(folder / "store")
+    pool = Pool(store.folder(jobs["lcs-km", 0, "pool"]))
+    parts, count = [], 0
+    for shard in pool:
+        parts.append(shard)
+        count += len(shard.ids)
+        if count >= BARE_IMAGES:
+            break
+    images = np.ascontiguousarray(Shard.concatenate(parts).images[:BARE_IMAGES])
+    model: Any = load_classifier(store.folder(jobs["lcs-km", 0, "intermediate"]))
+    model = model.to(torch.bfloat16)
+    model.logits.float()  # as in the product, what follows the pooling is float32
+    found = load_clusters(store.folder(jobs["lcs-km", 0, "cluster"]))
+    assert isinstance(found, np.ndarray)
+    centroids = torch.from_numpy(found)
+    half = 0.5 * centroids.square().sum(1)
+
+    @torch.inference_mode()
+    def loop(batch: int, limit: int) -> float:
+        start = time.perf_counter()
+        for i in range(0, limit, batch):
+            x = torch.from_numpy(images[i : i + batch]).permute(0, 3, 1, 2)
+            x = (x.to(torch.bfloat16) / 255).contiguous(memory_format=torch.channels_last)
+            h, _ = model.embed_with_logits(x, config.embed.layer)
+            h = h.float()
+            near = torch.addmm(half, h, centroids.t(), beta=1, alpha=-1)
+            top = (2 * near + h.square().sum(1, keepdim=True)).clamp_(min=0).sqrt_()
+            first = top.topk(2, dim=1, largest=False)
+            _ = first.values[:, 1] - first.values[:, 0], first.indices[:, 0]
+        return (time.perf_counter() - start) / limit
+
+    best: dict[str, Any] = {"seconds": float("inf")}
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        for batch in (2048, 4096, 16384):
+            loop(batch, min(len(images), 4 * batch))
+            seconds = loop(batch, len(images) // batch * batch or len(images))
+            if seconds < best["seconds"]:
+                best = {"seconds": seconds, "threads": threads, "batch": batch}
+    return best
+
+
+if __name__ == "__main__":
+    print(json.dumps(bare_loop(Path(sys.argv[1]), sys.argv[2:])))

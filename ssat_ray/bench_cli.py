@@ -1,0 +1,107 @@
+"""`ssat bench`: measure the project against the bare alternative and print the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ssat_ray.bench.measure import HEADER, Comparison
+from ssat_ray.errors import UserError
+from ssat_ray.provenance import git_commit, machine
+from ssat_ray.report.words import machine_name, short_commit
+
+bench = typer.Typer(
+    no_args_is_help=True, help="Measure the project against the bare alternative, in alternation."
+)
+Rows = Annotated[int | None, typer.Option(help="images or points; default: the size of the bar")]
+Repeats = Annotated[int | None, typer.Option(help="measurements of each side; medians are shown")]
+Out = Annotated[Path | None, typer.Option(help="Markdown file to append the table to")]
+
+
+def _options(**given: int | None) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _score(**options: Any) -> list[Comparison]:
+    from ssat_ray.bench import score
+
+    return score.run(**options)
+
+
+def _kmeans(**options: Any) -> list[Comparison]:
+    from ssat_ray.bench import kmeans
+
+    return kmeans.run(**options)
+
+
+def _gmm(**options: Any) -> list[Comparison]:
+    from ssat_ray.bench import gmm
+
+    return gmm.run(**options)
+
+
+def _select(**options: Any) -> list[Comparison]:
+    from ssat_ray.bench import select
+
+    return select.run(**options)
+
+
+BENCHES: dict[str, tuple[Callable[..., list[Comparison]], str]] = {
+    "score": (_score, "a pool of 20M images: `ssat score` against a bare loop over an array"),
+    "kmeans": (_kmeans, "Lloyd iterations against FAISS, inertia against scikit-learn"),
+    "gmm": (_gmm, "EM iterations and log-likelihood against scikit-learn"),
+    "select": (_select, "the choice among 100M scores against NumPy in memory"),
+}
+
+
+def table(name: str, found: list[Comparison]) -> str:
+    """The Markdown section of one bench, with command, machine, date and commit."""
+    about = machine()
+    versions = about["versions"]
+    return "\n".join(
+        [
+            f"## {name}",
+            "",
+            f"`ssat bench {name}`, {date.today().isoformat()}, commit {short_commit(git_commit())}; "
+            f"{machine_name(about)}; torch {versions.get('torch')}, Ray {versions.get('ray')}. "
+            "Medians with the extremes.",
+            "",
+            HEADER,
+            *(comparison.markdown() for comparison in found),
+            "",
+        ]
+    )
+
+
+def _run(name: str, rows: int | None, repeats: int | None, out: Path | None) -> None:
+    for option, value in (("rows", rows), ("repeats", repeats)):
+        if value is not None and value < 1:
+            raise UserError(f"--{option} {value}: must be at least 1.")
+    text = table(name, BENCHES[name][0](**_options(rows=rows, repeats=repeats)))
+    print(text)
+    if out is not None:
+        with out.open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
+
+
+def _command(name: str, about: str) -> None:
+    def command(rows: Rows = None, repeats: Repeats = None, out: Out = None) -> None:
+        _run(name, rows, repeats, out)
+
+    command.__doc__ = f"{about[0].upper()}{about[1:]}."
+    bench.command(name)(command)
+
+
+for _name, (_, _about) in BENCHES.items():
+    _command(_name, _about)
+
+
+@bench.command("all")
+def everything(out: Out = None) -> None:
+    """All benches, one after another, at the sizes of the bars."""
+    for name in BENCHES:
+        _run(name, None, None, out)
