@@ -183,6 +183,8 @@ def environment() -> Environment:
         words.duration,
         words.size,
         words.count,
+        words.percent,
+        words.number,
         words.power_of_ten,
         words.settled,
     )
