@@ -1,64 +1,42 @@
-"""Draw the report's figures as small inline SVG charts, and images as PNG data URIs.
+"""Draw the report's figures as small inline SVG charts.
 
-Colours are CSS variables, so that one drawing serves the light and the dark colour scheme:
-matplotlib gets placeholder colours, which `_to_svg` replaces. Points by the thousand are
-rasterised inside their SVG; they use fixed colours that stand out on both backgrounds.
+Points by the thousand are rasterised inside their SVG; they use fixed colours that stand out on
+both backgrounds.
 """
 
-import base64
-import io
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
-import matplotlib.image
 import numpy as np
 import numpy.typing as npt
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
+from ssat_ray.report.drawing import (
+    CHOSEN,
+    INK,
+    PAPER,
+    POOL,
+    REAL,
+    STYLE,
+    Float,
+    Int,
+    UInt8,
+    chart,
+    row_colour,
+    spread,
+    thin,
+    to_svg,
+)
 from ssat_ray.report.words import ROWS
-
-Float = npt.NDArray[np.floating[Any]]
-Int = npt.NDArray[np.integer[Any]]
-UInt8 = npt.NDArray[np.uint8]
 
 BOUNDARY, REMAINDER = 1, 2
 """Codes in `FigureData.reasons`; 0 is a pool image that was not selected."""
 
-_INK, _MUTED, _RULE, _BOUNDARY, _POOL, _REAL, _PAPER = (f"#00000{i}" for i in range(1, 8))
-_ROW_COLOURS = {row: f"#0000{16 + i:02x}" for i, row in enumerate(ROWS)}
-_CSS = {
-    _INK: "var(--ink)",
-    _MUTED: "var(--muted)",
-    _RULE: "var(--rule)",
-    _BOUNDARY: "var(--boundary)",
-    _POOL: "var(--pool)",
-    _REAL: "var(--real)",
-    _PAPER: "var(--paper)",
-} | {colour: f"var(--row-{row})" for row, colour in _ROW_COLOURS.items()}
 _RASTER_COLOURS = {0: "#8b929b", BOUNDARY: "#e8590c", REMAINDER: "#2f7fd1"}
 _MARKERS = dict(zip(ROWS, "XosD^vP*", strict=True))
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "ssat_ray",
-    "text.parse_math": False,
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": _MUTED,
-    "axes.linewidth": 0.8,
-    "axes.labelcolor": _MUTED,
-    "text.color": _INK,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
-    "axes.unicode_minus": True,
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,65 +72,6 @@ class FigureData:
     show_method: str | None
 
 
-def chart(size: tuple[float, float] = (5.0, 3.1)) -> tuple[Figure, Axes]:
-    """An empty chart; at its natural size a unit of its SVG is one CSS pixel (72 to the inch)."""
-    figure = Figure(figsize=size, layout="constrained")
-    return figure, figure.add_subplot()
-
-
-def _to_svg(figure: Figure, name: str, alt: str) -> Markup:
-    """Inline SVG without identifiers that could clash, outer references or fixed colours."""
-    buffer = io.StringIO()
-    metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(buffer, format="svg", transparent=True, metadata=metadata, dpi=180)
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'(url\(|href=")#', rf"\g<1>#{name}-", svg)
-    svg = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", svg)
-    svg = re.sub(r"#0000[0-9a-f]{2}\b", lambda match: _CSS.get(match[0], match[0]), svg)
-    view_box = re.search(r'viewBox="[^"]*"', svg)
-    label = f'<svg class="chart" role="img" aria-label="{escape(alt)}" {view_box[0]}>'  # type: ignore[index]
-    return Markup(re.sub(r"<svg[^>]*>", lambda _: label, svg, count=1))
-
-
-def png_uri(image: UInt8) -> str:
-    """A data URI of one image, (H, W, C) uint8 with C = 1, 3 or 4 (with opacity)."""
-    if image.shape[-1] == 1:
-        image = np.repeat(image, 3, axis=-1)
-    buffer = io.BytesIO()
-    matplotlib.image.imsave(buffer, np.ascontiguousarray(image), format="png", metadata={})
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _colour(row: str) -> str:
-    return _ROW_COLOURS.get(row, _INK)
-
-
-def _thin(axes: Axes, x_label: str, y_label: str) -> None:
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    axes.grid(color=_RULE, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=3, which="both")
-
-
-def spread(positions: Sequence[float], gap: float) -> list[float]:
-    """Positions in [0, 1], moved apart to at least `gap` (less if they cannot all fit)."""
-    order = np.argsort(positions, kind="stable")
-    gap = min(gap, 1.0 / max(len(positions) - 1, 1))
-    placed = np.asarray(positions, dtype=float)[order]
-    for i in range(1, len(placed)):
-        placed[i] = max(placed[i], placed[i - 1] + gap)
-    placed = np.minimum(placed, 1.0 - gap * np.arange(len(placed))[::-1])
-    placed = np.maximum(placed, gap * np.arange(len(placed)))
-    result = np.empty_like(placed)
-    result[order] = placed
-    return [float(value) for value in result]
-
-
 def _label_right(axes: Axes, points: list[tuple[str, float, float]]) -> None:
     """Name every point in the right margin, with a thin line to it, names never overlapping."""
     low, high = axes.get_ylim()
@@ -164,16 +83,21 @@ def _label_right(axes: Axes, points: list[tuple[str, float, float]]) -> None:
             xytext=(1.05, height),
             textcoords="axes fraction",
             va="center",
-            color=_colour(row),
+            color=row_colour(row),
             fontsize=9.5,
             fontweight="bold",
-            arrowprops={"arrowstyle": "-", "color": _colour(row), "linewidth": 0.6, "alpha": 0.6},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": row_colour(row),
+                "linewidth": 0.6,
+                "alpha": 0.6,
+            },
         )
 
 
 def accuracy_against(rows: list[dict[str, Any]], values: dict[str, float], label: str) -> Markup:
     """Robust accuracy (PGD, percent) with intervals against one cost, a labelled point a row."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = chart((5.0, 3.5))
         costs = np.array([values[row["row"]] for row in rows], dtype=float)
         logarithmic = bool(costs.min() > 0 and costs.max() > 10 * costs.min())
@@ -186,7 +110,7 @@ def accuracy_against(rows: list[dict[str, Any]], values: dict[str, float], label
             x = scale[i] + step * (np.searchsorted(same, i) - (len(same) - 1) / 2)
             x = float(np.exp(x)) if logarithmic else float(x)
             pgd = row["accuracy"]["pgd"]
-            colour = _colour(row["row"])
+            colour = row_colour(row["row"])
             axes.plot([x, x], [pgd["low"], pgd["high"]], color=colour, linewidth=1.3)
             marker = _MARKERS.get(row["row"], "o")
             axes.plot([x], [pgd["mean"]], marker, color=colour, markersize=6)
@@ -201,10 +125,10 @@ def accuracy_against(rows: list[dict[str, Any]], values: dict[str, float], label
             axes.set_xticks([], minor=True)
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}".replace(",", "\u202f"))
         axes.margins(x=0.06)
-        _thin(axes, label, f"{rows[0]['accuracy']['pgd']['name']} accuracy, %")
+        thin(axes, label, f"{rows[0]['accuracy']['pgd']['name']} accuracy, %")
         _label_right(axes, points)
         name = re.sub(r"\W+", "-", label)
-        return _to_svg(figure, f"against-{name}", f"Robust accuracy of each row against {label}")
+        return to_svg(figure, f"against-{name}", f"Robust accuracy of each row against {label}")
 
 
 def mean_history(history: list[list[list[float]]]) -> tuple[Float, Float]:
@@ -217,14 +141,14 @@ def mean_history(history: list[list[list[float]]]) -> tuple[Float, Float]:
 
 def validation_curves(rows: list[dict[str, Any]]) -> Markup | None:
     """Validation accuracy under PGD over training steps: mean over seeds bold, each seed thin."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = chart((5.0, 3.4))
         ends = []
         for row in rows:
             steps, means = mean_history(row["history"])
             if not len(steps):
                 continue
-            colour = _colour(row["row"])
+            colour = row_colour(row["row"])
             axes.plot(steps, means, color=colour, linewidth=1.8)
             axes.plot(steps[-1:], means[-1:], _MARKERS.get(row["row"], "o"), color=colour)
             for seed in row["history"] if len(row["history"]) > 1 else []:
@@ -237,9 +161,9 @@ def validation_curves(rows: list[dict[str, Any]]) -> Markup | None:
         every = np.concatenate([mean_history(row["history"])[1] for row in rows])
         low, high = float(np.quantile(every, 0.2)), float(every.max())
         axes.set_ylim(low - 0.05 * (high - low) - 0.1, high + 0.1 * (high - low) + 0.1)
-        _thin(axes, "training step", "validation accuracy under PGD, %")
+        thin(axes, "training step", "validation accuracy under PGD, %")
         _label_right(axes, ends)
-        return _to_svg(figure, "curves", "Validation accuracy under PGD over training steps")
+        return to_svg(figure, "curves", "Validation accuracy under PGD over training steps")
 
 
 def forest(rows: list[dict[str, Any]], against: str) -> Markup | None:
@@ -247,21 +171,21 @@ def forest(rows: list[dict[str, Any]], against: str) -> Markup | None:
     shown = [row for row in rows if against in row["differences"]]
     if not shown:
         return None
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = chart((5.0, 0.9 + 0.34 * len(shown)))
         for y, row in enumerate(reversed(shown)):
-            difference, colour = row["differences"][against], _colour(row["row"])
+            difference, colour = row["differences"][against], row_colour(row["row"])
             axes.plot([difference["low"], difference["high"]], [y, y], color=colour, linewidth=2)
             marker = _MARKERS.get(row["row"], "o")
             axes.plot([difference["mean"]], [y], marker, color=colour, markersize=7)
-        axes.axvline(0, color=_INK, linewidth=0.9)
-        _thin(axes, f"points of robust accuracy against {against}", "")
+        axes.axvline(0, color=INK, linewidth=0.9)
+        thin(axes, f"points of robust accuracy against {against}", "")
         axes.grid(visible=False, axis="y")
         axes.set_yticks(range(len(shown)), [row["row"] for row in reversed(shown)])
-        axes.tick_params(axis="y", length=0, labelsize=10, labelcolor=_INK)
+        axes.tick_params(axis="y", length=0, labelsize=10, labelcolor=INK)
         axes.set_ylim(-0.6, len(shown) - 0.4)
         axes.spines["left"].set_visible(False)
-        return _to_svg(figure, "forest", f"Differences of robust accuracy to {against} by row")
+        return to_svg(figure, "forest", f"Differences of robust accuracy to {against} by row")
 
 
 def _bins(*samples: Float) -> Float:
@@ -282,14 +206,14 @@ def score_histogram(data: FigureData, method: str) -> Markup:
     """A method's scores over the pool, its boundary part, and the cut between them."""
     scores = np.asarray(data.scores[method], dtype=float)
     chosen = scores[data.reasons[method] == BOUNDARY]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = chart((4.2, 2.6))
         bins = _bins(scores)
-        axes.stairs(_counts(scores, bins), bins, fill=True, color=_POOL, alpha=0.55)
+        axes.stairs(_counts(scores, bins), bins, fill=True, color=POOL, alpha=0.55)
         if len(chosen):
-            axes.stairs(_counts(chosen, bins), bins, fill=True, color=_BOUNDARY)
+            axes.stairs(_counts(chosen, bins), bins, fill=True, color=CHOSEN)
             cut = float(np.clip(chosen.max(), bins[0], bins[-1]))
-            axes.axvline(cut, color=_INK, linewidth=1.2)
+            axes.axvline(cut, color=INK, linewidth=1.2)
             left = cut > 0.75 * bins[-1] + 0.25 * bins[0]
             axes.annotate(
                 f"cut {chosen.max():.3g}".replace("-", "\N{MINUS SIGN}"),
@@ -299,19 +223,19 @@ def score_histogram(data: FigureData, method: str) -> Markup:
                 textcoords="offset points",
                 ha="right" if left else "left",
             )
-        _thin(axes, f"{method} score (lower = nearer the boundary)", "pool images")
-        return _to_svg(figure, f"scores-{method}", f"Histogram of {method} scores with the cut")
+        thin(axes, f"{method} score (lower = nearer the boundary)", "pool images")
+        return to_svg(figure, f"scores-{method}", f"Histogram of {method} scores with the cut")
 
 
 def two_densities(generated: Float, real: Float, label: str, name: str) -> Markup:
     """Two histograms of density over the same bins: generated filled, real as an outline."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = chart((5.0, 2.9))
         bins = _bins(generated, real)
-        axes.stairs(_counts(generated, bins, True), bins, fill=True, color=_POOL, alpha=0.55)
-        axes.stairs(_counts(real, bins, True), bins, color=_REAL, linewidth=1.8)
-        _thin(axes, label, "density")
-        return _to_svg(figure, name, f"Density of {label}, generated and real images")
+        axes.stairs(_counts(generated, bins, True), bins, fill=True, color=POOL, alpha=0.55)
+        axes.stairs(_counts(real, bins, True), bins, color=REAL, linewidth=1.8)
+        thin(axes, label, "density")
+        return to_svg(figure, name, f"Density of {label}, generated and real images")
 
 
 def principal_plane(embeddings: Float) -> tuple[Float, Float]:
@@ -326,7 +250,7 @@ def projection(data: FigureData, method: str) -> tuple[Markup, Float]:
     """The pool on its two main axes, coloured by why an image was chosen; shares of variance."""
     points, shares = principal_plane(data.embeddings)
     reasons = data.reasons[method]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = chart((5.0, 4.0))
         for reason, alpha in ((0, 0.3), (REMAINDER, 0.75), (BOUNDARY, 0.75)):
             chosen = points[reasons == reason]
@@ -335,14 +259,14 @@ def projection(data: FigureData, method: str) -> tuple[Markup, Float]:
             axes.scatter(chosen[:, 0], chosen[:, 1], s=5 if reason else 3, linewidths=0, **style)
         for label in np.unique(data.labels):
             x, y = np.median(points[data.labels == label], axis=0)
-            box: dict[str, Any] = {"facecolor": _PAPER, "edgecolor": "none", "pad": 1.5}
+            box: dict[str, Any] = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.5}
             axes.text(x, y, str(label), ha="center", va="center", weight="bold", bbox=box)
         axes.set_xticks([])
         axes.set_yticks([])
-        _thin(
+        thin(
             axes,
             f"first axis, {100 * shares[0]:.0f} % of variance",
             f"second, {100 * shares[1]:.0f} %",
         )
-        svg = _to_svg(figure, "projection", f"Embeddings of the pool; {method} selection coloured")
+        svg = to_svg(figure, "projection", f"Embeddings of the pool; {method} selection coloured")
         return svg, shares

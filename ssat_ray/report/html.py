@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ssat_ray.report import figures as draw
 from ssat_ray.report import words
+from ssat_ray.report.drawing import UInt8, png_uri
 from ssat_ray.report.figures import BOUNDARY, FigureData
 from ssat_ray.report.words import Row, count, duration, mean
 
@@ -124,7 +125,7 @@ def _tiles(data: FigureData, chosen: Iterable[int]) -> list[dict[str, Any]]:
         alt = f"generated for class {data.labels[i]}; model says " + ", ".join(
             f"{label}: {probability:.0f} %" for label, probability in guesses
         )
-        tiles.append({"src": draw.png_uri(data.images[i]), "alt": alt, "guesses": guesses})
+        tiles.append({"src": png_uri(data.images[i]), "alt": alt, "guesses": guesses})
     return tiles
 
 
@@ -139,14 +140,14 @@ def _grids(data: FigureData) -> dict[str, Any]:
     return {"boundary": _tiles(data, boundary), "others": _tiles(data, others)}
 
 
-def _strip(images: draw.UInt8) -> str:
+def _strip(images: UInt8) -> str:
     """A data URI of images side by side, with a transparent gap of an eighth of their width."""
     num, height, width, channels = images.shape
     opaque = np.full((num, height, width, 1), 255, dtype=np.uint8)
     colours = np.repeat(images, 3, axis=-1) if channels == 1 else images
     gap = np.zeros((num, height, max(width // 8, 1), 4), dtype=np.uint8)
     padded = np.concatenate([np.concatenate([colours, opaque], axis=-1), gap], axis=2)
-    return draw.png_uri(np.concatenate(list(padded), axis=1)[:, : -gap.shape[2]])
+    return png_uri(np.concatenate(list(padded), axis=1)[:, : -gap.shape[2]])
 
 
 def _class_strips(data: FigureData) -> list[dict[str, Any]]:
@@ -168,8 +169,9 @@ def _class_strips(data: FigureData) -> list[dict[str, Any]]:
     return strips
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Templates of this package with the helpers of `words` as filters; undefined names are errors."""
+    templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -181,11 +183,13 @@ def _environment() -> Environment:
         words.duration,
         words.size,
         words.count,
+        words.percent,
+        words.number,
         words.power_of_ten,
         words.settled,
     )
-    environment.filters |= {function.__name__: function for function in filters}
-    return environment
+    templates.filters |= {function.__name__: function for function in filters}
+    return templates
 
 
 def render(results: dict[str, Any], figures: FigureData) -> str:
@@ -203,7 +207,7 @@ def render(results: dict[str, Any], figures: FigureData) -> str:
         row for row in rows if row["row"] in ("none", "random", figures.show_method, "full")
     ]
     stages, known = words.stages_in(rows), words.STAGES
-    template = _environment().get_template("report.html.j2")
+    template = environment().get_template("report.html.j2")
     return template.render(
         results=results,
         verdict=words.verdict(results).replace(" %", "\N{NO-BREAK SPACE}%"),

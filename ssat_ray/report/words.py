@@ -79,13 +79,35 @@ def count(value: float | None, separator: str = "\N{NARROW NO-BREAK SPACE}") -> 
     return "–" if value is None else f"{round(value):,}".replace(",", separator)
 
 
+def percent(share: float | None) -> str:
+    """A share of one as a percentage with three significant digits: 40 %, 0.0123 %."""
+    if share is None:
+        return "–"
+    digits = f"{100 * share:.0f}" if abs(share) >= 0.9995 else f"{100 * share:.3g}"
+    if "e" in digits:
+        digits = f"{100 * share:.9f}".rstrip("0").rstrip(".")
+    return f"{digits}\N{NO-BREAK SPACE}%".replace("-", "\N{MINUS SIGN}")
+
+
+def number(value: float | None) -> str:
+    """A measured value with four significant digits and a true minus: 0.5, −41.25, 3.207 × 10⁸."""
+    if value is None:
+        return "–"
+    digits, _, exponent = f"{value:.4g}".partition("e")
+    power = f" × 10{_raised(int(exponent))}" if exponent else ""
+    return digits.replace("-", "\N{MINUS SIGN}") + power
+
+
+def _raised(exponent: int) -> str:
+    return str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
 def power_of_ten(value: float | None) -> str:
     """FLOPs: 3.2 x 10^12 in text."""
     if not value:
         return "–"
     exponent = math.floor(math.log10(value))
-    digits = str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    return f"{value / 10**exponent:.1f} × 10{digits}"
+    return f"{value / 10**exponent:.1f} × 10{_raised(exponent)}"
 
 
 def mean(values: Iterable[float | None] | None) -> float | None:

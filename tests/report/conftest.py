@@ -211,3 +211,116 @@ def results() -> Callable[..., dict[str, Any]]:
 @pytest.fixture(scope="session")
 def figure_data() -> Callable[..., FigureData]:
     return make_figures
+
+
+def make_session(started: str, plan: list[tuple[str, int]]) -> dict[str, Any]:
+    """A session with `plan` stages of so many samples each, one every 5 s, growing by 1 MiB each."""
+    stages = [stage for stage, num in plan for _ in range(num)]
+    samples = [[5.0 * (i + 1), 3 * 2**30 + i * 2**20, stage] for i, stage in enumerate(stages)]
+    return {"started": started, "samples": samples}
+
+
+def make_selection(**changes: Any) -> dict[str, Any]:
+    """Results of a run that ends with a selection; `changes` replace parts of them."""
+    edges = np.linspace(0.0, 9.0, 31)
+    heights = np.exp(-((edges[:-1] - 3.4) ** 2) / 4)
+    names = ("synth", "intermediate", "cluster", "score", "select")
+    stages = [
+        {"stage": "labelled", "label": "labelled", "digest": "9" * 40, "seconds": 0.25},
+        *(
+            {
+                "stage": name,
+                "label": f"{name} 0",
+                "digest": f"{i + 1}" * 40,
+                "seconds": 100.0 * (i + 1),
+                "startup_seconds": 20.0,
+                "rows": 12_000_000 * (i + 1),
+                "peak_pss_bytes": (i + 2) * 2**28,
+                "bytes_read": (i + 3) * 2**30,
+                "bytes_written": (i + 5) * 2**20,
+            }
+            for i, name in enumerate(names)
+        ),
+    ]
+    sessions = [
+        make_session("2026-05-04T10:00:00+00:00", [("", 2), ("synth", 20), ("cluster", 10)]),
+        make_session("2026-05-04T12:30:00+00:00", [("", 1), ("score", 30), ("select", 8)]),
+    ]
+    return {
+        "schema": 1,
+        "kind": "selection",
+        "name": "scale",
+        "preset": "scale-100m",
+        "created": "2026-05-04T13:00:00+00:00",
+        "git_commit": "0123abcd4567",
+        "machine": make_results()["machine"],
+        "config": {"select": {"ratio": 0.1}},
+        "seeds": [0],
+        "pool": {
+            "source": "synth",
+            "images": 100_000_000,
+            "image_shape": [1, 8, 8],
+            "bytes": 6 * 2**30,
+            "generations": [
+                {"rows": 91_000_000, "bytes": 5 * 2**30},
+                {"rows": 9_000_000, "bytes": 2**30},
+            ],
+        },
+        "selections": [make_choice()],
+        "clusters": [
+            {
+                "method": "kmeans",
+                "seed": 0,
+                "k": 10,
+                "rows": 5_000_000,
+                "history": [5e8, 4e8, 3.2071e8],
+                "converged": True,
+                "shares": [0.19, 0.01, *[0.1] * 8],
+            }
+        ],
+        "scores": [
+            {
+                "row": "lcs-km",
+                "seed": 0,
+                "edges": edges.tolist(),
+                "shares": (heights / heights.sum()).tolist(),
+                "cut": 2.1412,
+            }
+        ],
+        "stages": stages,
+        "sessions": sessions,
+        "memory": {
+            "peak_bytes": 6 * 2**30,
+            "second_quarter_bytes": 5 * 2**30,
+            "last_quarter_bytes": int(5.1 * 2**30),
+            "rise": 0.02,
+        },
+        "total_wall_seconds": 1384.0,
+        "warnings": [],
+    } | changes
+
+
+def make_choice(row: str = "lcs-km", seed: int = 0, **changes: Any) -> dict[str, Any]:
+    return {
+        "row": row,
+        "seed": seed,
+        "images": 10_000_000,
+        "of_images": 100_000_000,
+        "boundary": 4_000_000,
+        "cut": 2.1412,
+        "tied_at_cut": 37,
+        "duplicates": 1234,
+        "bytes_written": 640 * 2**20,
+        "quarantined": [],
+        "example": None,
+    } | changes
+
+
+@pytest.fixture(scope="session")
+def selection_results() -> Callable[..., dict[str, Any]]:
+    return make_selection
+
+
+@pytest.fixture(scope="session")
+def choice() -> Callable[..., dict[str, Any]]:
+    return make_choice

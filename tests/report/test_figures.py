@@ -1,31 +1,12 @@
 """The report's charts: what they compute is right, what they return can stand inline in HTML."""
 
-import base64
-import io
 import re
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from matplotlib.image import imread
 from sklearn.decomposition import PCA
 
 from ssat_ray.report import figures as draw
-
-
-@given(st.lists(st.floats(-0.5, 1.5), min_size=1, max_size=9), st.floats(0.01, 0.3))
-def test_spread_keeps_the_order_and_the_gap_and_stays_inside(positions, gap):
-    placed = np.array(draw.spread(positions, gap))
-    order = np.argsort(positions, kind="stable")
-    gap = min(gap, 1 / max(len(positions) - 1, 1))
-    assert np.all(np.diff(placed[order]) >= gap - 1e-9)
-    assert placed.min() >= -1e-9
-    assert placed.max() <= 1 + 1e-9
-
-
-def test_spread_leaves_distant_labels_where_they_are():
-    assert draw.spread([0.9, 0.1, 0.5], 0.1) == [0.9, 0.1, 0.5]
 
 
 def test_the_principal_plane_is_that_of_scikit_learn():
@@ -34,17 +15,6 @@ def test_the_principal_plane_is_that_of_scikit_learn():
     oracle = PCA(n_components=2, svd_solver="full").fit(points)
     np.testing.assert_allclose(np.abs(found), np.abs(oracle.transform(points)), atol=1e-9)
     np.testing.assert_allclose(shares, oracle.explained_variance_ratio_, atol=1e-12)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_png_uri_returns_the_same_pixels(channels):
-    image = np.random.default_rng(1).integers(0, 256, (5, 7, channels)).astype(np.uint8)
-    uri = draw.png_uri(image)
-    assert uri.startswith("data:image/png;base64,")
-    decoded = imread(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
-    np.testing.assert_array_equal(
-        np.rint(decoded[..., :3] * 255), np.broadcast_to(image, (5, 7, 3))
-    )
 
 
 def test_mean_history_stops_at_the_last_step_that_all_seeds_reached():

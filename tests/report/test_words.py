@@ -73,6 +73,35 @@ def test_numbers_as_people_read_them():
     assert power_of_ten(3.14e12) == "3.1 × 10¹²"
 
 
+@pytest.mark.parametrize(
+    ("share", "shown"),
+    [(1.0, "100"), (0.9996, "100"), (0.1, "10"), (0.12345, "12.3"), (0.0, "0"), (12.0, "1200")],
+)
+def test_shares_have_three_digits(share, shown):
+    assert words.percent(share) == f"{shown}\N{NO-BREAK SPACE}%"
+
+
+def test_small_shares_and_absent_ones():
+    assert words.percent(1.2e-7) == "0.000012\N{NO-BREAK SPACE}%"
+    assert words.percent(-0.05) == "\N{MINUS SIGN}5\N{NO-BREAK SPACE}%"
+    assert words.percent(None) == "–"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (2.14123, "2.141"),
+        (-41.256, "\N{MINUS SIGN}41.26"),
+        (0.0, "0"),
+        (3.2071e8, "3.207 × 10⁸"),
+        (-1.5e-7, "\N{MINUS SIGN}1.5 × 10⁻⁷"),
+        (None, "–"),
+    ],
+)
+def test_measured_values_have_four_digits(value, shown):
+    assert words.number(value) == shown
+
+
 def test_intervals_in_plain_text_have_plain_signs():
     entry = {"mean": -0.44, "low": -1.5, "high": 0.61}
     assert words.interval(entry, sign=True) == "-0.4 [-1.5, +0.6]"
