@@ -91,6 +91,60 @@ def gc(
     )
 
 
+@app.command()
+def drift(
+    preset: Preset,
+    overrides: Overrides = None,
+    name: Annotated[str | None, typer.Option(help="run name; default: the preset's")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="write numbers and words here too")
+    ] = None,
+) -> None:
+    """Score what was appended to the pool, and say whether the clusters still fit.
+
+    Exit code: 0 stable or watch, 3 cluster again, 2 a mistake in the command or the input, 1 failed.
+    """
+    from rich.console import Console
+
+    from ssat_ray import drift as drifting
+    from ssat_ray.data.pool import Pool
+    from ssat_ray.plan import build_plan
+    from ssat_ray.store import Store
+    from ssat_ray.view import drift_lines, drift_table
+
+    config = load_config(preset, overrides or [])
+    _check_folder_of(json_file)
+    plan, store = build_plan(config), Store(config.runtime.store)
+    new = drifting.new_scores(config, plan)
+    scored = drifting.missing_shards(plan, store)
+    _run(config, name, "score", allow_masking=True)
+    found = [drifting.measure(method, jobs, store) for method, jobs in new.items()]
+    generations = len(Pool(str(config.pool.path)).generations)
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(f"{scored} shards scored for this comparison", highlight=False)
+    for one in found:
+        console.print(drift_table(one))
+        for line in drift_lines(one):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(drifting.advice(found, generations), highlight=False, soft_wrap=True)
+    if json_file is not None:
+        _write(json_file, drifting.to_json(found, generations, scored))
+    raise typer.Exit(drifting.exit_code(found))
+
+
+def _check_folder_of(json_file: Path | None) -> None:
+    """Before the work that the file is about."""
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise UserError(f"--json {json_file}: its folder does not exist; make it first.")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text + "\n")
+    except OSError as error:
+        raise UserError(f"--json {path} cannot be written ({error.strerror}).") from error
+
+
 def _stage_command(stage: str, about: str) -> None:
     def command(preset: Preset, overrides: Overrides = None, name: str | None = None) -> None:
         _run(load_config(preset, overrides or []), name, stage, allow_masking=True)

@@ -15,15 +15,18 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from ssat_ray.drift import MethodDrift
 from ssat_ray.pipeline import Watcher
 from ssat_ray.plan import STAGES
 from ssat_ray.report import words
 from ssat_ray.report.words import duration
 from ssat_ray.runtime import read_board
+from ssat_ray.selection.drift import Drift
 from ssat_ray.store import Job
 
 POLL_SECONDS = 1.0
 LINE_SECONDS = 30.0
+_NAMED_SHARDS = 5
 
 
 @contextmanager
@@ -206,3 +209,35 @@ def selection_table(results: dict[str, Any]) -> Table:
     table.caption = f"{duration(results['total_wall_seconds'])}{peak}"
     table.caption_justify = "left"
     return table
+
+
+def drift_table(found: MethodDrift) -> Table:
+    """Every new shard and all of them against the clusters' fit, for the terminal."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    headings = ("generation", "shard", "rows", "inertia", "PSI clusters", "PSI score", "KS", "says")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "says" else "right")
+    for one in found.shards:
+        numbers = _drift_numbers(one.drift)
+        table.add_row(str(one.generation), str(one.shard), *numbers, one.judgement.status)
+    table.add_row("all", "", *_drift_numbers(found.whole), found.verdict.status, style="bold")
+    return table
+
+
+def drift_lines(found: MethodDrift) -> list[str]:
+    """The verdict on one method's clusters in words, after those on shards that are not stable."""
+    odd = [one for one in found.shards if one.judgement.status != "stable"]
+    lines = [
+        f"generation {one.generation} shard {one.shard}, {one.judgement.status}: {one.judgement.reason}"
+        for one in odd[:_NAMED_SHARDS]
+    ]
+    if len(odd) > _NAMED_SHARDS:
+        lines.append(f"and {len(odd) - _NAMED_SHARDS} more shards (--json has the words for all)")
+    if found.left_out:
+        lines.append(f"{found.left_out:,} new images could not be read and are not compared")
+    return [*lines, f"{found.method}, {found.verdict.status}: {found.verdict.reason}"]
+
+
+def _drift_numbers(drift: Drift) -> tuple[str, ...]:
+    sizes = (drift.cluster_psi, drift.score_psi, drift.ks)
+    return (f"{drift.num_rows:,}", f"{drift.inertia_ratio:.3f}", *(f"{size:.3f}" for size in sizes))
