@@ -167,7 +167,7 @@ def test_a_bad_shard_fails_the_run_and_keeps_finished_parts(
     bad, away = shard_file(pool, 9), tmp_path / "away"
     bad.rename(away)
     selection = selections.selection(tmp_path / "store", pool, *SETTINGS, "rows=[lcs-km]")
-    with pytest.raises(UserError, match="is listed in .* and missing") as caught:
+    with pytest.raises(UserError, match="missing") as caught:
         selection.execute()
     assert str(bad) in str(caught.value)
     assert selection.record("lcs-km", "cluster") is None
