@@ -1,8 +1,9 @@
-"""What the stage tests share: folders of the real run and its embeddings, computed independently."""
+"""What the stage tests share: the real run's folders and embeddings, and selections in one Ray session."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,21 @@ import numpy as np
 import pytest
 import torch
 
-from ssat_ray.data.pool import Pool
+from ssat_ray import pipeline, runtime
+from ssat_ray.config import Config, RuntimeConfig, load_config
+from ssat_ray.data.labelled import LabelledSet
+from ssat_ray.data.pool import MANIFEST, Pool, Shard, ShardWriter, manifest
+from ssat_ray.data.synth import SynthSource, synth
 from ssat_ray.models.files import load_classifier
+from ssat_ray.plan import STAGES, Plan, build_plan
+from ssat_ray.stages.base import StageContext, Task
+from ssat_ray.store import Store
+from ssat_ray.training.world import World
+
+SMALL_MODEL = (
+    "model={name: preact-small, widths: [8, 16], strides: [2, 2], blocks: 1}",
+    "intermediate.num_steps=60",
+)
 
 
 def _folder(run: Any, row: str, stage: str) -> Path:
@@ -33,3 +47,85 @@ def embeddings(tiny_run: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     with torch.no_grad():
         h, logits = model.embed_with_logits(x, "pooled")
     return shard.ids, h.numpy(), logits.numpy()
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Jobs that end with a selection, and the store they are computed in."""
+
+    config: Config
+    store: Store
+
+    @property
+    def plan(self) -> Plan:
+        return build_plan(self.config)
+
+    def folder(self, row: str, stage: str) -> Path:
+        return self.store.folder(self.plan.jobs[row, 0, stage])
+
+    def record(self, row: str, stage: str) -> dict[str, Any] | None:
+        return self.store.record(self.plan.jobs[row, 0, stage])
+
+    def execute(self) -> None:
+        context = StageContext(self.store, self.config.runtime, self.store.root / "run.log")
+        pipeline.execute(self.plan.unique, context, pipeline.Watcher())
+
+
+class Selections:
+    """Small pools as folders, and selections from them that share a labelled set and a model.
+
+    The model is trained here, in a world of one: only what comes after it needs Ray.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        config = load_config("scale-100m", [*SMALL_MODEL, "synth.num_images=10000"])
+        self.shared = Selection(config, Store(root / "shared"))
+        plan, store = self.shared.plan, self.shared.store
+        context = StageContext(store, RuntimeConfig(), root / "run.log")
+        labelled = plan.jobs["lcs-km", 0, "labelled"]
+        STAGES["labelled"].run([labelled], context)
+        task = Task.of(plan.jobs["lcs-km", 0, "intermediate"], store)
+        assert STAGES["intermediate"].train is not None
+        files, record = STAGES["intermediate"].train(task, World(), lambda *_: None)
+        task.write(files)
+        task.publish(record)
+        splits = LabelledSet.load(store.folder(labelled)).splits
+        self.source = SynthSource(*splits["labelled"])
+
+    def pool(self, folder: Path, num_images: int, shard_rows: int) -> Path:
+        """The first `num_images` of the synthetic pool, in shards of `shard_rows`."""
+        writer = ShardWriter(folder, shard_rows)
+        for first in range(0, num_images, shard_rows):
+            ids = np.arange(first, min(first + shard_rows, num_images))
+            images, labels = synth(self.source, ids, 0)
+            writer.add(Shard(ids, images, labels))
+        writer.flush()
+        (folder / MANIFEST).write_text(manifest([writer.entries], (1, 8, 8), 10))
+        return folder
+
+    def selection(self, root: Path, pool: Path, *settings: str) -> Selection:
+        """A selection from a pool, in a store of its own; nothing is computed yet."""
+        external = ("pool.source=external", f"pool.path={pool}")
+        found = Selection(
+            load_config("scale-100m", [*SMALL_MODEL, *external, *settings]), Store(root)
+        )
+        for stage in ("labelled", "intermediate"):
+            job = self.shared.plan.jobs["lcs-km", 0, stage]
+            assert found.plan.jobs["lcs-km", 0, stage].digest == job.digest
+            found.store.folder(job).parent.mkdir(parents=True)
+            found.store.folder(job).symlink_to(self.shared.store.folder(job))
+        return found
+
+
+@pytest.fixture(scope="session")
+def selections(tmp_path_factory: pytest.TempPathFactory) -> Selections:
+    return Selections(tmp_path_factory.mktemp("selections"))
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[None]:
+    """Ray in this process, with more CPUs than there may be: four actors fit."""
+    with runtime.ray_session(RuntimeConfig(num_cpus=5)):
+        runtime.start_board()
+        yield
