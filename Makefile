@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo results test test-slow check format install clean
+.PHONY: demo results bench scale test test-slow check format install clean
 
 install: $(INSTALLED)
 
@@ -20,6 +20,12 @@ demo: $(INSTALLED)  ## the seven rows on real digits, one seed
 results: $(INSTALLED)  ## three seeds and AutoAttack: the table of the README
 	$(BIN)/ssat run digits --name results --set 'seeds=[0,1,2]' --set 'evaluate.autoattack_seeds=[0]' $(ARGS)
 	@cat runs/results/results.md
+
+bench: $(INSTALLED)  ## the project against bare alternatives, a table a bench
+	RAY_worker_niceness=0 $(BIN)/ssat bench all --out docs/benchmarks/$$(date +%F)-selection.md
+
+scale: $(INSTALLED)  ## 100,000,000 images: make, cluster, score, keep a tenth
+	RAY_worker_niceness=0 $(BIN)/ssat run scale-100m
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m "not slow" --durations=10
