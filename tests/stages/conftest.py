@@ -127,5 +127,6 @@ def selections(tmp_path_factory: pytest.TempPathFactory) -> Selections:
 def ray_here() -> Iterator[None]:
     """Ray in this process, with more CPUs than there may be: four actors fit."""
     with runtime.ray_session(RuntimeConfig(num_cpus=5)):
-        runtime.start_board()
+        board = runtime.start_board()  # it lives as long as this handle
         yield
+        del board
