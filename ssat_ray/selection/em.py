@@ -35,6 +35,7 @@ class EMStatistics:
         second: sum r x^2 (k, p) for 'diag'; sum r x x^T (k, p, p) for 'full'; sum x x^T (p, p) for 'tied'.
         log_likelihood: sum log p(x), nats.
         rows: number of points.
+        rest: for 'diag', what rounding took from the squares in `second`, (k, p).
     """
 
     mass: ExactSum
@@ -42,11 +43,14 @@ class EMStatistics:
     second: ExactSum
     log_likelihood: ExactSum
     rows: int
+    rest: ExactSum | None = None
 
     def merge(self, other: EMStatistics) -> EMStatistics:
         """The totals over both holders' points; changes self's sums."""
         for name in ("mass", "first", "second", "log_likelihood"):
             getattr(self, name).merge(getattr(other, name))
+        if self.rest is not None and other.rest is not None:
+            self.rest.merge(other.rest)
         return replace(self, rows=self.rows + other.rows)
 
 
@@ -117,6 +121,7 @@ def em_statistics(points: torch.Tensor, mixture: GaussianMixture, grid: Grid) ->
     mass = ExactSum((num_components,), RESPONSIBILITIES)
     first = ExactSum((num_components, width), RESPONSIBILITIES.times(grid))
     second = ExactSum(shape, terms)
+    rest = ExactSum(shape, RESPONSIBILITIES.times(Grid(2 * grid.exponent, grid.bits)))
     total = ExactSum((), LOG_LIKELIHOODS)
     log_joint = _log_joint(mixture)
     for rows, block in blocks(points):
@@ -131,14 +136,17 @@ def em_statistics(points: torch.Tensor, mixture: GaussianMixture, grid: Grid) ->
         mass.add(r.sum(1))
         first.add(r @ x)
         if kind == "diag":
-            second.add(r @ squares.round(x * x))
+            square = x * x
+            rounded = squares.round(square)
+            second.add(r @ rounded)
+            rest.add(r @ (square - rounded))
         elif kind == "tied":
             second.add(x[:real].t() @ x[:real])
         else:
             second.add(torch.stack([grid.round(r_j[:, None] * x).t() @ x for r_j in r]))
         likelihood = (top + norm.log()).double()[:real]
         total.add(LOG_LIKELIHOODS.round(likelihood).sum())
-    return EMStatistics(mass, first, second, total, len(points))
+    return EMStatistics(mass, first, second, total, len(points), rest if kind == "diag" else None)
 
 
 def _log_joint(mixture: GaussianMixture) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -186,7 +194,8 @@ def update(
     means = found.first.value() / mass[:, None]
     reg = np.ldexp(reg_covar, -2 * frame.exponents)
     second = found.second.value()
-    if mixture.covariance_type == "diag":
+    if found.rest is not None:
+        second = second + found.rest.value()  # without it a small variance may come out negative
         covariances = second / mass[:, None] - np.square(means) + reg
     elif mixture.covariance_type == "tied":
         covariances = (second - (mass * means.T) @ means) / mass.sum() + np.diag(reg)

@@ -16,6 +16,7 @@ from ssat_ray.selection.em import (
     mixture_frame,
     out_of_frame,
     refine,
+    update,
 )
 from ssat_ray.selection.gmm import GaussianMixture, fit_gmm
 
@@ -57,6 +58,23 @@ def test_statistics_do_not_depend_on_sharding(covariance: str, pca: int | None) 
     assert total.rows == whole.rows == ROWS
     for name in ("mass", "first", "second", "log_likelihood"):
         np.testing.assert_array_equal(getattr(total, name).value(), getattr(whole, name).value())
+    assert (total.rest is None) == (covariance != "diag")
+    if total.rest is not None and whole.rest is not None:
+        np.testing.assert_array_equal(total.rest.value(), whole.rest.value())
+
+
+def test_a_coordinate_that_is_constant_in_a_cluster_keeps_its_small_variance() -> None:
+    """Units that are dead for a class: the variance is `reg_covar`, however far the constant lies."""
+    rng = np.random.default_rng(3)
+    h = rng.normal(0, 1, (4_000, 3)).astype(np.float32)
+    h[:2_000] += np.float32(9)
+    h[:2_000, 2] = 0.7371
+    mixture = fit_gmm(h, 2, covariance="diag", seed=0)
+    frame = mixture_frame(h, mixture)
+    found = em_statistics(frame.points(h), into_frame(mixture, frame), frame.grid)
+    updated = out_of_frame(update(found, into_frame(mixture, frame), frame, 1e-6), frame)
+    dead = int(updated.means[:, 0].argmax())
+    assert updated.covariances[dead, 2] == pytest.approx(1e-6, rel=1e-3)
 
 
 @pytest.mark.parametrize(("covariance", "pca"), CASES)
