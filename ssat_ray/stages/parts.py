@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +26,8 @@ from ssat_ray.store import Job, Store, write_atomic
 
 NOTES = "parts"
 Note = dict[str, Any]
+_FAULT = re.compile(rf"^{re.escape(UserError.__module__)}\.UserError: (.*)", re.MULTILINE)
+"""An actor's error arrives as the text of its traceback, wrapped in Ray Data's own."""
 
 
 class PartActor:
@@ -130,14 +133,10 @@ def run_parts(
             if not waiting[index]:
                 ended.append(index)
     except (RayTaskError, ray.exceptions.RayError) as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, UserError):
-                raise UserError(str(cause)) from error
-            cause = getattr(cause, "cause", None) or cause.__cause__
+        fault = _FAULT.search(str(error))
+        if fault:
+            raise UserError(fault[1].strip()) from error
         last = str(error).strip().splitlines()[-1]
-        if "UserError" in last:
-            raise UserError(last.split("UserError:")[-1].strip()) from error
         raise RunFailed(f"{jobs[0].stage}: an actor failed: {last}") from error
     del stream  # the actors go, so what `finish` runs has their CPUs
     for index in ended:
