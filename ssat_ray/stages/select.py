@@ -20,7 +20,7 @@ from ssat_ray.selection.choose import REASONS, Choice, DegenerateScoreError, Ran
 from ssat_ray.selection.clusters import score_of, score_reads
 from ssat_ray.selection.table import ScoreTable
 from ssat_ray.stages.base import Stage, StageContext, Task
-from ssat_ray.stages.shards import Pools, generation
+from ssat_ray.stages.shards import QUARANTINED, Pools, generation
 from ssat_ray.store import Job, write_atomic
 
 TABLE = "selection.parquet"
@@ -95,10 +95,12 @@ class _PoolRows:
         self.pools, self.retries = pools, retries
         self.quarantined: list[dict[str, Any]] = []
         self._parts = []
+        # an altered image shows in the checksum only, and must show before images are chosen
+        read = pools.read if pools.on_bad_shard == "quarantine" else pools.read_ids
         for part in range(len(pools)):
-            _, note = pools.read_ids(part, retries)
+            _, note = read(part, retries)
             if note:
-                self.quarantined.append(note["quarantined"])
+                self.quarantined.append(note[QUARANTINED])
             else:
                 self._parts.append(part)
         self.num_rows = sum(pools.entry(part)["rows"] for part in self._parts)
@@ -125,8 +127,12 @@ def _write(task: Task, pools: Pools, choice: Choice, retries: int) -> dict[str, 
         entry = pools.entry(part)
         start, stop = np.searchsorted(choice.ids, (entry["first_id"], entry["last_id"] + 1))
         if start < stop:
-            shard, _ = pools.read(part, retries)
-            assert shard is not None, "a shard with chosen images is in quarantine"
+            shard, note = pools.read(part, retries)
+            if shard is None:
+                raise UserError(
+                    f"{note[QUARANTINED]['reason']} Images of it are chosen, so it was whole before; "
+                    "restore it and run again."
+                )
             rows = np.searchsorted(shard.ids, choice.ids[start:stop])
             assert np.array_equal(shard.ids[rows], choice.ids[start:stop])
             writer.add(shard[rows])
