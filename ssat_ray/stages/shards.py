@@ -65,7 +65,7 @@ class Pools:
             try:
                 return read(), {}
             except (UserError, OSError) as error:
-                reason = str(error)
+                reason = " ".join(str(error).split())
                 if attempt < retries:
                     time.sleep(0.2 * 2**attempt)
         path, entry = pool.shard_path(index), pool.shards[index]

@@ -40,7 +40,7 @@ def pools_of(on_bad_shard: str, **folders: Path) -> Pools:
 
 
 def alter(path: Path) -> None:
-    """Change one byte of an image: still a Parquet file, with another checksum."""
+    """Change one byte in the middle: an image's, in a shard of some hundred."""
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
