@@ -22,7 +22,7 @@ from ssat_ray.bench.measure import Comparison
 from ssat_ray.errors import RunFailed
 
 PRESET = "scale-100m"
-MODELS = {
+MODELS: dict[str, tuple[dict[str, Any], float]] = {
     "digits": ({}, 0.85),
     "digits, three groups": (
         {"model.widths": [32, 64, 128], "model.strides": [1, 2, 2]},
