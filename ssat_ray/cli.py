@@ -11,6 +11,7 @@ import yaml
 
 from ssat_ray.config import Config, load_config, preset_names
 from ssat_ray.errors import RunFailed, UserError
+from ssat_ray.pool_cli import app as pool_app
 
 app = typer.Typer(
     add_completion=False,
@@ -18,6 +19,7 @@ app = typer.Typer(
     help="Efficient semi-supervised adversarial training on Ray.",
     pretty_exceptions_enable=False,
 )
+app.add_typer(pool_app, name="pool")
 INTERRUPTED = 130
 """Exit code after Ctrl-C, which typer gives too instead of passing on the KeyboardInterrupt."""
 Preset = Annotated[str, typer.Argument(help="a preset's name (ssat presets) or a YAML file")]
