@@ -52,7 +52,7 @@ def test_import_append_info_verify_copy(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["import", "nope.npz", "out"], "nope.npz does not exist"),
+        (["import", "nope.npz", "out"], "nope.npz cannot be read: No such file or directory"),
         (["import", "a.txt", "out"], "a.txt: unknown suffix; known are .npz"),
         (["import", "a.npz", "out", "--range", "0,2"], "--range 0,2: allowed are 0,1, -1,1, 0,255"),
         (["import", "a.npz", "out", "--layout", "CHW"], "--layout CHW: allowed are NHWC, NCHW"),

@@ -112,7 +112,7 @@ class Joined(Source):
             except DamagedFile as error:
                 error.first_row = first
                 raise
-            if index + 1 == len(self.starts):
+            if index + 1 == len(self.starts) < len(self.parts):
                 self.starts.append(position)
 
     def where(self, row: int) -> str:
