@@ -116,19 +116,18 @@ def _column(values: NDArray[np.int64], kind: type[np.integer]) -> Any:
     return pa.Array.from_buffers(pa.from_numpy_dtype(kind), len(values), [None, buffer])
 
 
-def shard_file(index: int, shard: Shard) -> tuple[ShardEntry, bytes]:
-    """The manifest entry and the content of shard `index`; ValueError if its ids do not ascend."""
-    if not (np.diff(shard.ids) > 0).all():
+def shard_entry(index: int, ids: NDArray[np.int64], data: bytes) -> ShardEntry:
+    """The manifest entry of shard `index`, which holds `data`; ValueError if its ids do not ascend."""
+    if not (np.diff(ids) > 0).all():
         raise ValueError("the ids of a shard must ascend")
-    data = encode_shard(shard)
     return {
         "file": f"shard-{index:05d}.parquet",
-        "rows": len(shard.ids),
-        "first_id": int(shard.ids[0]),
-        "last_id": int(shard.ids[-1]),
+        "rows": len(ids),
+        "first_id": int(ids[0]),
+        "last_id": int(ids[-1]),
         "bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
-    }, data
+    }
 
 
 def write_shard(folder: Folder | os.PathLike[str], index: int, shard: Shard) -> ShardEntry:
@@ -138,7 +137,8 @@ def write_shard(folder: Folder | os.PathLike[str], index: int, shard: Shard) -> 
         ValueError: ids do not ascend.
         OSError: the disk is full, for example; nothing of the shard is left.
     """
-    entry, data = shard_file(index, shard)
+    data = encode_shard(shard)
+    entry = shard_entry(index, shard.ids, data)
     (folder if isinstance(folder, Folder) else Folder(folder)).write(entry["file"], data)
     return entry
 

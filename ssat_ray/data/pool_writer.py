@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,10 @@ from numpy.typing import NDArray
 from ssat_ray.data.folder import Folder
 from ssat_ray.data.importers.base import DamagedFile, Joined
 from ssat_ray.data.journal import Journal, Note, clear_scratch
-from ssat_ray.data.pool import MANIFEST, Pool, Shard, ShardEntry, shard_file
+from ssat_ray.data.pool import MANIFEST, Pool, Shard, ShardEntry, encode_shard, shard_entry
 from ssat_ray.data.prefetch import prefetch
 from ssat_ray.errors import UserError
 
-BLOCKS_AHEAD = 8
-"""Blocks of a source read ahead: 32 MiB, half a shard."""
 Report = Callable[[int, int | None, int], None]
 """Called with rows so far, rows in all (None if unknown) and bytes an image."""
 
@@ -66,15 +64,14 @@ class PoolWriter:
         self.journal.starts = source.starts
         row_bytes = int(np.prod(source.shape))
 
-        def shards() -> Generator[Shard, None, None]:
+        def shards() -> Iterator[Shard]:
             row = start
-            with contextlib.closing(prefetch(source.blocks(row), BLOCKS_AHEAD)) as blocks:
-                for block in blocks:
-                    _check_classes(block.labels, row, num_classes, source)
-                    ids = np.arange(first_id + row, first_id + row + len(block.labels))
-                    row += len(ids)
-                    report(row, source.rows, row_bytes)
-                    yield Shard(ids, block.images, block.labels)
+            for block in source.blocks(row):
+                _check_classes(block.labels, row, num_classes, source)
+                ids = np.arange(first_id + row, first_id + row + len(block.labels))
+                row += len(ids)
+                report(row, source.rows, row_bytes)
+                yield Shard(ids, block.images, block.labels)
 
         try:
             self._write(shards(), 0, lambda entry: source.where(entry["first_id"] - first_id))
@@ -95,7 +92,7 @@ class PoolWriter:
         last_id = notes[-1]["entry"]["last_id"] if notes else -1
         first = pool.shards.index(entries[0])
 
-        def shards() -> Generator[Shard, None, None]:
+        def shards() -> Iterator[Shard]:
             row = self.journal.num_rows
             for index, entry in enumerate(entries, first):
                 if entry["last_id"] > last_id:
@@ -119,18 +116,18 @@ class PoolWriter:
 
     def _write(
         self,
-        shards: Generator[Shard, None, None],
+        shards: Iterator[Shard],
         generation: int,
         where: Callable[[ShardEntry], str],
     ) -> None:
         """Cut into shards, write each, note it."""
         first = self._num_before + len(self.journal.notes)
-        files = (
-            (int(shard.labels.max()), *shard_file(index, shard))
-            for index, shard in enumerate(_recut(shards, self.shard_rows), first)
-        )
-        with contextlib.closing(prefetch(files, 1)) as ready:
-            for max_label, entry, data in ready:
+        with (
+            contextlib.closing(prefetch(_recut(shards, self.shard_rows), 1)) as whole,
+            contextlib.closing(prefetch(_encoded(whole), 1)) as ready,
+        ):
+            for index, (ids, max_label, data) in enumerate(ready, first):
+                entry = shard_entry(index, ids, data)
                 with self._writes(f"{entry['file']}, which begins with {where(entry)},"):
                     self.folder.write(entry["file"], data)
                     self.journal.add(Note(entry=entry, generation=generation, max_label=max_label))
@@ -152,26 +149,40 @@ class PoolWriter:
             ) from error
 
 
-def _recut(shards: Generator[Shard, None, None], rows: int) -> Iterator[Shard]:
-    """The same rows in shards of `rows`, the last one shorter."""
-    waiting: list[Shard] = []
-    with contextlib.closing(shards):
-        for shard in shards:
-            while len(shard.ids):
-                piece = shard[: rows - sum(len(w.ids) for w in waiting)]
-                shard = shard[len(piece.ids) :]
-                waiting.append(piece)
-                if sum(len(w.ids) for w in waiting) == rows:
-                    yield _joined(waiting)
-    if waiting:
-        yield _joined(waiting)
+def _recut(shards: Iterator[Shard], rows: int) -> Iterator[Shard]:
+    """The same rows in shards of `rows`, the last one shorter.
+
+    Rows are copied into place as they come, and nothing refers to a shard that was given away: a shard is
+    in memory once.
+    """
+    filling: list[Shard] = []
+    used = 0
+    for shard in shards:
+        while len(shard.ids):
+            if not filling:
+                filling, used = [_empty_shard(rows, shard.images.shape[1:])], 0
+            piece = shard[: rows - used]
+            shard = shard[len(piece.ids) :]
+            place = slice(used, used + len(piece.ids))
+            filling[0].ids[place] = piece.ids
+            filling[0].images[place] = piece.images
+            filling[0].labels[place] = piece.labels
+            used += len(piece.ids)
+            if used == rows:
+                yield filling.pop()
+    if filling:
+        yield filling.pop()[:used]
 
 
-def _joined(waiting: list[Shard]) -> Shard:
-    """All of them as one; the list is emptied, so that the memory is free while the shard is encoded."""
-    whole = Shard.concatenate(waiting)
-    waiting.clear()
-    return whole
+def _empty_shard(rows: int, shape: tuple[int, ...]) -> Shard:
+    images = np.empty((rows, *shape), np.uint8)
+    return Shard(np.empty(rows, np.int64), images, np.empty(rows, np.int64))
+
+
+def _encoded(shards: Iterator[Shard]) -> Iterator[tuple[NDArray[np.int64], int, bytes]]:
+    """Ids, largest label and file of each shard."""
+    for shard in shards:
+        yield shard.ids, int(shard.labels.max()), encode_shard(shard)
 
 
 def _check_classes(
