@@ -86,6 +86,12 @@ def difference(now: dict[str, Any], before: dict[str, Any]) -> str:
     return ", ".join(f"{key} {before.get(key)} (now {now[key]})" for key in keys)
 
 
+def _settings(job: dict[str, Any]) -> dict[str, Any]:
+    """All of a job but its files, in one level."""
+    rest = {key: value for key, value in job.items() if key not in ("files", "options")}
+    return {**job.get("options", {}), **rest}
+
+
 def clear_scratch(folder: Folder) -> None:
     """Remove half-written files of a killed or failed process."""
     for name in folder.names(".tmp"):
@@ -125,8 +131,8 @@ class Journal:
             found, journal.notes, starts = content["job"], content["notes"], content["starts"]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{where} is damaged; --restart begins anew.") from error
-        old_files, files = found.pop("files", []), job.get("files", [])
-        changed = difference({k: v for k, v in job.items() if k != "files"}, found)
+        old_files, files = found.get("files", []), job.get("files", [])
+        changed = difference(_settings(job), _settings(found))
         if [f["name"] for f in old_files] != [f["name"] for f in files]:
             changed = f"files {', '.join(f['name'] for f in old_files)}"
         if changed:

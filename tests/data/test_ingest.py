@@ -388,3 +388,30 @@ def test_a_file_larger_than_the_bound_is_imported_below_it(
     assert size > 2**30 > peak
     assert len(Pool(tmp_path / "pool")) == rows
     shutil.rmtree(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", ["pickle", "mat"])
+def test_what_is_held_in_memory_is_held_once(tmp_path: Path, suffix: str) -> None:
+    rows, path = 500_000, tmp_path / f"a.{suffix}"
+    make = f"""
+import pickle, sys
+import numpy as np
+from scipy.io import savemat
+block = np.repeat(np.arange({rows}, dtype=np.uint32) * 2654435761, 768).view(np.uint8)
+images, labels = block.reshape({rows}, 32, 32, 3), np.arange({rows}) % 10
+if sys.argv[1].endswith("mat"):
+    savemat(sys.argv[1], {{"X": images.transpose(1, 2, 3, 0), "y": labels + 1}}, do_compression=True)
+else:
+    with open(sys.argv[1], "wb") as file:
+        pickle.dump({{"data": images, "extrapolated_targets": labels}}, file, 3)
+"""
+    subprocess.run(
+        [sys.executable, "-c", make, str(path)], check=True
+    )  # its memory is not this process's
+    peak = peak_of_import(path, tmp_path / "pool")
+    size = rows * 3072
+    print(f"{suffix}: {size / 2**20:.0f} MiB of images, peak {peak / 2**20:.0f} MiB")
+    assert peak < size + 2**29
+    assert len(Pool(tmp_path / "pool")) == rows
+    shutil.rmtree(tmp_path)
