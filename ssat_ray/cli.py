@@ -163,7 +163,11 @@ def plan_command(
         console = Console(file=screen, width=None if screen.isatty() else 140)
         try:
             measured = probe.measure(
-                config, images, seconds, say=lambda text: console.print(text, highlight=False)
+                config,
+                images,
+                seconds,
+                before=probe.program_seconds(),
+                say=lambda text: console.print(text, highlight=False),
             )
         except RunFailed as error:
             raise RunFailed(f"{error} Log: {log}") from error

@@ -100,6 +100,9 @@ class Walls(pipeline.Watcher):
         self.say = say
         self.seconds: dict[str, float] = {}
 
+    def connected(self, board: Any) -> None:
+        self._board = board  # Ray ends an actor that nobody refers to
+
     def stage_started(self, stage: str, jobs: list[Job]) -> None:
         self.say(f"measuring {stage}")
 
@@ -137,12 +140,17 @@ class Probe:
         return float(sum(record["seconds"] for record in self.records(jobs, stage)))
 
 
+def program_seconds() -> float:
+    """Since this process began: Python's start and the imports."""
+    return time.time() - psutil.Process().create_time()
+
+
 def measure(
     config: Config,
     num_images: int,
     seconds: float,
     *,
-    program_seconds: float = 0.0,
+    before: float = 0.0,
     say: Callable[[str], None] = lambda text: None,
 ) -> Measurements:
     """Measure this cluster in a store of its own, which is removed.
@@ -150,7 +158,7 @@ def measure(
     Args:
         num_images: of the target, which sets the share of images that are refined on.
         seconds: that embedding and scoring should take; starts of Ray and actors come on top.
-        program_seconds: this program took before.
+        before: seconds that this program took until now.
         say: is told what is being measured.
     """
     runs = Path(config.runtime.runs).absolute()
@@ -158,7 +166,7 @@ def measure(
     with tempfile.TemporaryDirectory(dir=runs, prefix=".plan-") as name:
         store = Store(Path(name) / "store")
         probe = _run(config, num_images, seconds, store, say)
-        probe.session_seconds += program_seconds
+        probe.session_seconds += before
         say("taking it apart")
         return _take_apart(config, probe)
 
@@ -177,14 +185,14 @@ def _run(
     size = sizes(config, num_images, rate, seconds, shape)
     pools = [probe_config(config, size, n) for n in (size.main, size.small, size.warm)]
     main, small, warm = (build_plan(one).unique for one in pools)
-    small, warm = _follow(small, main), _follow(warm, main)
-    extras = _extras(config, size)
+    small, warm = follow(small, main), follow(warm, main)
+    extras = extra_jobs(config, size)
     wanted = {job.digest: job for jobs in (warm, small, main, extras) for job in jobs}
     before = time.perf_counter()
     with MemoryWatch(folder / pipeline.MEMORY, interval=1.0) as memory:
         shared = shared_bytes()
         with runtime.ray_session(config.runtime):
-            runtime.start_board()
+            walls.connected(runtime.start_board())
             session_seconds = time.perf_counter() - before
             baseline = session_memory(psutil.Process(), shared)
             pipeline.execute(list(wanted.values()), context, walls, memory)
@@ -224,7 +232,7 @@ def _embedding_rate(config: Config, shape: tuple[int, int, int], num_classes: in
     return len(images) / (time.perf_counter() - start)
 
 
-def _follow(jobs: list[Job], main: list[Job]) -> list[Job]:
+def follow(jobs: list[Job], main: list[Job]) -> list[Job]:
     """Jobs of another pool, with the clusters of the main one: nothing is fitted twice."""
     fitted = {job.params["method"]: job for job in main if job.stage == "cluster"}
     swapped: dict[str, Job] = {}
@@ -237,7 +245,7 @@ def _follow(jobs: list[Job], main: list[Job]) -> list[Job]:
     return list(swapped.values())
 
 
-def _extras(config: Config, size: Sizes) -> list[Job]:
+def extra_jobs(config: Config, size: Sizes) -> list[Job]:
     """What a comparison and a generated pool need besides: some generated images, a few training steps."""
     tree = probe_config(config, size, size.small).model_dump()
     jobs: list[Job] = []

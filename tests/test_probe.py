@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssat_ray.config import load_config
-from ssat_ray.probe import MOST_IMAGES, flops_ratio, probe_config, sizes
+from ssat_ray.plan import build_plan
+from ssat_ray.probe import MOST_IMAGES, extra_jobs, flops_ratio, follow, probe_config, sizes
 
 SSAT = str(Path(sys.executable).with_name("ssat"))
 
@@ -52,6 +53,29 @@ def test_flops_grow_with_the_pixels() -> None:
     config = load_config("scale-100m")
     assert flops_ratio(config, (1, 8, 8), 8) == 1
     assert flops_ratio(config, (1, 8, 8), 32) == pytest.approx(16, rel=0.01)
+
+
+def test_every_pool_is_scored_by_the_main_ones_clusters() -> None:
+    config = load_config("scale-100m", ["rows=[lcs-km, gmm-ll, random, pcs]"])
+    size = sizes(config, 10**8, rate=80_000, seconds=60, shape=[1, 8, 8])
+    main, small = (
+        build_plan(probe_config(config, size, n)).unique for n in (size.main, size.small)
+    )
+    fitted = {job.digest for job in main if job.stage == "cluster"}
+    followed = follow(small, main)
+    assert {job.digest for job in followed if job.stage == "cluster"} == fitted
+    scores = [job for job in followed if job.stage == "score"]
+    assert {j.inputs["clusters"].digest for j in scores if "clusters" in j.inputs} == fitted
+    assert not {job.digest for job in scores} & {job.digest for job in main}
+    chosen = next(job for job in followed if job.stage == "select" and "score" in job.inputs)
+    assert chosen.inputs["score"].digest in {job.digest for job in scores}
+
+
+def test_a_comparison_on_a_generated_pool_needs_more_jobs() -> None:
+    size = sizes(load_config("digits"), 10**6, rate=80_000, seconds=60, shape=[1, 8, 8])
+    stages = [job.stage for job in extra_jobs(load_config("digits"), size)]
+    assert sorted(set(stages)) == ["generate", "labelled", "pretrain", "train"]
+    assert extra_jobs(load_config("scale-100m"), size) == []
 
 
 @pytest.mark.ray
