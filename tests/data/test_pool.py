@@ -15,6 +15,7 @@ from ssat_ray.data.pool import (
     MANIFEST,
     Pool,
     Shard,
+    ShardWriter,
     encode_shard,
     image_hash,
     manifest,
@@ -150,3 +151,69 @@ def test_hashes_are_equal_exactly_where_bytes_are(rows: list[list[int]]) -> None
     same = (images[:, None] == images[None]).all((2, 3, 4))
     np.testing.assert_array_equal(hashes[:, None] == hashes[None], same)
     np.testing.assert_array_equal(image_hash(images[::-1]), hashes[::-1])
+
+
+def test_generations_keep_their_digests_when_the_pool_grows(tmp_path: Path) -> None:
+    shape = (4, 5, 1)
+    shards = [_shard(7, shape, seed=i, first=10 * i) for i in range(3)]
+    entries = [write_shard(tmp_path, i, shard) for i, shard in enumerate(shards)]
+    (tmp_path / MANIFEST).write_text(manifest([entries[:2]], (1, 4, 5), 10))
+    before = Pool(tmp_path)
+    (tmp_path / MANIFEST).write_text(manifest([entries[:2], entries[2:]], (1, 4, 5), 10))
+    after = Pool(tmp_path)
+    digests = [generation["digest"] for generation in after.manifest["generations"]]
+    assert digests[0] == before.manifest["generations"][0]["digest"] != digests[1]
+    assert [len(shards) for shards in after.generations] == [2, 1]
+    assert (len(before), len(after)) == (14, 21)
+    assert after.image_shape == (1, 4, 5) and after.num_classes == 10
+
+
+def test_a_reference_reads_the_shards_of_another_folder(tmp_path: Path) -> None:
+    pool = _write(tmp_path / "there", [_shard(5, (2, 2, 3)), _shard(4, (2, 2, 3), first=9)])
+    (tmp_path / "here").mkdir()
+    text = manifest([pool.shards[1:]], (3, 2, 2), 10, location=str(tmp_path / "there"))
+    (tmp_path / "here" / MANIFEST).write_text(text)
+    found = Pool(tmp_path / "here")
+    assert found.is_reference and not pool.is_reference
+    _assert_equal(found.load(), pool.read(1))
+
+
+def test_shards_whose_ids_do_not_follow_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"ids of shard-00001.parquet do not follow"):
+        _write(tmp_path, [_shard(5, (2, 2, 1)), _shard(5, (2, 2, 1), first=4)])
+    with pytest.raises(ValueError, match="ascend"):
+        write_shard(tmp_path, 0, _shard(5, (2, 2, 1))[np.array([1, 0])])
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 9), min_size=1, max_size=6),
+    rows=st.integers(1, 7),
+)
+def test_a_stream_is_cut_into_shards_of_one_size(tmp_path_factory, sizes, rows) -> None:
+    folder, whole = tmp_path_factory.mktemp("stream"), _shard(sum(sizes), (2, 3, 1))
+    writer, start = ShardWriter(folder, rows), 0
+    for size in sizes:
+        writer.add(whole[start : start + size])
+        start += size
+    writer.flush()
+    found = [entry["rows"] for entry in writer.entries]
+    assert sum(found) == sum(sizes) and all(n == rows for n in found[:-1])
+    if found:
+        (folder / MANIFEST).write_text(manifest([writer.entries], (1, 2, 3), 10))
+        _assert_equal(Pool(folder).load(), whole)
+
+
+def test_ids_and_labels_without_the_images(tmp_path: Path) -> None:
+    shard = _shard(6, (2, 2, 1), first=3)
+    ids, labels = _write(tmp_path, [shard]).read_ids(0)
+    assert np.array_equal(ids, shard.ids) and np.array_equal(labels, shard.labels)
+
+
+def test_different_images_have_different_hashes_and_position_counts() -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 2, (20_000, 8, 8, 1), dtype=np.uint8)
+    distinct = len(np.unique(images.reshape(len(images), -1), axis=0))
+    assert len(np.unique(image_hash(images))) == distinct
+    swapped = images[:1].reshape(1, 8, 8, 1)[:, ::-1]
+    assert image_hash(swapped) != image_hash(images[:1])

@@ -1,0 +1,28 @@
+"""Single arrays (.npy): images in one file, labels in another one given by --labels or none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ssat_ray.data.importers.arrays import ArraySource, NpyStream
+from ssat_ray.data.importers.base import ImportOptions, Source
+from ssat_ray.errors import UserError
+
+
+def open_file(path: Path, options: ImportOptions) -> Source:
+    """The images of a .npy file with the labels of `options.labels`, if given.
+
+    Raises:
+        UserError: an array is of a refused type, order or length, or a file is missing.
+        DamagedFile: an array is truncated.
+    """
+    labels = None if options.labels is None else open_array(Path(options.labels))
+    return ArraySource(open_array(path), labels, options, str(path))
+
+
+def open_array(path: Path) -> NpyStream:
+    """The array of a .npy file as a stream."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist.")
+    # Read, not mapped: pages of a mapped file would count as memory of the process.
+    return NpyStream(lambda: open(path, "rb"), path.stat().st_size, str(path), can_seek=True)

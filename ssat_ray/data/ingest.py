@@ -1,0 +1,268 @@
+"""Writes pools by streaming: import, append and copy, resumable shard by shard; and verify."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pyarrow import ArrowException
+
+from ssat_ray.data.folder import Folder
+from ssat_ray.data.importers.base import ImportOptions, open_source
+from ssat_ray.data.journal import (
+    FileRecord,
+    difference,
+    fingerprint,
+    same_content,
+    without_times,
+)
+from ssat_ray.data.pool import (
+    MANIFEST,
+    SHARD_BYTES,
+    Pool,
+    generation_digest,
+    manifest,
+    rows_a_shard,
+)
+from ssat_ray.data.pool_writer import PoolWriter, Report, quiet
+from ssat_ray.errors import UserError
+
+IMPORT_JOURNAL, APPEND_JOURNAL, COPY_JOURNAL = "import.json", "append.json", "copy.json"
+
+
+def import_pool(
+    paths: Sequence[Path],
+    target: str | Folder,
+    options: ImportOptions | None = None,
+    *,
+    shard_rows: int | None = None,
+    num_classes: int | None = None,
+    restart: bool = False,
+    report: Report = quiet,
+) -> tuple[Pool, bool]:
+    """Make a pool of the files' rows, with ids from 0 in their order.
+
+    A killed or failed import goes on at its first missing shard and gives the same bytes as an undisturbed
+    one. A finished one is recognised by its files' fingerprints, and no image is read.
+
+    Args:
+        shard_rows: images a shard; at most 64 MiB of pixels.
+        num_classes: default: the largest label plus one, 0 without labels.
+        restart: discard the shards of an unfinished import instead of going on.
+
+    Returns: the pool, and whether anything was written.
+
+    Raises:
+        UserError: a file is refused (file and row are named), the target holds another pool or import, or
+            cannot be written (the disk is full). Finished shards are kept.
+    """
+    options = options or ImportOptions()
+    folder = target if isinstance(target, Folder) else Folder(target)
+    files, job = _job(paths, options, shard_rows, num_classes)
+    if folder.exists(MANIFEST):
+        pool = Pool(folder)
+        _check_same_import(pool, files, job)
+        folder.delete(IMPORT_JOURNAL)
+        return pool, False
+    _refuse_unknown_shards(folder, IMPORT_JOURNAL, restart)
+    source = open_source(paths, options)
+    writing = PoolWriter(
+        folder, IMPORT_JOURNAL, job, restart, 0, _shard_rows(shard_rows, source.shape)
+    )
+    largest = writing.take_source(source, 0, num_classes, report)
+    found = largest + 1 if num_classes is None else num_classes
+    height, width, channels = source.shape
+    return writing.finish(
+        manifest(
+            writing.generations(1),
+            (channels, height, width),
+            found,
+            source=[{"files": without_times(files), "options": job["options"]}],
+        )
+    ), True
+
+
+def append_pool(
+    paths: Sequence[Path],
+    target: str | Folder,
+    options: ImportOptions | None = None,
+    *,
+    shard_rows: int | None = None,
+    again: bool = False,
+    restart: bool = False,
+    report: Report = quiet,
+) -> Pool:
+    """Add the files' rows to a pool as a new generation; its files and digests stay as they are.
+
+    Ids go on after the last one. Resumable like `import_pool`; `pool.json` is replaced last.
+
+    Args:
+        again: add files that the pool holds already a second time.
+
+    Raises:
+        UserError: also if images have another shape than the pool's, or a label is not one of its classes.
+    """
+    options = options or ImportOptions()
+    pool = Pool(target)
+    if pool.is_reference:
+        raise UserError(
+            f"{pool.folder} refers to shards in {pool.manifest['location']}; append to that pool."
+        )
+    known = pool.manifest.get("source") or [None] * len(pool.generations)
+    files, job = _job(paths, options, shard_rows, None)
+    job["generations"] = [g["digest"] for g in pool.manifest["generations"]]
+    _drop_stale_append(pool)
+    if not again:
+        for number, origin in enumerate(known):
+            if origin and same_content(origin["files"], files):
+                raise UserError(
+                    f"{pool.folder} holds these files already, as generation {number}; --again adds them twice."
+                )
+    source = open_source(paths, options)
+    if source.shape != pool.shape:
+        raise UserError(
+            f"{source.name} has images of shape {source.shape} (H, W, C), the pool {pool.folder} of "
+            f"{pool.shape}; a pool has one shape."
+        )
+    rows = _shard_rows(shard_rows, pool.shape)
+    writing = PoolWriter(pool.folder, APPEND_JOURNAL, job, restart, len(pool.shards), rows)
+    first_id = pool.shards[-1]["last_id"] + 1
+    writing.take_source(source, first_id, pool.num_classes, report)
+    more = {k: v for k, v in pool.manifest.items() if k not in _OWN_KEYS}
+    more["source"] = [*known, {"files": without_times(files), "options": job["options"]}]
+    generations = [*pool.generations, *writing.generations(1)]
+    return writing.finish(manifest(generations, pool.image_shape, pool.num_classes, **more))
+
+
+_OWN_KEYS = ("format", "shape", "num_classes", "rows", "generations", "shards", "source")
+
+
+def copy_pool(
+    origin: str | Folder,
+    target: str | Folder,
+    *,
+    shard_rows: int | None = None,
+    restart: bool = False,
+    report: Report = quiet,
+) -> tuple[Pool, bool]:
+    """Copy a pool to another location, cut into shards of `shard_rows` anew; ids and generations stay.
+
+    Shards are cut at the borders of generations. The same resume and idempotence as `import_pool`.
+
+    Raises:
+        UserError: a shard of the origin is missing or altered, or the target is another pool.
+    """
+    pool = Pool(origin)
+    folder = target if isinstance(target, Folder) else Folder(target)
+    shard_rows = _shard_rows(shard_rows, pool.shape)
+    digests = [g["digest"] for g in pool.manifest["generations"]]
+    job = {"options": {"copy of": digests, "shard_rows": shard_rows}}
+    if folder.exists(MANIFEST):
+        found = Pool(folder)
+        if found.manifest.get("copy") != job["options"]:
+            raise UserError(f"{folder} holds another pool; choose another folder.")
+        folder.delete(COPY_JOURNAL)
+        return found, False
+    _refuse_unknown_shards(folder, COPY_JOURNAL, restart)
+    writing = PoolWriter(folder, COPY_JOURNAL, job, restart, 0, shard_rows)
+    for number, entries in enumerate(pool.generations):
+        writing.take_generation(pool, number, entries, report)
+    more = {k: v for k, v in pool.manifest.items() if k not in (*_OWN_KEYS, "location", "copy")}
+    if "source" in pool.manifest:
+        more["source"] = pool.manifest["source"]
+    generations = writing.generations(len(digests))
+    text = manifest(generations, pool.image_shape, pool.num_classes, copy=job["options"], **more)
+    return writing.finish(text), True
+
+
+def verify_pool(pool: Pool, report: Report = quiet) -> list[str]:
+    """Read every shard and compare it with `pool.json`: one sentence for each thing that is wrong."""
+    problems, rows = [], 0
+    for index, entry in enumerate(pool.shards):
+        try:
+            pool.read(index)
+        except (UserError, OSError, ArrowException) as error:
+            problems.append(str(error))
+        rows += entry["rows"]
+        report(rows, len(pool), int(np.prod(pool.shape)))
+    if rows != len(pool):
+        problems.append(f"{MANIFEST} says {len(pool)} rows, its shards have {rows}.")
+    shape = list(pool.shape)
+    listed = zip(pool.generations, pool.manifest["generations"], strict=True)
+    for number, (entries, about) in enumerate(listed):
+        if generation_digest(entries, shape, pool.num_classes) != about["digest"]:
+            problems.append(
+                f"generation {number} in {MANIFEST} has another digest than its shards."
+            )
+    return problems
+
+
+def _job(
+    paths: Sequence[Path],
+    options: ImportOptions,
+    shard_rows: int | None,
+    num_classes: int | None,
+) -> tuple[list[FileRecord], dict[str, Any]]:
+    """Fingerprints of the files, and what a journal must agree with to go on from it."""
+    given = asdict(options)
+    if options.labels is not None:
+        paths = [*paths, Path(options.labels)]
+        given["labels"] = Path(options.labels).name
+    files = fingerprint(paths)
+    job = {
+        "files": files,
+        "options": {**given, "shard_rows": shard_rows, "num_classes": num_classes},
+    }
+    return files, json.loads(json.dumps(job))
+
+
+def _check_same_import(pool: Pool, files: list[FileRecord], job: dict[str, Any]) -> None:
+    known = (pool.manifest.get("source") or [None])[0]
+    if known is None or not same_content(known["files"], files):
+        held = "other files" if known is None else ", ".join(f["name"] for f in known["files"])
+        raise UserError(
+            f"{pool.folder} is a pool already, made of {held}. `ssat pool append` adds to it; a pool of its "
+            "own needs another folder."
+        )
+    changed = difference(job["options"], known["options"])
+    if changed:
+        raise UserError(
+            f"{pool.folder} was imported from these files with {changed}. Choose another folder, or remove "
+            "it; `ssat pool copy` changes shard_rows."
+        )
+
+
+def _refuse_unknown_shards(folder: Folder, journal: str, restart: bool) -> None:
+    if not restart and not folder.exists(journal) and any(folder.names(".parquet")):
+        raise UserError(
+            f"{folder} holds Parquet files, but neither {MANIFEST} nor {journal} that would tell what they "
+            "are. Choose another folder, or give --restart to overwrite them."
+        )
+
+
+def _drop_stale_append(pool: Pool) -> None:
+    """Remove the journal of an append that was killed after it had replaced `pool.json`."""
+    if not pool.folder.exists(APPEND_JOURNAL):
+        return
+    digests = [g["digest"] for g in pool.manifest["generations"]]
+    with contextlib.suppress(ValueError, KeyError, TypeError):  # a damaged one is reported later
+        content = json.loads(pool.folder.read(APPEND_JOURNAL).to_pybytes())
+        before = content["job"]["generations"]
+        if len(before) < len(digests) and digests[: len(before)] == before:
+            pool.folder.delete(APPEND_JOURNAL)
+
+
+def _shard_rows(given: int | None, shape: tuple[int, int, int]) -> int:
+    most = max(1, SHARD_BYTES // int(np.prod(shape)))
+    if given is None:
+        return rows_a_shard(shape)
+    if not 1 <= given <= most:
+        raise UserError(
+            f"--shard-rows {given}: allowed are 1 to {most} for images of shape {shape} (64 MiB)."
+        )
+    return given

@@ -1,0 +1,264 @@
+"""`ssat pool`: import, append, info, verify, copy."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ssat_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from ssat_ray.data.importers.base import ImportOptions
+
+app = typer.Typer(no_args_is_help=True, help="Make, extend, check and copy pools of images.")
+LINE_SECONDS = 5.0
+"""Between two lines of progress."""
+Sources = Annotated[
+    list[Path],
+    typer.Argument(
+        help="npz, npy, Parquet, tar, 80M-TI pickle or SVHN .mat files, or a folder of images"
+    ),
+]
+Target = Annotated[str, typer.Argument(help="the pool's folder: a path, or a URI such as s3://b/p")]
+Format = Annotated[
+    str | None, typer.Option("--format", help="the sources' format, whatever their suffix")
+]
+ImageKey = Annotated[str | None, typer.Option(help="name of the array or column of images")]
+LabelKey = Annotated[str | None, typer.Option(help="name of the array or column of labels")]
+Labels = Annotated[
+    str | None, typer.Option(help="a .npy file of labels beside a .npy or npz of images")
+]
+Layout = Annotated[str | None, typer.Option(help="NHWC or NCHW, where the shape does not tell")]
+Range = Annotated[
+    str | None, typer.Option("--range", help="range of floating-point pixels: 0,1 | -1,1 | 0,255")
+]
+ShapeText = Annotated[str | None, typer.Option("--shape", help="HxWxC of raw bytes in a column")]
+Size = Annotated[str | None, typer.Option("--size", help="HxW to which encoded images are resized")]
+Channels = Annotated[int | None, typer.Option(help="1 or 3: convert encoded images")]
+ShardRows = Annotated[
+    int | None, typer.Option(help="images a shard; default: 64 MiB, at most 262144")
+]
+Restart = Annotated[
+    bool, typer.Option("--restart", help="discard the shards of an unfinished command")
+]
+
+
+@app.command("import")
+def import_(
+    sources: Sources,
+    target: Target,
+    format_: Format = None,
+    image_key: ImageKey = None,
+    label_key: LabelKey = None,
+    labels: Labels = None,
+    layout: Layout = None,
+    range_: Range = None,
+    shape: ShapeText = None,
+    size: Size = None,
+    channels: Channels = None,
+    num_classes: Annotated[
+        int | None, typer.Option(help="default: the largest label plus one")
+    ] = None,
+    shard_rows: ShardRows = None,
+    restart: Restart = False,
+) -> None:
+    """Make a pool of the images in one or more files. Run it again to resume."""
+    from ssat_ray.data.ingest import import_pool
+
+    if num_classes is not None and not 1 <= num_classes <= 2**15:
+        raise UserError(f"--num-classes {num_classes}: allowed are 1 to {2**15}.")
+    options = _options(format_, image_key, label_key, labels, layout, range_, shape, size, channels)
+    pool, written = import_pool(
+        sources,
+        target,
+        options,
+        shard_rows=shard_rows,
+        num_classes=num_classes,
+        restart=restart,
+        report=Progress(),
+    )
+    print(f"{pool.folder}: {len(pool)} images {'imported' if written else 'are there already'}")
+
+
+@app.command()
+def append(
+    sources: Sources,
+    target: Target,
+    format_: Format = None,
+    image_key: ImageKey = None,
+    label_key: LabelKey = None,
+    labels: Labels = None,
+    layout: Layout = None,
+    range_: Range = None,
+    shape: ShapeText = None,
+    size: Size = None,
+    channels: Channels = None,
+    shard_rows: ShardRows = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="add files that the pool holds already")
+    ] = False,
+    restart: Restart = False,
+) -> None:
+    """Add the images of one or more files to a pool. Run it again to resume."""
+    from ssat_ray.data.ingest import append_pool
+
+    options = _options(format_, image_key, label_key, labels, layout, range_, shape, size, channels)
+    pool = append_pool(
+        sources,
+        target,
+        options,
+        shard_rows=shard_rows,
+        again=again,
+        restart=restart,
+        report=Progress(),
+    )
+    print(
+        f"{pool.folder}: {pool.manifest['generations'][-1]['rows']} images appended as generation "
+        f"{len(pool.generations) - 1}, {len(pool)} in all"
+    )
+
+
+@app.command()
+def info(
+    target: Target,
+    histogram: Annotated[
+        bool, typer.Option(help="count the labels, which reads that column of every shard")
+    ] = True,
+) -> None:
+    """Say what a pool holds."""
+    import numpy as np
+
+    from ssat_ray.data.pool import Pool
+
+    pool = Pool(target)
+    print(f"images       {len(pool)}\nshape        {'x'.join(map(str, pool.shape))} (H x W x C)")
+    print(f"classes      {pool.num_classes}\nshards       {len(pool.shards)}")
+    print(f"bytes        {pool.num_bytes} ({pool.num_bytes / 2**30:.2f} GiB)")
+    if pool.is_reference:
+        print(f"shards in    {pool.manifest['location']}")
+    for number, about in enumerate(pool.manifest["generations"]):
+        print(
+            f"generation {number} {about['rows']} images, {about['shards']} shards, {about['digest']}"
+        )
+    if histogram:
+        counts = np.zeros(pool.num_classes + 1, np.int64)
+        for index in range(len(pool.shards)):
+            labels = pool.read_ids(index)[1].astype(np.int64)
+            counts += np.bincount(labels + 1, minlength=len(counts))
+        names = ("none", *range(pool.num_classes))
+        listed = (f"{name}: {n}" for name, n in zip(names, counts, strict=True) if n)
+        print(f"labels       {', '.join(listed)}")
+
+
+@app.command()
+def verify(target: Target) -> None:
+    """Read every shard and check it; exit code 1 if one is missing or was altered."""
+    from ssat_ray.data.ingest import verify_pool
+    from ssat_ray.data.pool import Pool
+
+    pool = Pool(target)
+    problems = verify_pool(pool, Progress())
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise typer.Exit(1)
+    print(
+        f"{pool.folder}: {len(pool)} images in {len(pool.shards)} shards are as they were written"
+    )
+
+
+@app.command()
+def copy(
+    source: Annotated[str, typer.Argument(help="the pool's folder: a path or a URI")],
+    target: Target,
+    shard_rows: ShardRows = None,
+    restart: Restart = False,
+) -> None:
+    """Copy a pool to another place, in shards of another size if wanted. Run it again to resume."""
+    from ssat_ray.data.ingest import copy_pool
+
+    pool, written = copy_pool(
+        source, target, shard_rows=shard_rows, restart=restart, report=Progress()
+    )
+    print(
+        f"{pool.folder}: {len(pool)} images {'copied' if written else 'are there already'}, "
+        f"{len(pool.shards)} shards"
+    )
+
+
+class Progress:
+    """Prints a line on stderr every few seconds."""
+
+    def __init__(self) -> None:
+        self._start = self._printed = time.monotonic()
+        self._first: int | None = None
+
+    def __call__(self, rows: int, total: int | None, row_bytes: int) -> None:
+        if (
+            self._first is None
+        ):  # rows of an earlier process, and the first block, are not its speed
+            self._first, self._start = rows, time.monotonic()
+        now = time.monotonic()
+        if now - self._printed < LINE_SECONDS:
+            return
+        self._printed = now
+        speed = (rows - self._first) / max(now - self._start, 1e-9)
+        of = "" if total is None else f" of {total:,}"
+        print(
+            f"{rows:,}{of} images, {speed:,.0f} images/s, {speed * row_bytes / 1e6:,.0f} MB/s",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _options(
+    format_: str | None,
+    image_key: str | None,
+    label_key: str | None,
+    labels: str | None,
+    layout: str | None,
+    range_: str | None,
+    shape: str | None,
+    size: str | None,
+    channels: int | None,
+) -> ImportOptions:
+    from ssat_ray.data.importers.arrays import RANGES
+    from ssat_ray.data.importers.base import FORMATS, ImportOptions
+
+    _check("--format", format_, (*FORMATS, "folders"))
+    _check("--layout", layout, ("NHWC", "NCHW"))
+    _check("--range", range_, RANGES)
+    _check("--channels", channels, (1, 3))
+    height_width = None if size is None else _numbers("--size", size, "HxW")
+    shape3 = None if shape is None else _numbers("--shape", shape, "HxWxC")
+    return ImportOptions(
+        format=format_,
+        image_key=image_key,
+        label_key=label_key,
+        labels=labels,
+        layout=layout,
+        range=range_,
+        shape=None if shape3 is None else (shape3[0], shape3[1], shape3[2]),
+        size=None if height_width is None else (height_width[0], height_width[1]),
+        channels=channels,
+    )
+
+
+def _check(option: str, value: object, allowed: Iterable[object]) -> None:
+    if value is not None and value not in allowed:
+        raise UserError(f"{option} {value}: allowed are {', '.join(map(str, allowed))}.")
+
+
+def _numbers(option: str, text: str, form: str) -> list[int]:
+    """The numbers of a text such as 32x32x3."""
+    parts = text.split("x")
+    if len(parts) != form.count("x") + 1 or not all(p.isdecimal() and int(p) > 0 for p in parts):
+        raise UserError(
+            f"{option} {text}: give {form}, for example {'x'.join(['32', '32', '3'][: len(form) // 2 + 1])}."
+        )
+    return [int(part) for part in parts]

@@ -1,0 +1,65 @@
+"""SVHN's .mat files, written by SciPy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.io import savemat
+
+from ssat_ray.data.importers.base import DamagedFile, ImportOptions, open_source
+from ssat_ray.errors import UserError
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (50, 8, 6, 3), dtype=np.uint8)
+LABELS = 1 + np.arange(50) % 10
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("kind", [np.uint8, np.float64])
+def test_svhn(
+    tmp_path: Path, compressed: bool, kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ssat_ray.data.importers.arrays.BLOCK_BYTES", 7 * IMAGES[0].nbytes)
+    path = tmp_path / "extra.mat"
+    content = {"X": IMAGES.transpose(1, 2, 3, 0), "y": LABELS[:, None].astype(kind)}
+    savemat(path, content, do_compression=compressed)
+    source = open_source([path], ImportOptions())
+    assert source.rows == 50 and source.shape == (8, 6, 3)
+    for start in (0, 9):
+        blocks = list(source.blocks(start))
+        np.testing.assert_array_equal(np.concatenate([b.images for b in blocks]), IMAGES[start:])
+        found = np.concatenate([b.labels for b in blocks])
+        np.testing.assert_array_equal(found, (LABELS % 10)[start:])
+        assert len(blocks) == -(-(50 - start) // 7) and blocks[0].images.flags.c_contiguous
+
+
+def test_labels_that_have_a_zero_stay_as_they_are(tmp_path: Path) -> None:
+    savemat(tmp_path / "a.mat", {"X": IMAGES.transpose(1, 2, 3, 0), "y": np.arange(50) % 11})
+    (block,) = open_source([tmp_path / "a.mat"], ImportOptions()).blocks()
+    np.testing.assert_array_equal(block.labels, np.arange(50) % 11)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"y": LABELS}, r"X is missing \(found y\)"),
+        ({"X": IMAGES[0]}, r"X is of shape \(8, 6, 3\)"),
+        ({"X": IMAGES.transpose(1, 2, 3, 0), "y": LABELS[:9]}, "9 labels.*50 images"),
+        ({"X": IMAGES.transpose(1, 2, 3, 0), "y": LABELS + 0.5}, "labels must be integers"),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, content: dict, expected: str) -> None:
+    savemat(tmp_path / "a.mat", content)
+    with pytest.raises(UserError, match=expected):
+        open_source([tmp_path / "a.mat"], ImportOptions())
+
+
+def test_truncated_and_foreign_files(tmp_path: Path) -> None:
+    path = tmp_path / "a.mat"
+    savemat(path, {"X": IMAGES.transpose(1, 2, 3, 0)}, do_compression=True)
+    data = path.read_bytes()
+    for broken in (data[: len(data) // 2], b"text" * 100):
+        path.write_bytes(broken)
+        with pytest.raises(DamagedFile, match="truncated, or no MATLAB 5 file"):
+            open_source([path], ImportOptions())

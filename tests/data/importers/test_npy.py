@@ -1,0 +1,43 @@
+"""Single .npy files, with and without labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ssat_ray.data.importers.base import DamagedFile, ImportOptions, open_source
+from ssat_ray.errors import UserError
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (50, 4, 5, 3), dtype=np.uint8)
+
+
+def test_images_and_labels(tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", IMAGES)
+    np.save(tmp_path / "labels.npy", np.arange(50).astype(">i4"))
+    options = ImportOptions(labels=str(tmp_path / "labels.npy"))
+    for start in (0, 13, 50):
+        blocks = list(open_source([tmp_path / "images.npy"], options).blocks(start))
+        assert sum(len(b.labels) for b in blocks) == 50 - start
+        for block in blocks:
+            np.testing.assert_array_equal(block.images, IMAGES[start:])
+            np.testing.assert_array_equal(block.labels, np.arange(start, 50))
+    (block,) = open_source([tmp_path / "images.npy"], ImportOptions()).blocks()
+    assert (block.labels == -1).all()
+
+
+def test_bad_files(tmp_path: Path) -> None:
+    path = tmp_path / "images.npy"
+    np.save(path, IMAGES)
+    with pytest.raises(UserError, match=r"labels\.npy does not exist"):
+        open_source([path], ImportOptions(labels=str(tmp_path / "labels.npy")))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DamagedFile, match=r"truncated or corrupt.*3128 bytes, found 3127"):
+        open_source([path], ImportOptions())
+    path.write_bytes(b"text")
+    with pytest.raises(DamagedFile, match=r"no \.npy array"):
+        open_source([path], ImportOptions())
+    np.save(path, np.array([{}], object), allow_pickle=True)
+    with pytest.raises(UserError, match="object array"):
+        open_source([path], ImportOptions())

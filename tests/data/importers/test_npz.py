@@ -1,0 +1,257 @@
+"""npz files of every variant against NumPy, and every way in which one can be bad."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zipfile
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ssat_ray.data.importers.arrays import RANGES
+from ssat_ray.data.importers.base import DamagedFile, ImportOptions, open_source
+from ssat_ray.errors import UserError
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (50, 4, 5, 3), dtype=np.uint8)
+LABELS = np.arange(50) % 7
+
+
+def read(*paths: Path, start: int = 0, **options: object) -> tuple[np.ndarray, np.ndarray]:
+    source = open_source(list(paths), ImportOptions(**options))
+    blocks = list(source.blocks(start))
+    images = [b.images for b in blocks] or [np.zeros((0, *source.shape), np.uint8)]
+    labels = [b.labels for b in blocks] or [np.zeros(0, np.int64)]
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def save(path: Path, deflated: bool = False, **arrays: np.ndarray) -> Path:
+    (np.savez_compressed if deflated else np.savez)(path, **arrays)
+    return path
+
+
+def expected_pixels(images: np.ndarray, range_: str) -> np.ndarray:
+    low, high = RANGES[range_]
+    return np.rint((images.astype(np.float64) - low) * (255.0 / (high - low))).astype(np.uint8)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 30),
+    size=st.tuples(st.integers(4, 9), st.integers(4, 9)),
+    layout=st.sampled_from(["NHWC", "NCHW", "NHW"]),
+    channels=st.sampled_from([1, 3]),
+    kind=st.sampled_from(["u1", "<f2", "<f4", ">f4", "<f8", ">f8"]),
+    range_=st.sampled_from(list(RANGES)),
+    stated=st.booleans(),
+    label_kind=st.sampled_from([None, "u1", "<i2", ">i4", "<i8", ">u8", "column"]),
+    names=st.sampled_from(
+        [("image", "label"), ("X", "y"), ("arr_0", "arr_1"), ("data", "targets")]
+    ),
+    deflated=st.booleans(),
+    start=st.integers(0, 31),
+    block=st.integers(1, 4000),
+    seed=st.integers(0, 999),
+)
+def test_every_variant_is_what_numpy_wrote(
+    tmp_path_factory, rows, size, layout, channels, kind, range_, stated, label_kind, names,
+    deflated, start, block, seed,
+) -> None:  # fmt: skip
+    rng = np.random.default_rng(seed)
+    start, channels = min(start, rows), 1 if layout == "NHW" else channels
+    pixels = rng.integers(0, 256, (rows, *size, channels), dtype=np.uint8)
+    pixels.reshape(-1)[:2] = 0, 255  # the first block shows the whole range
+    given_array: np.ndarray = pixels
+    if kind != "u1":
+        low, high = RANGES[range_]
+        given_array = (pixels / 255.0 * (high - low) + low).astype(kind)
+        pixels = expected_pixels(given_array, range_)
+    if layout == "NCHW":
+        given_array = np.ascontiguousarray(given_array.transpose(0, 3, 1, 2))
+    elif layout == "NHW":
+        given_array = given_array[..., 0]
+    arrays, labels = {names[0]: given_array}, np.full(rows, -1)
+    if label_kind is not None:
+        labels = rng.integers(0, 100, rows)
+        stored = labels[:, None] if label_kind == "column" else labels.astype(label_kind)
+        arrays[names[1]] = stored
+    path = save(tmp_path_factory.mktemp("npz") / "pool.npz", deflated, **arrays)
+    with pytest.MonkeyPatch.context() as patch:
+        if stated or kind == "u1":
+            patch.setattr("ssat_ray.data.importers.arrays.BLOCK_BYTES", block)
+        images, found = read(path, start=start, range=range_ if stated else None)
+    np.testing.assert_array_equal(images, pixels[start:])
+    np.testing.assert_array_equal(found, labels[start:])
+    assert images.dtype == np.uint8 and found.dtype == np.int64
+
+
+@given(
+    cuts=st.lists(st.integers(1, 49), min_size=1, max_size=3, unique=True), start=st.integers(0, 50)
+)
+@settings(max_examples=20, deadline=None)
+def test_parts_follow_one_another(tmp_path_factory, cuts: list[int], start: int) -> None:
+    folder, bounds = tmp_path_factory.mktemp("parts"), [0, *sorted(cuts), 50]
+    paths = [
+        save(folder / f"{a}.npz", bool(a % 2), image=IMAGES[a:b], label=LABELS[a:b])
+        for a, b in pairwise(bounds)
+    ]
+    images, labels = read(*paths, start=start)
+    np.testing.assert_array_equal(images, IMAGES[start:])
+    np.testing.assert_array_equal(labels, LABELS[start:])
+
+
+def test_named_keys_and_layout(tmp_path: Path) -> None:
+    square = IMAGES[:, :3, :, :]
+    path = save(
+        tmp_path / "a.npz", x_train=square, image=IMAGES, data=IMAGES, t=LABELS, label=LABELS + 1
+    )
+    with pytest.raises(UserError, match=r"image, data could all be meant.*x_train.*--image-key"):
+        read(path)
+    with pytest.raises(UserError, match=r"could be NHWC or NCHW; --layout"):
+        read(path, image_key="x_train")
+    images, labels = read(path, image_key="x_train", label_key="t", layout="NCHW")
+    np.testing.assert_array_equal(images, square.transpose(0, 2, 3, 1))
+    np.testing.assert_array_equal(labels, LABELS)
+    with pytest.raises(UserError, match=r"has no 'nope' \(--image-key\); found x_train, image"):
+        read(path, image_key="nope")
+
+
+NAN = IMAGES / np.float32(255)
+NAN[17, 0, 0, 0] = np.nan
+OUTSIDE = IMAGES / np.float32(255)
+OUTSIDE[31, 1, 1, 1] = 1.5
+FAR = np.where(np.arange(50) == 33, 40000, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "options", "expected"),
+    [
+        ({"pictures": IMAGES}, {}, r"no array called image, images.*found pictures"),
+        ({"image": IMAGES, "label": LABELS[:-1]}, {}, r"49 labels.*50 images"),
+        ({"image": IMAGES, "label": np.eye(7)[LABELS].astype(int)}, {}, r"one-hot.*argmax\(1\)"),
+        ({"image": IMAGES, "label": LABELS / 1.0}, {}, r"float64; labels must be integers"),
+        ({"image": IMAGES, "label": FAR}, {}, r"a\.npz: label\.npy row 33: label 40000"),
+        ({"image": IMAGES, "label": -2 * (LABELS == 6)}, {}, r"row 6: label -2"),
+        ({"image": IMAGES, "label": FAR.astype(np.uint64) << np.uint64(48)}, {}, r"row 1: label"),
+        ({"image": NAN}, {"range": "0,1"}, r"a\.npz: image\.npy row 17 has NaN"),
+        ({"image": NAN}, {}, r"row 17 has NaN"),
+        ({"image": OUTSIDE}, {"range": "0,1"}, r"row 31 has a pixel of 1\.5, outside the range 0,1"),
+        ({"image": OUTSIDE}, {}, r"span 0 to 1\.5, which tells no range.*--range"),
+        ({"image": np.zeros((5, 4, 4), "f4")}, {}, r"tells no range"),
+        ({"image": IMAGES.astype(np.int32)}, {}, r"int32; images must be uint8"),
+        ({"image": IMAGES.astype(object)}, {}, r"object array.*could run code"),
+        ({"image": np.asfortranarray(IMAGES)}, {}, r"Fortran order.*ascontiguousarray"),
+        ({"image": IMAGES[..., :2]}, {"layout": "NHWC"}, r"not 1 or 3 channels"),
+        ({"image": IMAGES.reshape(50, -1)}, {}, r"shape \(50, 60\)"),
+        ({"image": np.zeros((0, 8, 0, 3), np.uint8)}, {}, r"have 0 bytes"),
+        ({"image": np.zeros((1, 8000, 8000, 3), np.uint8)}, {}, r"192000000 bytes; allowed"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("deflated", [False, True])
+def test_what_is_refused(tmp_path: Path, arrays, options, expected: str, deflated: bool) -> None:
+    path = save(tmp_path / "a.npz", deflated, **arrays)
+    with pytest.raises(UserError, match=expected):
+        read(path, **options)
+
+
+def test_a_value_outside_the_range_told_by_the_first_rows_is_found_later(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).random((400, 64, 64, 3), dtype=np.float32)
+    images[399, 0, 0, 0] = -0.5
+    with pytest.raises(UserError, match=r"row 399 has a pixel of -0\.5, outside the range 0,1"):
+        read(save(tmp_path / "a.npz", image=images))
+
+
+def test_a_pickle_in_an_object_array_is_not_run(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "ran",)
+
+    path = save(tmp_path / "a.npz", image=np.array([Evil()], object), label=LABELS)
+    with pytest.raises(UserError, match="object array"):
+        read(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def flip(path: Path, member: str, at: float) -> None:
+    """Flip a bit of the member's stored bytes, at a fraction of them."""
+    with zipfile.ZipFile(path) as archive:
+        info = archive.getinfo(member)
+    data = bytearray(path.read_bytes())
+    name, extra = struct.unpack_from("<HH", data, info.header_offset + 26)
+    begin = info.header_offset + 30 + name + extra
+    data[begin + int(at * (info.compress_size - 9))] ^= 0x10
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("deflated", [False, True])
+@pytest.mark.parametrize("at", [0.3, 0.9, 1.0])
+@pytest.mark.parametrize("start", [0, 40])
+def test_a_flipped_bit_is_found_wherever_reading_starts(
+    tmp_path: Path, deflated: bool, at: float, start: int
+) -> None:
+    images = np.tile(IMAGES, (1, 10, 10, 1))
+    path = save(tmp_path / "a.npz", deflated, image=images, label=LABELS)
+    flip(path, "image.npy", at)
+    with pytest.raises(DamagedFile, match=r"a\.npz: image\.npy is corrupt; row \d+ was reached"):
+        read(path, start=start)
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.5, 0.999])
+def test_a_truncated_archive(tmp_path: Path, keep: float) -> None:
+    path = save(tmp_path / "a.npz", image=IMAGES, label=LABELS)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * keep)])
+    with pytest.raises(DamagedFile, match=r"a\.npz is no npz archive, or is truncated"):
+        read(path)
+
+
+def test_a_header_that_says_more_than_there_is(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        buffer, {"descr": "|u1", "fortran_order": False, "shape": (10**12, 32, 32, 3)}
+    )
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("image.npy", buffer.getvalue() + bytes(1000))
+    with pytest.raises(DamagedFile, match=r"truncated or corrupt: its header says \(1000000000000"):
+        read(path)
+
+
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    header = {"descr": "|u1", "fortran_order": False, "shape": (400_000, 32, 32, 3)}
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("image.npy", "w", force_zip64=True) as member,
+    ):
+        np.lib.format.write_array_header_1_0(member, header)
+        for _ in range(1200):
+            member.write(bytes(2**20))
+    with pytest.raises(UserError, match=r"taken for a zip bomb"):
+        read(path)
+
+
+def test_zip64_members_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in (("image", IMAGES), ("label", LABELS)):
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array)
+    images, labels = read(path)
+    np.testing.assert_array_equal(images, IMAGES)
+    np.testing.assert_array_equal(labels, LABELS)
+
+
+def test_parts_of_different_shapes_and_unknown_files(tmp_path: Path) -> None:
+    a = save(tmp_path / "a.npz", image=IMAGES)
+    b = save(tmp_path / "b.npz", image=IMAGES[:, :, :4])
+    with pytest.raises(
+        UserError, match=r"b\.npz has images of shape \(4, 4, 3\).*a\.npz of \(4, 5, 3\)"
+    ):
+        read(a, b)
+    with pytest.raises(UserError, match=r"nope\.npz does not exist"):
+        read(tmp_path / "nope.npz")

@@ -1,0 +1,162 @@
+"""WebDataset tars against the arrays in them; hostile and broken tars; nothing is extracted."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ssat_ray.data.importers.base import DamagedFile, ImportOptions, open_source
+from ssat_ray.errors import UserError
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (30, 5, 4, 3), dtype=np.uint8)
+LABELS = np.arange(30) % 7
+
+
+def png(i: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(IMAGES[i]).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write(path: Path, members: list[tuple[str, bytes]], kind: int = tarfile.GNU_FORMAT) -> Path:
+    with tarfile.open(path, "w", format=kind) as archive:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+def samples(a: int, b: int, label: str = "cls") -> list[tuple[str, bytes]]:
+    found = []
+    for i in range(a, b):
+        text = {"cls": str(LABELS[i]), "json": json.dumps({"label": int(LABELS[i]), "url": "x"})}
+        found.append((f"train/{i:04d}.png", png(i)))
+        if label != "none":
+            found.append((f"train/{i:04d}.{label}", text[label].encode()))
+        found.append((f"train/{i:04d}.txt", b"a caption"))
+    return found
+
+
+def read(*paths: Path, start: int = 0, **options: object) -> tuple[np.ndarray, np.ndarray]:
+    blocks = list(open_source(list(paths), ImportOptions(**options)).blocks(start))
+    return np.concatenate([b.images for b in blocks]), np.concatenate([b.labels for b in blocks])
+
+
+@pytest.mark.parametrize("label", ["cls", "json", "none"])
+@pytest.mark.parametrize("kind", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
+@pytest.mark.parametrize("start", [0, 11, 29])
+def test_samples(tmp_path: Path, label: str, kind: int, start: int) -> None:
+    images, labels = read(write(tmp_path / "a.tar", samples(0, 30, label), kind), start=start)
+    np.testing.assert_array_equal(images, IMAGES[start:])
+    np.testing.assert_array_equal(labels, LABELS[start:] if label != "none" else -1)
+
+
+@pytest.mark.parametrize("known", [1, 2, 3])
+def test_parts_go_on_where_a_journal_says(tmp_path: Path, known: int) -> None:
+    paths = [write(tmp_path / f"{a}.tar", samples(a, a + 10)) for a in (0, 10, 20)]
+    source = open_source(paths, ImportOptions())
+    assert source.rows is None and source.starts == [0]
+    list(source.blocks())
+    assert source.starts == [0, 10, 20]
+    again = open_source(paths, ImportOptions())
+    again.starts = source.starts[:known]
+    start = known * 10 - 3
+    images = np.concatenate([b.images for b in again.blocks(start)])
+    np.testing.assert_array_equal(images, IMAGES[start:])
+    assert again.starts == [0, 10, 20] and again.where(23) == f"{paths[2]} row 3"
+
+
+def test_nothing_is_extracted(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tar", samples(0, 5))
+    read(path)
+    assert os.listdir(tmp_path) == ["a.tar"]
+
+
+@pytest.mark.parametrize("name", ["../evil.png", "/etc/evil.png", "a/../../evil.png"])
+@pytest.mark.parametrize("at", [0, 3])
+def test_path_traversal(tmp_path: Path, name: str, at: int) -> None:
+    members = samples(0, 3)
+    members.insert(at, (name, png(0)))
+    with pytest.raises(UserError, match=rf"a\.tar: member {name} has a path that leads out"):
+        read(write(tmp_path / "a.tar", members))
+
+
+@pytest.mark.parametrize(
+    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE]
+)
+def test_links_and_devices(tmp_path: Path, kind: bytes) -> None:
+    write(tmp_path / "a.tar", samples(0, 2))
+    with tarfile.open(tmp_path / "a.tar", "a") as archive:
+        member = tarfile.TarInfo("0009.png")
+        member.type, member.linkname = kind, "/etc/passwd"
+        archive.addfile(member)
+    with pytest.raises(UserError, match=r"member 0009\.png is a link or a special file"):
+        read(tmp_path / "a.tar")
+
+
+@pytest.mark.parametrize(
+    ("members", "options", "expected"),
+    [
+        ([("a.cls", b"1")], {}, r"sample a has cls, so 0 images"),
+        ([("a.png", png(0)), ("a.jpg", png(0))], {}, r"sample a has png, jpg, so 2 images"),
+        ([("a.png", png(0)), ("a.png", png(0))], {}, r"member a\.png occurs twice"),
+        ([("a.png", png(0)), ("a.cls", b"cat")], {}, r"label of sample a is unreadable"),
+        ([("a.png", png(0)), ("a.cls", b"99999")], {}, r"row 0: label 99999 is out of range"),
+        ([("a.png", png(0)), ("a.json", b'{"label": 1, "y": 2}')], {}, r"label, y could all"),
+        ([("a.png", png(0)), ("a.json", b'{"label": 1.5}')], {}, r"label is no integer"),
+        (
+            [("a.png", png(0)), ("a.json", b"[1]")],
+            {"label_key": "z"},
+            r"there is no z \(--label-key",
+        ),
+        ([("a.png", b"text")], {}, r"a\.tar: a\.png is damaged"),
+        ([], {}, r"holds no samples"),
+    ],
+)
+def test_bad_samples(tmp_path: Path, members: list, options: dict, expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
+        read(write(tmp_path / "a.tar", members), **options)
+
+
+def test_one_of_several_images_and_a_named_label(tmp_path: Path) -> None:
+    members = [("a.x.png", png(0)), ("a.y.png", png(1)), ("a.json", b'{"label": 1, "fine": 2}')]
+    path = write(tmp_path / "a.tar", members)
+    images, labels = read(path, image_key="y.png", label_key="fine")
+    np.testing.assert_array_equal(images, IMAGES[1:2])
+    assert labels.tolist() == [2]
+
+
+@pytest.mark.parametrize("keep", [0, 300, 512, 700, 1024, 4096, 20 * 512 + 1, -10240, -10240 - 512])
+def test_truncation_is_found_wherever_it_is(tmp_path: Path, keep: int) -> None:
+    path = write(tmp_path / "a.tar", samples(0, 20))
+    data = path.read_bytes()
+    end = len(data.rstrip(b"\0")) // 512 * 512 + 512
+    path.write_bytes(data[:keep] if keep >= 0 else data[: end + (0 if keep == -10240 else -512)])
+    with pytest.raises(DamagedFile, match=r"a\.tar is truncated, or no tar file"):
+        read(path)
+
+
+def test_a_header_in_the_middle_that_is_garbage(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tar", samples(0, 20))
+    data = bytearray(path.read_bytes())
+    data[4 * 512 * 3 : 4 * 512 * 3 + 512] = b"x" * 512
+    path.write_bytes(data)
+    with pytest.raises(DamagedFile):
+        read(path)
+
+
+def test_a_header_that_asks_for_all_memory(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    member = tarfile.TarInfo("x")
+    member.type, member.size = tarfile.XHDTYPE, 4 * 2**30
+    path.write_bytes(member.tobuf() + bytes(4096))
+    with pytest.raises(DamagedFile, match="4294967296 bytes; allowed"):
+        read(path)

@@ -1,0 +1,95 @@
+"""`ssat pool` as a user runs it: exit codes, what it prints, mistakes in one paragraph."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ssat_ray.pool_cli import Progress
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (30, 4, 5, 3), dtype=np.uint8)
+
+
+def pool(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    code = "from ssat_ray.cli import main; main()"
+    command = [sys.executable, "-c", code, "pool", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+def test_import_append_info_verify_copy(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", image=IMAGES[:10], label=np.arange(10) % 4)
+    np.savez(tmp_path / "b.npz", image=IMAGES[10:20], label=np.arange(10) % 4)
+    np.savez(tmp_path / "c.npz", image=IMAGES[20:])
+    done = pool("import", "a.npz", "b.npz", "out", "--shard-rows", 8, cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.endswith("out: 20 images imported\n")
+    done = pool("import", "a.npz", "b.npz", "out", "--shard-rows", 8, cwd=tmp_path)
+    assert done.returncode == 0 and "20 images are there already" in done.stdout
+    done = pool("append", "c.npz", "out", cwd=tmp_path)
+    assert done.returncode == 0 and "10 images appended as generation 1, 30 in all" in done.stdout
+    assert pool("append", "c.npz", "out", cwd=tmp_path).returncode == 2
+    done = pool("copy", "out", "copy", "--shard-rows", 5, cwd=tmp_path)
+    assert done.returncode == 0 and "30 images copied, 6 shards" in done.stdout
+    lines = pool("info", "copy", cwd=tmp_path).stdout.splitlines()
+    found = dict(line.split(maxsplit=1) for line in lines if not line.startswith("generation"))
+    assert found["images"] == "30" and found["shape"] == "4x5x3 (H x W x C)"
+    assert found["classes"] == "4" and found["shards"] == "6"
+    assert found["labels"] == "none: 10, 0: 6, 1: 6, 2: 4, 3: 4"
+    assert [line.split(", ")[0] for line in lines if line.startswith("generation")] == [
+        "generation 0 20 images",
+        "generation 1 10 images",
+    ]
+    done = pool("verify", "copy", cwd=tmp_path)
+    assert done.returncode == 0 and "30 images in 6 shards are as they were written" in done.stdout
+    (tmp_path / "copy" / "shard-00003.parquet").unlink()
+    done = pool("verify", "copy", cwd=tmp_path)
+    assert done.returncode == 1 and "shard-00003.parquet is listed in pool.json" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["import", "nope.npz", "out"], "nope.npz cannot be read: No such file or directory"),
+        (["import", "a.txt", "out"], "a.txt: unknown suffix; known are .npz"),
+        (["import", "a.npz", "out", "--range", "0,2"], "--range 0,2: allowed are 0,1, -1,1, 0,255"),
+        (["import", "a.npz", "out", "--layout", "CHW"], "--layout CHW: allowed are NHWC, NCHW"),
+        (["import", "a.npz", "out", "--channels", "2"], "--channels 2: allowed are 1, 3"),
+        (["import", "a.npz", "out", "--shape", "32x32"], "--shape 32x32: give HxWxC, for example"),
+        (["import", "a.npz", "out", "--size", "0x8"], "--size 0x8: give HxW, for example 32x32."),
+        (["import", "a.npz", "out", "--num-classes", "0"], "--num-classes 0: allowed are 1"),
+        (["import", "a.npz", "out", "--image-key", "b"], "has no 'b' (--image-key); found image"),
+        (["import", "a.npz", "out", "--range", "-1,1", "--shard-rows", "0"], "--shard-rows 0"),
+        (["append", "a.npz", "out"], "out is no pool"),
+        (["info", "out"], "out is no pool"),
+        (["verify", "out"], "out is no pool"),
+        (["copy", "out", "b"], "out is no pool"),
+    ],
+)
+def test_mistakes_are_one_paragraph_and_exit_2(
+    arguments: list[str], expected: str, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "a.npz", image=IMAGES)
+    (tmp_path / "a.txt").write_text("")
+    done = pool(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert expected in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 and not done.stdout
+
+
+def test_progress_prints_a_line_every_few_seconds(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("ssat_ray.pool_cli.time.monotonic", lambda: clock[0])
+    progress = Progress()
+    for rows in range(1000, 13_000, 1000):
+        progress(rows, 12_000, 3000)
+        clock[0] += 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "6,000 of 12,000 images, 1,000 images/s, 3 MB/s",
+        "11,000 of 12,000 images, 1,000 images/s, 3 MB/s",
+    ]
