@@ -1,4 +1,4 @@
-"""`ssat`: run a comparison or one stage, show a configuration, collect garbage."""
+"""`ssat`: run a comparison, a selection or one stage; measure, compare, show a configuration, collect garbage."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ Overrides = Annotated[
 STAGE_VERBS = {
     "intermediate": "train the classifier whose latent space is clustered",
     "pretrain": "train the DDPM on the labelled images",
-    "generate": "sample the pool",
-    "cluster": "embed the pool and fit the clusters",
-    "score": "score the pool",
-    "select": "choose the images to keep",
+    "generate": "sample the pool from the DDPM",
+    "cluster": "embed the pool, or a part of it, and fit the clusters",
+    "score": "score every image of the pool",
+    "select": "choose the images to keep and write them as a pool",
     "train": "train every row",
     "evaluate": "attack every row's classifier",
     "report": "write the report",
@@ -51,7 +51,7 @@ def run(
         bool, typer.Option("--allow-masking", help="do not fail when AutoAttack is above PGD")
     ] = False,
 ) -> None:
-    """Compute whatever is missing of a comparison, then write its report. Run it again to resume."""
+    """Compute what is missing of a comparison or selection, then write its report. Run it again to resume."""
     _run(load_config(preset, overrides or []), name, None, allow_masking)
 
 
