@@ -33,6 +33,7 @@ STAGE_VERBS = {
     "intermediate": "train the classifier whose latent space is clustered",
     "pretrain": "train the DDPM on the labelled images",
     "generate": "sample the pool from the DDPM",
+    "synth": "make the synthetic pool",
     "cluster": "embed the pool, or a part of it, and fit the clusters",
     "score": "score every image of the pool",
     "select": "choose the images to keep and write them as a pool",

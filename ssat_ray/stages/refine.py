@@ -181,12 +181,13 @@ def refine(
     """
     begun = time.perf_counter()
     config, path = ClusterConfig(**task.job.config["cluster"]), task.folder / CHECKPOINT
-    peak = 0
+    peak, fitted = 0, 0.0
     if path.exists():
         state = State.load(path, config.covariance)
     else:
         state, peak = ray.get(start.remote(task, parts, k))
         state.save(path)
+        fitted = state.seconds
     before = state.seconds
     startup = time.perf_counter()
     held = Held(task.folder, parts)
@@ -219,7 +220,7 @@ def refine(
         {
             "fit_seconds": seconds,
             "fit_peak_pss_bytes": peak,
-            "startup_seconds": startup - begun,
+            "startup_seconds": startup - begun - fitted,
         },
     )
 
