@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
+import math
 import tempfile
 import time
-import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,17 +23,16 @@ from ssat_ray.models.embedding import Embedder
 from ssat_ray.models.registry import build_classifier
 from ssat_ray.plan import STAGES, build_plan
 from ssat_ray.selection import em, lloyd
-from ssat_ray.selection.choose import Ranking, choose
-from ssat_ray.selection.clusters import describe, load_clusters, score_of, score_reads
+from ssat_ray.selection.clusters import describe, load_clusters
 from ssat_ray.selection.gmm import GaussianMixture
 from ssat_ray.selection.points import Frame
 from ssat_ray.selection.scores import random_score
 from ssat_ray.stages.base import StageContext
 from ssat_ray.stages.refine import KMEANS_BITS
-from ssat_ray.stages.score import score_table
 from ssat_ray.store import Job, Store
 
 MOST_IMAGES = 1_000_000
+_LEAST_IMAGES = 2000
 MOST_STEPS = 200
 TRAIN_STEPS = 20
 _PARTS_PER_ACTOR = 2
@@ -67,14 +65,15 @@ def sizes(config: Config, num_images: int, rate: float, seconds: float, shape: l
     actors, k = config.runtime.actors, config.cluster.k or 100
     most = (MOST_IMAGES - _WARM_ROWS * actors) / 1.5
     main = int(min(most, rate * seconds / 2, num_images))
-    main = max(main, 2 * k, 8 * actors)
+    # The warm-up pool, a quarter of it at most, must still have k images and a selection.
+    main = max(main, _LEAST_IMAGES, 4 * k, 8 * actors, math.ceil(8 / config.select.ratio))
     small = main // 2
     whole = config.cluster.refine_rows or num_images
     sample = min(config.cluster.sample_rows, main)
     share = min(1.0, whole / num_images)
     refined = min(main, max(sample, round(share * main)))
     rows = min(rows_a_shard(shape), -(-main // (_PARTS_PER_ACTOR * actors)))
-    return Sizes(min(_WARM_ROWS * actors, small), small, main, rows, refined, sample)
+    return Sizes(min(_WARM_ROWS * actors, small // 2), small, main, rows, refined, sample)
 
 
 def probe_config(config: Config, size: Sizes, num_images: int) -> Config:
@@ -168,7 +167,7 @@ def measure(
         probe = _run(config, num_images, seconds, store, say)
         probe.session_seconds += before
         say("taking it apart")
-        return _take_apart(config, probe)
+        return take_apart(config, probe)
 
 
 def _run(
@@ -284,7 +283,7 @@ def _one_actor(warm: list[Job], small: list[Job], context: StageContext) -> floa
 # -- from records to costs ----------------------------------------------------------------------------
 
 
-def _take_apart(config: Config, probe: Probe) -> Measurements:
+def take_apart(config: Config, probe: Probe) -> Measurements:
     read = _read_seconds(config, probe)
     builders = (_driver, _training, _pool_source, _cluster, _score, _select, _train)
     stages = [cost for build in builders for cost in build(config, probe, read)]
@@ -471,38 +470,17 @@ def _select(config: Config, probe: Probe, read: float) -> Costs:
         per_image=PerImage(pixels=each),
         session_bytes=probe.peaks.get("select", probe.baseline),
         images=images,
-        bytes_per_image=_choice_bytes(config, probe),
+        bytes_per_image=_choice_bytes(config),
         actor_bytes=max(record["peak_pss_bytes"] for record in records),
         disk_per_image=PerImage(pixels=sum(r["bytes_written"] for r in records) / images),
     )
 
 
-def _choice_bytes(config: Config, probe: Probe) -> float:
-    """Bytes of NumPy arrays that the choice needs at its peak, an image of the pool."""
-    peaks = []
-    for jobs in (probe.small, probe.main):
-        job = next((job for job in jobs if job.stage == "select" and "score" in job.inputs), None)
-        if job is None:
-            return 0.0
-        table = score_table(probe.store.folder(job.inputs["score"]))
-        method = job.params["method"]
-        columns = tuple(score_reads(method))
-        ranking = Ranking(columns, functools.partial(score_of, method))
-        tracemalloc.start()
-        choose(
-            table.read,
-            num_rows=table.num_rows,
-            ratio=config.select.ratio,
-            boundary_fraction=config.select.boundary_fraction,
-            seed=0,
-            ranking=ranking,
-            per_class=config.select.per_class,
-            dedup=config.select.dedup,
-            method=method,
-        )
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-    return max(0.0, (peaks[1] - peaks[0]) / (probe.size.main - probe.size.small))
+def _choice_bytes(config: Config) -> float:
+    """Memory of the choice an image of the pool, as `selection/choose.py` states it, and of its table."""
+    ratio = config.select.ratio
+    choosing = 4 + 40 * ratio
+    return max(choosing, 13.0 if config.select.dedup else 0.0) + 2 * 9 * ratio
 
 
 def _train(config: Config, probe: Probe, read: float) -> Costs:
