@@ -56,6 +56,9 @@ def overrides(*values: str) -> list[str]:
         (["run", "digits", "--name", ""], "--name ''"),
         (["pretrain", "digits", "--name", ".."], "--name '..'"),
         (["gc", "--store", "nowhere"], "there is no such folder"),
+        (["drift", "digits"], "pool.source=generate"),
+        (["drift", "digits", "--json", "nowhere/x.json"], "--json nowhere/x.json"),
+        (["plan", "digits", "--images", "100", "--price", "1"], "--watts"),
     ],
 )
 def test_mistakes_are_one_paragraph_and_exit_2(

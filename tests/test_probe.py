@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 
 from ssat_ray.config import load_config
 from ssat_ray.plan import build_plan
-from ssat_ray.probe import MOST_IMAGES, extra_jobs, flops_ratio, follow, probe_config, sizes
+from ssat_ray.probe import (
+    MOST_IMAGES,
+    extra_jobs,
+    flops_ratio,
+    follow,
+    probe_config,
+    sizes,
+)
 
 SSAT = str(Path(sys.executable).with_name("ssat"))
 
@@ -29,6 +36,7 @@ def test_at_most_a_million_images_are_measured(images, rate, seconds, actors) ->
     size = sizes(config, images, rate, seconds, [1, 8, 8])
     assert size.warm + size.small + size.main <= MOST_IMAGES
     assert size.sample <= size.refined <= size.main
+    assert size.warm < size.small < size.main
     for pool in (size.warm, size.small, size.main):
         probe = probe_config(config, size, pool)
         parts = -(-pool // probe.synth.shard_rows)

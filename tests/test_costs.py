@@ -1,0 +1,109 @@
+"""How a probe's wall times become starts and slopes, on made-up records: no Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ssat_ray.config import load_config
+from ssat_ray.costs import Probe, Sizes, take_apart
+from ssat_ray.data.pool import MANIFEST, Shard, manifest, write_shard
+from ssat_ray.estimate import Target, estimate
+from ssat_ray.plan import build_plan
+from ssat_ray.probe import follow, probe_config
+from ssat_ray.selection.clusters import cluster_files
+from ssat_ray.store import Job, Store, write_atomic
+
+SIZE = Sizes(warm=1000, small=4000, main=8000, shard_rows=2000, refined=4000, sample=2000)
+SYNTH, SCORE, SELECT = 1e-4, 1e-3, 2e-3
+"""Wall seconds an image that the made-up records below say."""
+MEMORY = {"actor_seconds": 1.0, "world_size": 2, "peak_pss_bytes": 10**9}
+
+
+def _publish(store: Store, job: Job, rows: int) -> None:
+    """An artefact of a probe as the stages leave it: what `take_apart` reads of it."""
+    folder = store.folder(job)
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(rows)
+    record = {"rows": rows, "seconds": 0.0, "bytes_written": 10 * rows, **MEMORY}
+    if job.stage == "labelled":
+        record |= {"image_shape": [1, 8, 8], "num_classes": 10}
+    if job.stage == "intermediate":
+        record |= {"seconds": 7.0}
+    if job.stage == "synth":
+        images = rng.integers(0, 255, (rows, 8, 8, 1), dtype=np.uint8)
+        shard = Shard(np.arange(rows), images, np.zeros(rows, np.int64))
+        text = manifest([[write_shard(folder, 0, shard)]], (1, 8, 8), 10)
+        write_atomic(folder / MANIFEST, text)
+        record |= {"seconds": SYNTH * rows}
+    if job.stage == "cluster":
+        tensors = {"centroids": rng.random((10, 16), np.float32)}
+        for name, data in cluster_files(tensors, {"method": "kmeans", "rows": 4000}).items():
+            write_atomic(folder / name, data)
+    if job.stage == "score":
+        record |= {"seconds": SCORE * rows}
+    if job.stage == "select":
+        record |= {"seconds": 0.5 + SELECT * rows}
+    store.publish(job, record)
+
+
+@pytest.fixture
+def probe(tmp_path: Path) -> Probe:
+    config, store = load_config("scale-100m", ["intermediate.num_steps=1000"]), Store(tmp_path)
+    pools = [probe_config(config, SIZE, n) for n in (SIZE.main, SIZE.small, SIZE.warm)]
+    main, small, warm = (build_plan(one).unique for one in pools)
+    small, warm = follow(small, main), follow(warm, main)
+    for jobs, rows in ((main, SIZE.main), (small, SIZE.small), (warm, SIZE.warm)):
+        for job in jobs:
+            if store.record(job) is None:
+                _publish(store, job, rows)
+    walls = {"labelled": 1.0, "intermediate": 40.0, "synth": 5.0 + SYNTH * 13_000}
+    walls |= {"cluster": 60.0, "score": 9.0 + SCORE * 13_000, "select": 3 * 1.5 + SELECT * 13_000}
+    peaks = {"synth": 2 * 10**9, "cluster": 3 * 10**9, "score": 3 * 10**9, "one actor": 9 * 10**9}
+    return Probe(
+        config=pools[0],
+        size=SIZE,
+        store=store,
+        main=main,
+        small=small,
+        warm=warm,
+        extras=[],
+        walls=walls,
+        peaks=peaks,
+        session_seconds=20.0,
+        baseline=10**9,
+        one_actor=600.0,
+    )
+
+
+def test_wall_time_is_taken_apart_into_starts_and_slopes(probe: Probe) -> None:
+    config = load_config("scale-100m", ["intermediate.num_steps=1000"])
+    measured = take_apart(config, probe)
+    costs = {cost.stage: cost for cost in measured.stages}
+    assert list(costs) == ["labelled", "intermediate", "synth", "cluster", "score", "select"]
+    assert costs["synth"].once == pytest.approx(5.0)
+    assert costs["score"].once == pytest.approx(9.0)
+    assert costs["score"].per_image.at(1, 1) == pytest.approx(SCORE)
+    assert costs["select"].per_image.at(1, 1) == pytest.approx(SELECT)
+    assert costs["select"].per_seed == pytest.approx(1.5)
+    assert costs["intermediate"].once == pytest.approx(33.0)
+    assert costs["intermediate"].per_seed == pytest.approx(7.0 * 1000 / 200)
+    cluster = costs["cluster"]
+    again = cluster.per_image.at(1, 1) * 8000 + cluster.per_refined.at(1, 1) * 4000
+    assert cluster.per_seed + again == pytest.approx(60.0)
+    assert cluster.bytes_per_refined == 4 * 16
+    assert costs["select"].bytes_per_image == pytest.approx(4 + 0.1 * (40 + 18))
+    assert (measured.image_shape, measured.gpus) == ((1, 8, 8), 0)
+
+
+def test_the_probe_itself_is_predicted(probe: Probe) -> None:
+    """At the main pool's size the estimate is what that pool took, starts included."""
+    measured = take_apart(load_config("scale-100m"), probe)
+    found = estimate(measured, Target(SIZE.main, refine_rows=SIZE.refined))
+    stages = {one.stage: one.start_seconds + one.seconds for one in found.stages}
+    assert stages["cluster"] == pytest.approx(60.0)
+    assert stages["score"] == pytest.approx(9.0 + SCORE * SIZE.main)
+    assert found.seconds == pytest.approx(20.0 + sum(stages.values()))
+    assert found.peak_bytes == 3 * 10**9
