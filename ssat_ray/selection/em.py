@@ -22,6 +22,7 @@ POINT_BITS = 21
 """Bits of the points' grid: with RESPONSIBILITIES and BLOCK_ROWS just within float64's 53."""
 RESPONSIBILITIES = Grid(-20, 20)
 LOG_LIKELIHOODS = Grid(-24, 40)
+BLOCK_ROWS = 2048
 _FLOAT32_PRECISION_SUM = 2.0**14
 
 
@@ -119,7 +120,7 @@ def em_statistics(points: torch.Tensor, mixture: GaussianMixture, grid: Grid) ->
     second = ExactSum(shape, terms)
     total = ExactSum((), LOG_LIKELIHOODS)
     log_joint = _log_joint(mixture)
-    for rows, block in blocks(points):
+    for rows, block in blocks(points, BLOCK_ROWS):
         real = rows.stop - rows.start
         joint = log_joint(block)
         top = joint.amax(0)

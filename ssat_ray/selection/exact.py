@@ -71,6 +71,17 @@ class ExactSum:
         self._high: Int64 = np.zeros(shape, np.int64)
         self._low: Int64 = np.zeros(shape, np.int64)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._high.shape
+
+    def __getitem__(self, rows: slice) -> ExactSum:
+        """A copy of some rows of the total."""
+        high, low = self._high[rows].copy(), self._low[rows].copy()
+        found = ExactSum(high.shape, self.grid)
+        found._high, found._low = high, low
+        return found
+
     def add(self, block: torch.Tensor | Float64) -> None:
         """Add one block sum; raises OverflowError where it may already have been rounded."""
         values = block.cpu().numpy() if isinstance(block, torch.Tensor) else block
@@ -83,7 +94,7 @@ class ExactSum:
 
     def merge(self, other: ExactSum) -> None:
         """Add another total of the same grid and shape."""
-        if other.grid != self.grid or other._high.shape != self._high.shape:
+        if other.grid != self.grid or other.shape != self.shape:
             raise ValueError("only totals of one grid and shape can be merged")
         self._high += other._high
         self._low += other._low
