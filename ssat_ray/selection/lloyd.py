@@ -18,7 +18,8 @@ from ssat_ray.selection.points import block_rows, blocks
 from ssat_ray.selection.scores import Float32, Int64
 
 _GROUP_ROWS = 1 << 15
-"""Rows whose sums float64 takes before they go into an ExactSum."""
+"""Rows whose sums float64 takes before they go into an ExactSum; points beyond the grid's range make
+an inertia that overflows there, and raises, before any other sum is rounded."""
 _INERTIA_BITS = 37
 """Of a squared distance; with 2**15 rows within float64's 53."""
 
@@ -37,10 +38,19 @@ class LloydStatistics:
     counts: Int64
     inertia: ExactSum
 
-    def merge(self, other: LloydStatistics) -> None:
+    def merge(self, other: LloydStatistics) -> LloydStatistics:
+        """The totals over both holders' points; changes self's sums."""
         self.sums.merge(other.sums)
         self.counts[:] += other.counts
         self.inertia.merge(other.inertia)
+        return self
+
+    def centroids(self, before: Float32) -> Float32:
+        """(k, p) means of the points of each cluster; of an empty one the centroid `before`."""
+        means = before.copy()
+        filled = self.counts > 0
+        means[filled] = self.sums.value()[filled] / self.counts[filled, None]
+        return means
 
 
 def inertia_grid(grid: Grid, width: int) -> Grid:
@@ -217,12 +227,8 @@ def refine(
             return Refined(centroids, found.counts, history, True)
         if len(history) > iterations:
             return Refined(centroids, found.counts, history, False)
-        updated = centroids.copy()
-        filled = found.counts > 0
-        updated[filled] = (found.sums.value()[filled] / found.counts[filled, None]).astype(
-            np.float32
-        )
-        empty = np.flatnonzero(~filled)
+        updated = found.centroids(centroids)
+        empty = np.flatnonzero(found.counts == 0)
         if len(empty):
             for cluster, (_, _, point) in zip(
                 empty, find_farthest(centroids, len(empty)), strict=True

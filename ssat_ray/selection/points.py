@@ -71,15 +71,20 @@ class Frame:
 
     def points(self, h: Array) -> torch.Tensor:
         """(n, d) embeddings -> (n, p) float32 on the grid, the same bits for a row in any batch."""
-        out = torch.empty(len(h), self.width, dtype=torch.float32)
+        # NumPy asks for huge pages, torch does not: clearing small ones takes longer than the rest.
+        out = torch.from_numpy(np.empty((len(h), self.width), np.float32))
         scale = torch.from_numpy(np.ldexp(1.0, -self.exponents))
         mean = torch.from_numpy(self.mean)
         components = None if self.components is None else torch.from_numpy(self.components.copy())
-        for rows, block in blocks(torch.from_numpy(np.ascontiguousarray(h)), 2048):
-            x = block.double() - mean
+        size = block_rows(16 * max(len(mean), self.width))
+        double = torch.empty(size, len(mean), dtype=torch.float64)
+        for rows, block in blocks(torch.from_numpy(np.ascontiguousarray(h)), size):
+            x = double.copy_(block).sub_(mean)
             if components is not None:
                 x = (components @ x.t()).t()
-            out[rows] = self.grid.round(x * scale).float()[: rows.stop - rows.start]
+            if self.exponents.any():
+                x = x.mul_(scale)
+            out[rows] = self.grid.round_(x)[: rows.stop - rows.start]
         return out
 
 
