@@ -13,16 +13,23 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ssat_ray.selection.exact import ExactSum, Grid
+from ssat_ray.selection.exact import ExactSum, Grid, add_product
 from ssat_ray.selection.gmm import GaussianMixture
-from ssat_ray.selection.points import Frame, blocks
+from ssat_ray.selection.points import Frame, block_rows, blocks
 from ssat_ray.selection.scores import Float64
 
 POINT_BITS = 21
-"""Bits of the points' grid: with RESPONSIBILITIES and BLOCK_ROWS just within float64's 53."""
-RESPONSIBILITIES = Grid(-20, 20)
+"""Bits of the points' grid: with RESPONSIBILITIES and _GROUP_ROWS within float64's 53."""
+RESPONSIBILITIES = Grid(-18, 18)
 LOG_LIKELIHOODS = Grid(-24, 40)
+_GROUP_ROWS = 1 << 13
+"""Most rows whose sums float64 takes before they go into an ExactSum; points beyond the grid's range
+make squares that overflow there, and raise, before any other sum is rounded."""
+_NEGLIGIBLE = -60.0
+"""Log-responsibility that rounds to 0: far lower ones would be denormal numbers, which are slow."""
 _FLOAT32_PRECISION_SUM = 2.0**14
+_SQUARE_UNITS = 2.0**7
+"""Smallest variance, in units of the rounded squares, that they leave accurate to half a percent."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +42,7 @@ class EMStatistics:
         second: sum r x^2 (k, p) for 'diag'; sum r x x^T (k, p, p) for 'full'; sum x x^T (p, p) for 'tied'.
         log_likelihood: sum log p(x), nats.
         rows: number of points.
-        rest: for 'diag', what rounding took from the squares in `second`, (k, p).
+        rest: what rounding took from the squares in `second`, (k, p), where that matters.
     """
 
     mass: ExactSum
@@ -107,8 +114,8 @@ def _rescaled(
 def em_statistics(points: torch.Tensor, mixture: GaussianMixture, grid: Grid) -> EMStatistics:
     """E-step over points (n, p) float32 on `grid` (POINT_BITS) for a mixture in their frame.
 
-    The diagonal E-step runs in float32 while its rounding stays near 1e-3 nats a point, and in float64
-    for narrower components.
+    The diagonal E-step runs in float32 while its rounding stays near 1e-3 nats a point. For narrower
+    components it runs in float64, and what rounding takes from the squares is summed too.
     """
     kind = mixture.covariance_type
     num_components, width = mixture.means.shape
@@ -118,72 +125,121 @@ def em_statistics(points: torch.Tensor, mixture: GaussianMixture, grid: Grid) ->
         "full": ((num_components, width, width), grid.times(grid)),
         "tied": ((width, width), grid.times(grid)),
     }[kind]
+    group_rows = min(_GROUP_ROWS, terms.block_rows, RESPONSIBILITIES.times(grid).block_rows)
     mass = ExactSum((num_components,), RESPONSIBILITIES)
     first = ExactSum((num_components, width), RESPONSIBILITIES.times(grid))
     second = ExactSum(shape, terms)
-    rest = ExactSum(shape, RESPONSIBILITIES.times(Grid(2 * grid.exponent, grid.bits)))
     total = ExactSum((), LOG_LIKELIHOODS)
-    log_joint = _log_joint(mixture)
-    for rows, block in blocks(points):
-        real = rows.stop - rows.start
-        joint = log_joint(block)
-        top = joint.amax(0)
-        weight = torch.exp(joint - top)
-        norm = weight.sum(0)
-        r = RESPONSIBILITIES.round((weight / norm).double())
-        r[:, real:] = 0
-        x = block.double()
-        mass.add(r.sum(1))
-        first.add(r @ x)
-        if kind == "diag":
-            square = x * x
-            rounded = squares.round(square)
-            second.add(r @ rounded)
-            rest.add(r @ (square - rounded))
-        elif kind == "tied":
-            second.add(x[:real].t() @ x[:real])
-        else:
-            second.add(torch.stack([grid.round(r_j[:, None] * x).t() @ x for r_j in r]))
-        likelihood = (top + norm.log()).double()[:real]
-        total.add(LOG_LIKELIHOODS.round(likelihood).sum())
-    return EMStatistics(mass, first, second, total, len(points), rest if kind == "diag" else None)
+    log_joint = _Diagonal(mixture, squares.unit) if kind == "diag" else _Dense(mixture)
+    rest = None
+    if isinstance(log_joint, _Diagonal) and log_joint.narrow:
+        rest = ExactSum(shape, RESPONSIBILITIES.times(Grid(2 * grid.exponent, grid.bits)))
+    r = torch.empty(num_components, log_joint.rows, dtype=torch.float64)
+    x, square = torch.empty(2, log_joint.rows, width, dtype=torch.float64)
+    for group in points.split(group_rows):
+        masses, likelihood = torch.zeros(num_components, dtype=torch.float64), 0.0
+        firsts, seconds = np.zeros((num_components, width)), np.zeros(shape)
+        rests = np.zeros(shape)
+        for rows, block in blocks(group, log_joint.rows):
+            real = rows.stop - rows.start
+            joint = log_joint(block)
+            top = joint.amax(0)
+            norm = joint.sub_(top).clamp_(min=_NEGLIGIBLE).exp_().sum(0)
+            r.copy_(RESPONSIBILITIES.round_(joint.div_(norm)))[:, real:] = 0
+            masses += r.sum(1)
+            add_product(firsts, r, x.copy_(block))
+            if isinstance(log_joint, _Diagonal):
+                whole = log_joint.square
+                if rest is not None:
+                    square.copy_(whole).sub_(squares.round_(whole))
+                    add_product(rests, r, square)
+                    add_product(seconds, r, whole)
+                else:
+                    add_product(seconds, r, square.copy_(squares.round_(whole)))
+            elif kind == "tied":
+                add_product(seconds, x[:real].t(), x[:real])
+            else:
+                for target, r_j in zip(seconds, r, strict=True):
+                    add_product(target, grid.round(r_j[:, None] * x).t(), x)
+            log_p = top.add_(norm.log_())[:real].double()
+            likelihood += float(LOG_LIKELIHOODS.round(log_p).sum())
+        mass.add(masses)
+        first.add(firsts)
+        second.add(seconds)
+        if rest is not None:
+            rest.add(rests)
+        total.add(np.array(likelihood))
+    return EMStatistics(mass, first, second, total, len(points), rest)
 
 
-def _log_joint(mixture: GaussianMixture) -> Callable[[torch.Tensor], torch.Tensor]:
-    """(B, p) float32 block -> (k, B) log pi_j + log N(x; mu_j, Sigma_j)."""
-    weights = torch.from_numpy(mixture.weights)
-    means = torch.from_numpy(mixture.means)
-    covariances = torch.from_numpy(np.ascontiguousarray(mixture.covariances))
-    width = means.shape[1]
-    constant = weights.log() - 0.5 * width * np.log(2 * np.pi)
-    if mixture.covariance_type == "diag":
-        precision = 1 / covariances
-        constant = constant + 0.5 * (precision.log() - means.square() * precision).sum(1)
-        narrow = float(precision.sum(1).max()) > _FLOAT32_PRECISION_SUM
-        dtype = torch.float64 if narrow else torch.float32
-        linear, quadratic = (means * precision).to(dtype), (-0.5 * precision).to(dtype)
-        offset = constant[:, None].to(dtype)
+class _Diagonal:
+    """(B, p) blocks -> (k, B) log pi_j + log N(x; mu_j, diag), in a buffer it reuses.
 
-        def diagonal(block: torch.Tensor) -> torch.Tensor:
-            x = block.to(dtype)
-            return torch.addmm(torch.addmm(offset, linear, x.t()), quadratic, (x * x).t())
+    Attributes:
+        rows: B.
+        square: (B, p) x^2 of the last block.
+        narrow: whether float32, or squares rounded to multiples of `square_unit`, would be too coarse
+            for some component; everything is float64 then.
+    """
 
-        return diagonal
-    lower = torch.linalg.cholesky(covariances)
-    eye = torch.eye(width, dtype=torch.float64)
-    inverse = torch.linalg.solve_triangular(lower, eye, upper=False)
-    constant = constant - lower.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    whiten = inverse.expand(len(means), width, width)
+    def __init__(self, mixture: GaussianMixture, square_unit: float) -> None:
+        k, width = mixture.means.shape
+        precision = 1 / mixture.covariances
+        squares = (np.square(mixture.means) * precision).sum(1)
+        constant = _log_weights(mixture) + 0.5 * (np.log(precision).sum(1) - squares)
+        least = _SQUARE_UNITS * square_unit
+        self.narrow = bool(
+            precision.sum(1).max() > _FLOAT32_PRECISION_SUM or mixture.covariances.min() < least
+        )
+        self._dtype = torch.float64 if self.narrow else torch.float32
+        self._constant, self._linear, self._quadratic = (
+            torch.from_numpy(a).to(self._dtype)
+            for a in (constant[:, None], mixture.means * precision, -0.5 * precision)
+        )
+        self.rows = block_rows(12 * k + 20 * width)
+        self.square = torch.empty(self.rows, width, dtype=self._dtype)
+        self._joint = torch.empty(k, self.rows, dtype=self._dtype)
 
-    def dense(block: torch.Tensor) -> torch.Tensor:
+    def __call__(self, block: torch.Tensor) -> torch.Tensor:
+        x = block.to(self._dtype)
+        torch.mul(x, x, out=self.square)  # first: it reads memory in order
+        torch.addmm(self._constant, self._linear, x.t(), out=self._joint)
+        return self._joint.addmm_(self._quadratic, self.square.t())
+
+
+class _Dense:
+    """The same for tied and full covariances, in float64."""
+
+    def __init__(self, mixture: GaussianMixture) -> None:
+        k, width = mixture.means.shape
+        self._tied = mixture.covariance_type == "tied"
+        lower = np.linalg.cholesky(mixture.covariances.reshape(-1, width, width))
+        self._whiten = torch.from_numpy(np.linalg.inv(lower))
+        self._means = torch.from_numpy(mixture.means)
+        log_det = np.log(np.diagonal(lower, axis1=1, axis2=2)).sum(1)
+        self._constant = torch.from_numpy(_log_weights(mixture) - log_det)
+        self.rows = min(2048, block_rows(24 * k + 24 * width))  # a group of rows has no more
+
+    def __call__(self, block: torch.Tensor) -> torch.Tensor:
         x = block.double().t()
+        if self._tied:
+            mean = self._means.mean(0)  # centred, so that little cancels in the expanded squares
+            y = self._whiten[0] @ (x - mean[:, None])
+            centres = (self._means - mean) @ self._whiten[0].t()
+            constant = self._constant - 0.5 * centres.square().sum(1)
+            joint = torch.addmm(constant[:, None], centres, y)
+            return joint.sub_(y.square_().sum(0), alpha=0.5)
         rows = [
-            c - 0.5 * (w @ (x - m[:, None])).square().sum(0)
-            for c, w, m in zip(constant, whiten, means, strict=True)
+            c - 0.5 * (w @ (x - m[:, None])).square_().sum(0)
+            for c, w, m in zip(self._constant, self._whiten, self._means, strict=True)
         ]
         return torch.stack(rows)
 
-    return dense
+
+def _log_weights(mixture: GaussianMixture) -> Float64:
+    """(k,) the terms of the log-densities that are the same for every kind of covariance."""
+    with np.errstate(divide="ignore"):
+        return np.log(mixture.weights) - 0.5 * mixture.means.shape[1] * np.log(2 * np.pi)
 
 
 def update(
@@ -194,9 +250,11 @@ def update(
     means = found.first.value() / mass[:, None]
     reg = np.ldexp(reg_covar, -2 * frame.exponents)
     second = found.second.value()
-    if found.rest is not None:
-        second = second + found.rest.value()  # without it a small variance may come out negative
-        covariances = second / mass[:, None] - np.square(means) + reg
+    if mixture.covariance_type == "diag":
+        if found.rest is not None:
+            second = second + found.rest.value()
+        spread = second / mass[:, None] - np.square(means)
+        covariances = np.maximum(spread, 0) + reg  # rounding may leave a collapsed one below 0
     elif mixture.covariance_type == "tied":
         covariances = (second - (mass * means.T) @ means) / mass.sum() + np.diag(reg)
     else:

@@ -8,7 +8,11 @@ or actor gives the same bits. Totals over blocks go into two integers, so their 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import reduce
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +21,7 @@ from ssat_ray.selection.scores import Float64, Int64
 
 _MANTISSA = 53
 _LOW_BITS = 26
+_PIECE = 512
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,15 @@ class Grid:
         """x rounded to the grid (half to even), same dtype; float32 holds grids of up to 24 bits."""
         return torch.round(x * math.ldexp(1.0, -self.exponent)) * self.unit
 
+    def round_(self, x: torch.Tensor) -> torch.Tensor:
+        """The same in place and faster: adding a large number drops what is below the unit.
+
+        Numbers from 2**(mantissa bits - 2) units on need not be on the grid afterwards if they are
+        negative; positive ones are, rounded to coarser multiples.
+        """
+        shift = 1.5 * self.unit / torch.finfo(x.dtype).eps
+        return x.add_(shift).sub_(shift)
+
     def times(self, other: Grid) -> Grid:
         """The grid on which products of the two grids' numbers lie."""
         return Grid(self.exponent + other.exponent, self.bits + other.bits)
@@ -71,6 +85,17 @@ class ExactSum:
         self._high: Int64 = np.zeros(shape, np.int64)
         self._low: Int64 = np.zeros(shape, np.int64)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._high.shape
+
+    def __getitem__(self, rows: slice) -> ExactSum:
+        """A copy of some rows of the total."""
+        high, low = self._high[rows].copy(), self._low[rows].copy()
+        found = ExactSum(high.shape, self.grid)
+        found._high, found._low = high, low
+        return found
+
     def add(self, block: torch.Tensor | Float64) -> None:
         """Add one block sum; raises OverflowError where it may already have been rounded."""
         values = block.cpu().numpy() if isinstance(block, torch.Tensor) else block
@@ -81,12 +106,13 @@ class ExactSum:
         self._high += whole >> _LOW_BITS
         self._low += whole & ((1 << _LOW_BITS) - 1)
 
-    def merge(self, other: ExactSum) -> None:
-        """Add another total of the same grid and shape."""
-        if other.grid != self.grid or other._high.shape != self._high.shape:
+    def merge(self, other: ExactSum) -> ExactSum:
+        """Add another total of the same grid and shape; returns self."""
+        if other.grid != self.grid or other.shape != self.shape:
             raise ValueError("only totals of one grid and shape can be merged")
         self._high += other._high
         self._low += other._low
+        return self
 
     def value(self) -> Float64:
         """The total as float64, rounded once from the integers: a function of the terms alone."""
@@ -94,3 +120,36 @@ class ExactSum:
         low = self._low & ((1 << _LOW_BITS) - 1)
         total = high.astype(np.float64) * 2.0**_LOW_BITS + low
         return np.asarray(np.ldexp(total, self.grid.exponent), np.float64)
+
+
+def add_product(total: Float64, a: torch.Tensor, b: torch.Tensor) -> None:
+    """total (m, n) += a (m, B) @ b (B, n) in float64, exact if all sums are.
+
+    By NumPy's BLAS over pieces of B: torch's takes twice as long on some processors. They would
+    give the same bits.
+    """
+    left, right = a.numpy(), b.numpy()
+    for start in range(0, len(right), _PIECE):
+        piece = slice(start, start + _PIECE)
+        total += left[:, piece] @ right[piece]
+
+
+class Mergeable(Protocol):
+    """Statistics of some rows that take in those of others."""
+
+    def merge(self, other: Self) -> Self: ...
+
+
+_T = TypeVar("_T", bound=Mergeable)
+
+
+def merged(calls: Sequence[Callable[[], _T]]) -> _T:
+    """The merged results of calls, each run in a thread of its own.
+
+    The way to use several CPUs in one process: torch lets other threads run during an operation, and
+    its own threads share blocks that are too small for it. Set torch to one thread before.
+    """
+    if len(calls) == 1:
+        return calls[0]()
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return reduce(lambda total, part: total.merge(part), pool.map(lambda call: call(), calls))

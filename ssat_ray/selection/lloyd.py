@@ -14,8 +14,14 @@ import numpy as np
 import torch
 
 from ssat_ray.selection.exact import ExactSum, Grid
-from ssat_ray.selection.points import blocks, groups
+from ssat_ray.selection.points import block_rows, blocks
 from ssat_ray.selection.scores import Float32, Int64
+
+_GROUP_ROWS = 1 << 15
+"""Rows whose sums float64 takes before they go into an ExactSum; points beyond the grid's range make
+an inertia that overflows there, and raises, before any other sum is rounded."""
+_INERTIA_BITS = 37
+"""Of a squared distance; with 2**15 rows within float64's 53."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,59 +39,141 @@ class LloydStatistics:
     inertia: ExactSum
 
     def merge(self, other: LloydStatistics) -> LloydStatistics:
-        """The totals over both holders' points; changes self."""
+        """The totals over both holders' points; changes self's sums."""
         self.sums.merge(other.sums)
         self.counts[:] += other.counts
         self.inertia.merge(other.inertia)
         return self
 
+    def centroids(self, before: Float32) -> Float32:
+        """(k, p) means of the points of each cluster; of an empty one the centroid `before`."""
+        means = before.copy()
+        filled = self.counts > 0
+        means[filled] = self.sums.value()[filled] / self.counts[filled, None]
+        return means
+
 
 def inertia_grid(grid: Grid, width: int) -> Grid:
     """A grid for squared distances between points of `width` coordinates on `grid`."""
     largest = math.ldexp(1.0, grid.exponent + grid.bits)
-    return Grid.for_values(4 * width * largest**2, 40)
+    return Grid.for_values(4 * width * largest**2, _INERTIA_BITS)
+
+
+class LloydPoints:
+    """The points of one holder and the centroid of each, so that an iteration sums only what moved.
+
+    Sums are exact, so adding a point to its new cluster and taking it from its old one leaves the
+    same bits as summing anew. Holds 4 bytes a point besides the points.
+
+    Args:
+        points: (n, p) float32 on `grid`, not copied; every iteration reads them once.
+        grid: of the points.
+        num_clusters: k.
+    """
+
+    def __init__(self, points: torch.Tensor, grid: Grid, num_clusters: int) -> None:
+        width = points.shape[1]
+        self._points, self._grid = points, grid
+        self._squared = inertia_grid(grid, width)
+        assert min(grid.block_rows, self._squared.block_rows) >= 2 * _GROUP_ROWS
+        # Cluster k is none: where every point starts.
+        self._sums = ExactSum((num_clusters + 1, width), grid)
+        self._counts = np.zeros(num_clusters + 1, np.int64)
+        self._labels = torch.full((len(points),), num_clusters, dtype=torch.float32)
+
+    def statistics(self, centroids: Float32) -> LloydStatistics:
+        """Assign every point to the nearest of (k, p) centroids, ties to the lowest index, and sum."""
+        nearest = _Nearest(centroids)
+        inertia = ExactSum((), self._squared)
+        move = _Move(nearest.rows, *self._sums.shape)
+        for group, labels in zip(
+            self._points.split(_GROUP_ROWS), self._labels.split(_GROUP_ROWS), strict=True
+        ):
+            squares = torch.zeros((), dtype=torch.float64)
+            for rows, block in blocks(group, nearest.rows):
+                real = rows.stop - rows.start
+                found, distance = nearest(block)
+                move(block[:real], labels[rows], found[:real])
+                squares += self._squared.round(distance[:real].double()).sum()
+            inertia.add(squares)
+            self._sums.add(move.sums)
+            move.sums.zero_()
+        self._counts += move.counts.numpy()
+        return LloydStatistics(self._sums[:-1], self._counts[:-1].copy(), inertia)
+
+
+class _Move:
+    """What moving points between clusters changes: `sums` (k + 1, p), `counts` (k + 1,)."""
+
+    def __init__(self, rows: int, num_clusters: int, width: int) -> None:
+        self.sums = torch.zeros(num_clusters, width, dtype=torch.float64)
+        self.counts = torch.zeros(num_clusters, dtype=torch.int64)
+        self._single = torch.empty(rows, width)
+        self._double = torch.empty(rows, width, dtype=torch.float64)
+
+    def __call__(self, block: torch.Tensor, labels: torch.Tensor, found: torch.Tensor) -> None:
+        """Sets labels (B,) of the points (B, p) to those found."""
+        none = len(self.counts) - 1
+        old, new = labels, found
+        if float(labels[0]) != none:  # else all of them are of no cluster yet
+            moved = torch.ne(found, labels).nonzero().squeeze(1)
+            if not len(moved):
+                return
+            block = torch.index_select(block, 0, moved, out=self._single[: len(moved)])
+            old, new = labels[moved], found[moved]
+        x, new = self._double[: len(block)].copy_(block), new.long()
+        self.sums.index_add_(0, new, x)
+        self.counts += torch.bincount(new, minlength=none + 1)
+        if float(old[0]) != none:
+            old = old.long()
+            self.sums.index_add_(0, old, x.neg_())  # alpha=-1 would leave the fast path
+            self.counts -= torch.bincount(old, minlength=none + 1)
+        labels.copy_(found)
 
 
 def lloyd_statistics(points: torch.Tensor, centroids: Float32, grid: Grid) -> LloydStatistics:
-    """Assign points (n, p) float32 on the grid to the nearest of (k, p) centroids, and sum.
+    """One assignment of points (n, p) float32 on the grid to (k, p) centroids, and their sums."""
+    return LloydPoints(points, grid, len(centroids)).statistics(centroids)
 
-    Ties go to the lowest centroid index.
+
+class _Nearest:
+    """Blocks of `rows` points -> their nearest centroids and distances, in buffers it reuses.
+
+    Reused, because the system clears fresh pages: at 10,000 centroids that takes as long as the
+    products.
     """
-    num_clusters, width = centroids.shape
-    squared = inertia_grid(grid, width)
-    sums, inertia = ExactSum((num_clusters, width), grid), ExactSum((), squared)
-    counts = np.zeros(num_clusters, np.int64)
-    c = torch.from_numpy(np.ascontiguousarray(centroids))
-    for group in groups(points):
-        total = torch.zeros(num_clusters, width, dtype=torch.float64)
-        squares = torch.zeros((), dtype=torch.float64)
-        for rows, block in blocks(group):
-            label, distance = _nearest(block, c)
-            real = rows.stop - rows.start
-            label, distance = label[:real], distance[:real]
-            total.index_add_(0, label, block[:real].double())
-            counts += torch.bincount(label, minlength=num_clusters).numpy()
-            squares += squared.round(distance.double()).sum()
-        sums.add(total)
-        inertia.add(squares)
-    return LloydStatistics(sums, counts, inertia)
 
+    def __init__(self, centroids: Float32) -> None:
+        num_clusters, width = centroids.shape
+        self.rows = block_rows(4 * num_clusters + 12 * width)
+        self._c = torch.from_numpy(np.ascontiguousarray(centroids))
+        self._half = 0.5 * (self._c * self._c).sum(1, keepdim=True)
+        self._rank = torch.arange(num_clusters, 0, -1, dtype=torch.float32)[:, None]
+        self._scores = torch.empty(num_clusters, self.rows)
+        self._norm, self._best, self._first = torch.empty(3, self.rows)
 
-def _nearest(block: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Index (B,) int64 of the nearest centroid, and the squared distance to it (B,) float32."""
-    half = 0.5 * (c * c).sum(1, keepdim=True)
-    best, label = torch.addmm(half, c, block.t(), beta=-1).max(dim=0)
-    return label, ((block * block).sum(1) - 2 * best).clamp_(min=0)
+    def __call__(self, block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Index of the nearest centroid (B,), whole numbers, and the squared distance to it (B,).
+
+        Both float32, overwritten by the next call. The index is found by comparing with the
+        maximum, since `max(dim=0)` branches at every element and takes four times as long.
+        """
+        torch.linalg.vector_norm(block, dim=1, out=self._norm)  # first: it reads memory in order
+        torch.addmm(self._half, self._c, block.t(), beta=-1, out=self._scores)
+        torch.amax(self._scores, 0, out=self._best)
+        torch.amax(self._scores.eq_(self._best).mul_(self._rank), 0, out=self._first)
+        distance = self._norm.mul_(self._norm).sub_(self._best, alpha=2).clamp_(min=0)
+        return self._first.neg_().add_(len(self._c)), distance
 
 
 def farthest(
     points: torch.Tensor, ids: Int64, centroids: Float32, count: int
 ) -> list[tuple[float, int, Float32]]:
     """The `count` points farthest from their centroid: (squared distance, id, point), ties by id."""
-    c = torch.from_numpy(np.ascontiguousarray(centroids))
-    distance = np.concatenate(
-        [_nearest(block, c)[1][: rows.stop - rows.start].numpy() for rows, block in blocks(points)]
-    )
+    nearest = _Nearest(centroids)
+    distance = np.empty(len(points), np.float32)
+    for rows, block in blocks(points, nearest.rows):
+        distance[rows] = nearest(block)[1][: rows.stop - rows.start].numpy()
     order = np.lexsort((ids, -distance))[:count]
     return [(float(distance[i]), int(ids[i]), points[i].numpy()) for i in order]
 
@@ -144,12 +232,8 @@ def refine(
             return Refined(centroids, found.counts, history, True)
         if len(history) > iterations:
             return Refined(centroids, found.counts, history, False)
-        updated = centroids.copy()
-        filled = found.counts > 0
-        updated[filled] = (found.sums.value()[filled] / found.counts[filled, None]).astype(
-            np.float32
-        )
-        empty = np.flatnonzero(~filled)
+        updated = found.centroids(centroids)
+        empty = np.flatnonzero(found.counts == 0)
         if len(empty):
             for cluster, (_, _, point) in zip(
                 empty, find_farthest(centroids, len(empty)), strict=True

@@ -16,9 +16,9 @@ import torch
 from ssat_ray.selection.exact import Grid
 from ssat_ray.selection.scores import Array, Float64
 
-BLOCK_ROWS = 2048
+_BLOCK_BYTES = 4 << 20
+_MIN_BLOCK_ROWS, _MAX_BLOCK_ROWS = 256, 4096
 _HEADROOM = 2.0
-_GROUP_BLOCKS = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,28 +71,40 @@ class Frame:
 
     def points(self, h: Array) -> torch.Tensor:
         """(n, d) embeddings -> (n, p) float32 on the grid, the same bits for a row in any batch."""
-        out = torch.empty(len(h), self.width, dtype=torch.float32)
+        # NumPy asks for huge pages, torch does not: clearing small ones takes longer than the rest.
+        out = torch.from_numpy(np.empty((len(h), self.width), np.float32))
         scale = torch.from_numpy(np.ldexp(1.0, -self.exponents))
         mean = torch.from_numpy(self.mean)
         components = None if self.components is None else torch.from_numpy(self.components.copy())
-        for rows, block in blocks(torch.from_numpy(np.ascontiguousarray(h))):
-            x = block.double() - mean
+        size = block_rows(16 * max(len(mean), self.width))
+        double = torch.empty(size, len(mean), dtype=torch.float64)
+        for rows, block in blocks(torch.from_numpy(np.ascontiguousarray(h)), size):
+            x = double.copy_(block).sub_(mean)
             if components is not None:
                 x = (components @ x.t()).t()
-            out[rows] = self.grid.round(x * scale).float()[: rows.stop - rows.start]
+            if self.exponents.any():
+                x = x.mul_(scale)
+            out[rows] = self.grid.round_(x)[: rows.stop - rows.start]
         return out
 
 
-def groups(x: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Rows in groups of a few blocks: what is added in float64 before it goes into an ExactSum."""
-    return iter(x.split(_GROUP_BLOCKS * BLOCK_ROWS))
+def block_rows(row_bytes: int) -> int:
+    """Rows of a block whose temporaries take `row_bytes` a row: a power of two, 256 to 4096.
+
+    Small enough for a cache, large enough to hide what a call of an operation costs; at most
+    256 rows of 10,000 centroids.
+    """
+    rows = _MAX_BLOCK_ROWS
+    while rows > _MIN_BLOCK_ROWS and rows * row_bytes > _BLOCK_BYTES:
+        rows //= 2
+    return rows
 
 
-def blocks(x: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Row ranges of (n, p) and their rows in blocks of BLOCK_ROWS; the last is padded with zeros."""
-    for start in range(0, len(x), BLOCK_ROWS):
-        stop = min(start + BLOCK_ROWS, len(x))
+def blocks(x: torch.Tensor, size: int) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Row ranges of (n, p) and their rows in blocks of `size`; the last is padded with zeros."""
+    for start in range(0, len(x), size):
+        stop = min(start + size, len(x))
         block = x[start:stop]
-        if stop - start < BLOCK_ROWS:
-            block = torch.cat([block, block.new_zeros(BLOCK_ROWS - len(block), x.shape[1])])
+        if stop - start < size:
+            block = torch.cat([block, block.new_zeros(size - len(block), x.shape[1])])
         yield slice(start, stop), block

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from sklearn.mixture import GaussianMixture as ScikitMixture
 
+from ssat_ray.selection import em
 from ssat_ray.selection.em import (
     EMStatistics,
     em_statistics,
@@ -142,3 +143,43 @@ def test_an_interrupted_refinement_ends_the_same() -> None:
     assert again == history
     np.testing.assert_array_equal(resumed.means, whole.means)
     np.testing.assert_array_equal(resumed.covariances, whole.covariances)
+
+
+def test_narrow_components_are_computed_in_float64() -> None:
+    rng = np.random.default_rng(2)
+    centres = rng.normal(size=(3, 4)) * 10
+    spread = 1e-3
+    h = (centres[rng.integers(3, size=3000)] + rng.normal(size=(3000, 4)) * spread).astype(
+        np.float32
+    )
+    mixture = fit_gmm(h, 3, covariance="diag", restarts=1, reg_covar=1e-9)
+    frame = mixture_frame(h, mixture)
+    points, inside = frame.points(h), into_frame(mixture, frame)
+    assert float((1 / inside.covariances).sum(1).max()) > em._FLOAT32_PRECISION_SUM
+    found = em_statistics(points, inside, frame.grid)
+    joint = inside.log_joint(points.double().numpy())
+    expected = np.logaddexp.reduce(joint, axis=1).mean()
+    assert abs(float(found.log_likelihood.value()) / 3000 - expected) < 1e-6
+    pieces = [em_statistics(part, inside, frame.grid) for part in points.split(1234)]
+    total = pieces[0].merge(pieces[1]).merge(pieces[2])
+    for name in ("mass", "first", "second", "log_likelihood"):
+        np.testing.assert_array_equal(getattr(total, name).value(), getattr(found, name).value())
+
+
+@pytest.mark.parametrize("covariance", ["diag", "tied", "full"])
+def test_statistics_against_a_float64_loop(covariance: str) -> None:
+    mixture = start(covariance, None)
+    frame = mixture_frame(H[:1500], mixture)
+    inside = into_frame(mixture, frame)
+    points = frame.points(H)
+    x = points.double().numpy()
+    joint = inside.log_joint(x)
+    r = np.exp(joint - np.logaddexp.reduce(joint, axis=1)[:, None])
+    found = em_statistics(points, inside, frame.grid)
+    second = {"diag": "nk,np->kp", "tied": "nk,np,nq->pq", "full": "nk,np,nq->kpq"}[covariance]
+    terms = (r, x * x) if covariance == "diag" else (r, x, x)
+    np.testing.assert_allclose(found.mass.value(), r.sum(0), rtol=1e-5)
+    np.testing.assert_allclose(found.first.value(), r.T @ x, rtol=1e-4, atol=0.05)
+    np.testing.assert_allclose(
+        found.second.value(), np.einsum(second, *terms, optimize=True), rtol=1e-4, atol=0.05
+    )

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssat_ray.selection.exact import ExactSum, Grid
+from ssat_ray.selection.exact import ExactSum, Grid, add_product, merged
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=60), st.randoms())
@@ -46,6 +46,47 @@ def test_rounding_is_to_the_nearest_multiple() -> None:
     assert rounded.dtype == torch.float32
     assert ((rounded / grid.unit) == (rounded / grid.unit).round()).all()
     assert (rounded - x).abs().max() <= grid.unit / 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=20, deadline=None)
+def test_rounding_in_place_is_the_same(dtype: torch.dtype, seed: int) -> None:
+    grid = Grid.for_values(3.0, 18)
+    x = torch.from_numpy(np.random.default_rng(seed).uniform(-3, 3, 1000)).to(dtype)
+    x[:3] = torch.tensor([0.5, 1.5, -2.5]) * grid.unit  # ties
+    expected = grid.round(x)
+    assert torch.equal(grid.round_(x), expected)
+
+
+def test_products_are_added_exactly() -> None:
+    rng = np.random.default_rng(0)
+    a = torch.from_numpy(rng.integers(-(2**19), 2**19, (3, 1300)).astype(np.float64))
+    b = torch.from_numpy(rng.integers(-(2**20), 2**20, (1300, 5)).astype(np.float64))
+    total = np.ones((3, 5))
+    add_product(total, a, b)
+    expected = a.numpy().astype(np.int64) @ b.numpy().astype(np.int64) + 1
+    np.testing.assert_array_equal(total.astype(np.int64), expected)
+
+
+@pytest.mark.parametrize("num", [1, 3])
+def test_results_of_threads_are_merged(num: int) -> None:
+    def part(i: int) -> ExactSum:
+        found = ExactSum((), Grid(0, 20))
+        found.add(np.float64(i + 1))
+        return found
+
+    total = merged([lambda i=i: part(i) for i in range(num)])  # type: ignore[misc]
+    assert float(total.value()) == num * (num + 1) / 2
+
+
+def test_a_slice_is_a_copy() -> None:
+    total = ExactSum((3,), Grid(0, 20))
+    total.add(np.array([1.0, 2.0, 3.0]))
+    part = total[1:]
+    total.add(np.array([1.0, 1.0, 1.0]))
+    assert part.shape == (2,)
+    np.testing.assert_array_equal(part.value(), [2.0, 3.0])
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 2.0**53])

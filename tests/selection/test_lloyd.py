@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from sklearn.cluster import KMeans
 
-from ssat_ray.selection.lloyd import LloydStatistics, farthest, lloyd_statistics, refine
+from ssat_ray.selection.lloyd import (
+    LloydPoints,
+    LloydStatistics,
+    farthest,
+    lloyd_statistics,
+    refine,
+)
 from ssat_ray.selection.points import Frame
 
 
@@ -88,13 +93,48 @@ def test_an_empty_cluster_moves_to_the_farthest_point() -> None:
     assert (found.counts > 0).all()
 
 
-def test_points_have_the_same_bits_in_any_batch() -> None:
-    components = np.linalg.qr(np.random.default_rng(0).normal(size=(12, 12)))[0][:5]
-    frame = Frame.fit(H[:1000], bits=21, scaled=True, components=components)
-    whole = frame.points(H)
-    assert whole.dtype == torch.float32 and whole.shape == (len(H), 5)
-    for start in (0, 1, 2047, 4000):
-        np.testing.assert_array_equal(frame.points(H[start : start + 5]), whole[start : start + 5])
-    expected = (H.astype(np.float64) - frame.mean) @ components.T
-    expected = np.ldexp(expected, -frame.exponents)
-    np.testing.assert_allclose(whole.numpy(), expected, atol=frame.grid.unit)
+def test_points_that_moved_leave_the_sums_of_a_new_count() -> None:
+    holder = LloydPoints(X, FRAME.grid, 9)
+    kept = []
+    for start in (0, 100, 200, 200, 300):  # once nothing moves
+        centroids = X[start : start + 9].numpy()
+        found, anew = holder.statistics(centroids), assign(centroids)
+        kept.append((found.sums.value().copy(), found))
+        np.testing.assert_array_equal(found.sums.value(), anew.sums.value())
+        np.testing.assert_array_equal(found.counts, anew.counts)
+        assert found.inertia.value() == anew.inertia.value()
+    for before, found in kept:  # later iterations leave what was handed out as it was
+        np.testing.assert_array_equal(found.sums.value(), before)
+
+
+def test_ties_go_to_the_lowest_index() -> None:
+    c = X[[0, 1, 1, 0]].numpy()
+    assert assign(c).counts.tolist()[2:] == [0, 0]
+
+
+def test_many_clusters_and_wide_points_take_smaller_blocks() -> None:
+    rng = np.random.default_rng(0)
+    h = rng.normal(size=(700, 300)).astype(np.float32)
+    frame = Frame.fit(h, bits=24)
+    x = frame.points(h)
+    c = x[rng.permutation(700)[:600]].numpy() + np.float32(0.5)
+    found = lloyd_statistics(x, c, frame.grid)
+    squared = np.square(x.double().numpy()[:, None] - c[None].astype(np.float64)).sum(2)
+    np.testing.assert_array_equal(found.counts, np.bincount(squared.argmin(1), minlength=600))
+
+
+def test_points_far_out_of_range_raise_before_a_sum_is_rounded() -> None:
+    x = X.clone()
+    x[7] = 2.0**60
+    with pytest.raises(OverflowError):
+        lloyd_statistics(x, X[:9].numpy(), FRAME.grid)
+
+
+def test_centroids_of_empty_clusters_stay() -> None:
+    start = np.concatenate([X[:2].numpy(), np.full((1, X.shape[1]), 1e4, np.float32)])
+    found = assign(start)
+    means = found.centroids(start)
+    np.testing.assert_array_equal(means[2], start[2])
+    np.testing.assert_allclose(
+        (means * found.counts[:, None])[:2].sum(0), X.double().sum(0), rtol=1e-4, atol=0.1
+    )

@@ -1,0 +1,37 @@
+"""The bench of k-means, tiny: its lines, and the inertia it notes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ssat_ray.bench import kmeans
+
+
+def test_lines_and_quality() -> None:
+    lines = kmeans.run(rows=5000, width=8, k=5, threads=2, repeats=1)
+    speed, quality = lines[:4], lines[4:]
+    cases = [line.what.split(", ")[3:] for line in speed]
+    parts = ("first iteration", f"iterations 2 to {kmeans._ITERATIONS}")
+    assert cases == [[f"{n} thread(s)", part] for n in (1, 2) for part in parts]
+    for line in speed:
+        assert line.bar == 1 and len(line.ours) == len(line.bare) == 1
+        assert min(line.ours + line.bare) >= 0
+    assert [line.what.split(", ")[1] for line in quality] == ["blobs", "digits", "uniform noise"]
+    for line in quality:
+        assert 0.9 < float(line.notes["inertia ratio"]) <= 1.001
+
+
+def test_inertia_against_a_closed_form() -> None:
+    h = np.array([[0, 0], [2, 0], [0, 5]], np.float32)
+    assert kmeans._inertia(h, np.array([[1, 0], [0, 4]], np.float32)) == 3.0
+
+
+def test_both_sides_walk_through_the_same_iterations() -> None:
+    h = kmeans.blobs(3000, 8, 5, spread=1.0)
+    frame = kmeans.Frame.fit(h, bits=kmeans.BITS)
+    points = frame.points(h)
+    start = points[:5].numpy()
+    ours = kmeans._our_seconds(points, frame.grid, start, 2)
+    bare = kmeans._faiss_seconds(points.numpy(), start)
+    assert ours.shape == bare.shape == (kmeans._ITERATIONS,)
+    assert (ours > 0).all() and (bare >= 0).all()
