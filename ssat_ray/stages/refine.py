@@ -127,6 +127,7 @@ class ClusterActor:
         self.held, self.frame = Held(task.folder, parts), frame
         self._ids: Int64 | None = None
         self._points = [self._place(h) for h in self.held.embeddings()] if resident else None
+        self._assigned: list[lloyd.LloydPoints] = []
 
     def _place(self, h: Array) -> torch.Tensor:
         return self.frame.points(np.asarray(h, np.float32))
@@ -142,7 +143,13 @@ class ClusterActor:
         )
 
     def lloyd(self, centroids: Float32) -> lloyd.LloydStatistics:
-        return _total(lloyd.lloyd_statistics(x, centroids, self.frame.grid) for x in self._groups())
+        if self._points is None:
+            grid = self.frame.grid
+            return _total(lloyd.lloyd_statistics(x, centroids, grid) for x in self._groups())
+        if not self._assigned:
+            k = len(centroids)
+            self._assigned = [lloyd.LloydPoints(x, self.frame.grid, k) for x in self._points]
+        return _total(points.statistics(centroids) for points in self._assigned)
 
     def em(self, mixture: GaussianMixture) -> em.EMStatistics:
         return _total(em.em_statistics(x, mixture, self.frame.grid) for x in self._groups())
