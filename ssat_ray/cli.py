@@ -10,8 +10,9 @@ import typer
 import yaml
 
 from ssat_ray.bench_cli import bench
-from ssat_ray.config import Config, load_config, preset_names
+from ssat_ray.config import Config
 from ssat_ray.errors import RunFailed, UserError
+from ssat_ray.loading import load_config, preset_names
 from ssat_ray.pool_cli import app as pool_app
 
 app = typer.Typer(

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssat_ray.config import Config, load_config
+from ssat_ray.config import Config
 from ssat_ray.data.pool import Pool
 from ssat_ray.errors import UserError
+from ssat_ray.loading import load_config
 from ssat_ray.stages import (
     cluster,
     evaluate,

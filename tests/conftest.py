@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from ssat_ray.config import Config, load_config
+from ssat_ray.config import Config
+from ssat_ray.loading import load_config
 from ssat_ray.plan import Plan, build_plan
 from ssat_ray.store import Store
 

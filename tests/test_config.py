@@ -6,16 +6,9 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from ssat_ray.config import (
-    Config,
-    IntermediateConfig,
-    PretrainConfig,
-    TrainConfig,
-    all_keys,
-    load_config,
-    preset_names,
-)
+from ssat_ray.config import Config, IntermediateConfig, PretrainConfig, TrainConfig
 from ssat_ray.errors import UserError
+from ssat_ray.loading import all_keys, load_config, preset_names
 
 
 def _leaves(tree: dict, prefix: str = "") -> dict[str, object]:

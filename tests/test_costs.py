@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssat_ray.config import load_config
 from ssat_ray.costs import Probe, Sizes, take_apart
 from ssat_ray.data.pool import MANIFEST, Shard, manifest, write_shard
 from ssat_ray.estimate import Target, estimate
+from ssat_ray.loading import load_config
 from ssat_ray.plan import build_plan
 from ssat_ray.probe import follow, probe_config
 from ssat_ray.selection.clusters import cluster_files

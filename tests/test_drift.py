@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssat_ray.config import Config, load_config
+from ssat_ray.config import Config
 from ssat_ray.data.pool import manifest
 from ssat_ray.drift import (
     advice,
@@ -20,6 +20,7 @@ from ssat_ray.drift import (
     to_json,
 )
 from ssat_ray.errors import UserError
+from ssat_ray.loading import load_config
 from ssat_ray.plan import Plan, build_plan
 from ssat_ray.selection.clusters import DESCRIPTION
 from ssat_ray.selection.drift import Reference

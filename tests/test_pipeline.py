@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from ssat_ray.config import load_config
+from ssat_ray.loading import load_config
 from ssat_ray.plan import build_plan
 from ssat_ray.store import Job, Store
 

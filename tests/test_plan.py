@@ -5,8 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from ssat_ray.config import RESERVED_RECIPES, Config, load_config
+from ssat_ray.config import RESERVED_RECIPES, Config
 from ssat_ray.errors import UserError
+from ssat_ray.loading import load_config
 from ssat_ray.pipeline import preflight
 from ssat_ray.plan import STAGES, Plan, build_plan, check_name, default_name
 from ssat_ray.stages.train import BEST

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssat_ray.config import load_config
+from ssat_ray.loading import load_config
 from ssat_ray.plan import build_plan
 from ssat_ray.probe import (
     MOST_IMAGES,

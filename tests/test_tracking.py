@@ -21,8 +21,9 @@ import torch
 from mlflow.entities import ViewType
 
 from ssat_ray import pipeline, tracking
-from ssat_ray.config import Config, ModelConfig, load_config
+from ssat_ray.config import Config, ModelConfig
 from ssat_ray.errors import UserError
+from ssat_ray.loading import load_config
 from ssat_ray.models.files import classifier_files, load_classifier
 from ssat_ray.models.registry import build_classifier
 from ssat_ray.plan import Plan, build_plan

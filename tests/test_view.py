@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ssat_ray.config import load_config
+from ssat_ray.loading import load_config
 from ssat_ray.plan import build_plan
 from ssat_ray.view import View, _status, quiet_output, results_table
 

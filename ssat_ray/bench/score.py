@@ -120,8 +120,8 @@ def bare_loop(
     """Time the bare loop with every number of threads and batch size; the fastest counts."""
     import torch
 
-    from ssat_ray.config import load_config
     from ssat_ray.data.pool import Pool, Shard
+    from ssat_ray.loading import load_config
     from ssat_ray.models.files import load_classifier
     from ssat_ray.plan import build_plan
     from ssat_ray.selection.clusters import load_clusters

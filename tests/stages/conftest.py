@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from ssat_ray import pipeline, runtime
-from ssat_ray.config import Config, RuntimeConfig, load_config
+from ssat_ray.config import Config, RuntimeConfig
 from ssat_ray.data.labelled import LabelledSet
 from ssat_ray.data.pool import MANIFEST, Pool, Shard, ShardWriter, manifest
 from ssat_ray.data.synth import SynthSource, synth
+from ssat_ray.loading import load_config
 from ssat_ray.models.files import load_classifier
 from ssat_ray.plan import STAGES, Plan, build_plan
 from ssat_ray.stages.base import StageContext, Task

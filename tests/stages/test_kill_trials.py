@@ -22,7 +22,7 @@ import psutil
 import pytest
 from safetensors import safe_open
 
-from ssat_ray.config import load_config
+from ssat_ray.loading import load_config
 from ssat_ray.plan import build_plan
 from ssat_ray.stages.parts import NOTES
 from ssat_ray.stages.refine import CHECKPOINT

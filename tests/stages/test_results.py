@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ssat_ray.config import load_config
+from ssat_ray.loading import load_config
 from ssat_ray.plan import build_plan
 from ssat_ray.stages.base import Task
 from ssat_ray.stages.evaluate import FLAGS, read_flags
