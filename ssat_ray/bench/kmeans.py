@@ -33,8 +33,9 @@ def run(
 
     Timed on our side: assignment, sums and the new centroids, on points already on their grid and,
     for several threads, split among them. Timed by FAISS itself: search, update and the new index;
-    not its checks and copies. Both walk through the same iterations over overlapping blobs. The
-    first finds points without clusters, the others only sum those that change theirs.
+    not its checks and copies. Both walk through the same iterations over overlapping blobs, from
+    centroids fitted on a sample, as the pipeline does. The first finds points without clusters, the
+    others only sum those that change theirs.
 
     The quality lines time whole fits once, on 1 thread and without a bar, and note the inertia: ours
     of a fit on a sample refined on all rows / scikit-learn's best of 10 restarts on all rows.
@@ -42,7 +43,7 @@ def run(
     h = blobs(rows, width, k, spread=0.3)
     frame = Frame.fit(h[:_SAMPLE], bits=BITS)
     points = frame.points(h)
-    start = points[np.random.default_rng(1).choice(rows, k, replace=False)].numpy()
+    start = fit_kmeans(points[:_SAMPLE].numpy(), k, restarts=1).centroids
     few = min(rows, _QUALITY_ROWS)
     data = {
         "blobs": blobs(few, width, k, spread=1.0),

@@ -162,7 +162,7 @@ def em_statistics(points: torch.Tensor, mixture: GaussianMixture, grid: Grid) ->
                 for target, r_j in zip(seconds, r, strict=True):
                     add_product(target, grid.round(r_j[:, None] * x).t(), x)
             log_p = top.add_(norm.log_())[:real].double()
-            likelihood += float(LOG_LIKELIHOODS.round(log_p).sum())
+            likelihood += float(LOG_LIKELIHOODS.round_(log_p).sum())
         mass.add(masses)
         first.add(firsts)
         second.add(seconds)

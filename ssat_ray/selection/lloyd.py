@@ -94,19 +94,21 @@ class LloydPoints:
                 real = rows.stop - rows.start
                 found, distance = nearest(block)
                 move(block[:real], labels[rows], found[:real])
-                squares += self._squared.round(distance[:real].double()).sum()
+                squares += self._squared.round_(distance[:real].double()).sum()
             inertia.add(squares)
-            self._sums.add(move.sums)
-            move.sums.zero_()
+            self._sums.add(move.joined - move.left)
+            move.joined.zero_()
+            move.left.zero_()
         self._counts += move.counts.numpy()
         return LloydStatistics(self._sums[:-1], self._counts[:-1].copy(), inertia)
 
 
 class _Move:
-    """What moving points between clusters changes: `sums` (k + 1, p), `counts` (k + 1,)."""
+    """What moves between clusters: sums of points that `joined` and `left` each (k + 1, p), and the
+    change of the `counts` (k + 1,)."""
 
     def __init__(self, rows: int, num_clusters: int, width: int) -> None:
-        self.sums = torch.zeros(num_clusters, width, dtype=torch.float64)
+        self.joined, self.left = torch.zeros(2, num_clusters, width, dtype=torch.float64)
         self.counts = torch.zeros(num_clusters, dtype=torch.int64)
         self._single = torch.empty(rows, width)
         self._double = torch.empty(rows, width, dtype=torch.float64)
@@ -122,11 +124,11 @@ class _Move:
             block = torch.index_select(block, 0, moved, out=self._single[: len(moved)])
             old, new = labels[moved], found[moved]
         x, new = self._double[: len(block)].copy_(block), new.long()
-        self.sums.index_add_(0, new, x)
+        self.joined.index_add_(0, new, x)
         self.counts += torch.bincount(new, minlength=none + 1)
         if float(old[0]) != none:
             old = old.long()
-            self.sums.index_add_(0, old, x.neg_())  # alpha=-1 would leave the fast path
+            self.left.index_add_(0, old, x)
             self.counts -= torch.bincount(old, minlength=none + 1)
         labels.copy_(found)
 
