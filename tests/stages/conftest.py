@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -37,6 +39,17 @@ def _folder(run: Any, row: str, stage: str) -> Path:
 def folder() -> Callable[[Any, str, str], Path]:
     """(run, row, stage) -> the artefact's folder, seed 0."""
     return _folder
+
+
+@pytest.fixture(scope="session")
+def scores() -> Callable[[Path], dict[str, np.ndarray]]:
+    """folder of a score artefact -> its whole table, read by pyarrow alone."""
+
+    def read(where: Path) -> dict[str, np.ndarray]:
+        table = pa.concat_tables([pq.read_table(p) for p in sorted(where.glob("scores-*.parquet"))])
+        return {name: table[name].to_numpy() for name in table.column_names}
+
+    return read
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import pytest
 from sklearn.cluster import KMeans as ScikitKMeans
 from sklearn.metrics import pairwise_distances
 
-from ssat_ray.stages.cluster import load_clusters
+from ssat_ray.selection.clusters import load_clusters
 
 pytestmark = pytest.mark.ray
 

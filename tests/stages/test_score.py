@@ -9,15 +9,16 @@ import pytest
 from scipy.stats import multivariate_normal
 from sklearn.metrics import pairwise_distances
 
-from ssat_ray.stages.cluster import load_clusters
-from ssat_ray.stages.score import read_scores
+from ssat_ray.selection.clusters import load_clusters
 
 pytestmark = pytest.mark.ray
 
 
-def test_kmeans_scores_match_float64_distances(tiny_run: Any, folder: Any, embeddings: Any) -> None:
+def test_kmeans_scores_match_float64_distances(
+    tiny_run: Any, folder: Any, scores: Any, embeddings: Any
+) -> None:
     ids, h, logits = embeddings
-    columns = read_scores(folder(tiny_run, "lcs-km", "score"))
+    columns = scores(folder(tiny_run, "lcs-km", "score"))
     assert np.array_equal(np.sort(columns["id"]), ids)
     ordered = {name: values[np.argsort(columns["id"])] for name, values in columns.items()}
     centroids = load_clusters(folder(tiny_run, "lcs-km", "cluster"))
@@ -30,9 +31,11 @@ def test_kmeans_scores_match_float64_distances(tiny_run: Any, folder: Any, embed
     )
 
 
-def test_mixture_scores_match_scipy(tiny_run: Any, folder: Any, embeddings: Any) -> None:
+def test_mixture_scores_match_scipy(
+    tiny_run: Any, folder: Any, scores: Any, embeddings: Any
+) -> None:
     _, h, _ = embeddings
-    columns = read_scores(folder(tiny_run, "lcs-gmm", "score"))
+    columns = scores(folder(tiny_run, "lcs-gmm", "score"))
     mixture = load_clusters(folder(tiny_run, "lcs-gmm", "cluster"))
     joint = np.stack(
         [

@@ -9,15 +9,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from ssat_ray.data.pool import Pool
-from ssat_ray.stages.score import read_scores
 from ssat_ray.stages.select import TABLE
 
 pytestmark = pytest.mark.ray
 
 
 @pytest.mark.parametrize("row", ["pcs", "lcs-km", "lcs-gmm", "gmm-ll", "easy"])
-def test_selection_holds_the_lowest_scores(tiny_run: Any, row: str, folder: Any) -> None:
-    columns = read_scores(folder(tiny_run, row, "score"))
+def test_selection_holds_the_lowest_scores(
+    tiny_run: Any, row: str, folder: Any, scores: Any
+) -> None:
+    columns = scores(folder(tiny_run, row, "score"))
     score = {
         "easy": lambda c: c["d1"] - c["d2"],
         "gmm-ll": lambda c: c["log_likelihood"],
