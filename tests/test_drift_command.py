@@ -15,7 +15,7 @@ from ssat_ray.data.labelled import read_labelled
 from ssat_ray.data.pool import MANIFEST, Pool, Shard, ShardEntry, manifest, write_shard
 from ssat_ray.data.synth import SynthSettings, SynthSource, synth
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 SSAT = str(Path(sys.executable).with_name("ssat"))
 SHARDS, ROWS = 3, 2000

@@ -87,6 +87,7 @@ def test_a_comparison_on_a_generated_pool_needs_more_jobs() -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_the_command_estimates_every_stage(tmp_path: Path) -> None:
     settings = ["runtime.train_workers=1", "intermediate.num_steps=20", "cluster.sample_rows=2000"]
     settings += ["model.widths=[8, 16]", "cluster.refine_rows=4000", "cluster.restarts=2"]
