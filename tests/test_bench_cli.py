@@ -1,0 +1,35 @@
+"""`ssat bench`: the table it prints, and its mistakes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from ssat_ray.bench.measure import Comparison
+from ssat_ray.bench_cli import BENCHES, table
+
+SSAT = str(Path(sys.executable).with_name("ssat"))
+
+
+def test_the_table_names_command_machine_and_commit() -> None:
+    text = table("select", [Comparison("100 scores", [1.0], [2.0])])
+    assert "`ssat bench select`" in text and "commit" in text and "cores" in text
+    assert "| 100 scores | 1 (1-1) | 2 (2-2) | 2.00 |" in text
+
+
+def test_a_small_bench_prints_and_appends(tmp_path: Path) -> None:
+    out = tmp_path / "page.md"
+    command = [SSAT, "bench", "select", "--rows", "20000", "--repeats", "1", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert out.read_text().strip() == done.stdout.strip()
+    assert done.stdout.count("\n| 20,000 scores") == 3
+
+
+def test_a_bad_number_is_a_user_error() -> None:
+    done = subprocess.run(
+        [SSAT, "bench", "kmeans", "--rows", "0"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2 and "--rows 0: must be at least 1" in done.stderr
+    assert set(BENCHES) == {"score", "kmeans", "gmm", "select"}
