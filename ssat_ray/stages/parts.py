@@ -20,7 +20,7 @@ from ray.exceptions import RayTaskError
 
 from ssat_ray.config import RuntimeConfig
 from ssat_ray.errors import RunFailed, UserError
-from ssat_ray.runtime import Meter, board, use_threads
+from ssat_ray.runtime import Meter, board, keep_memory, use_threads
 from ssat_ray.stages.base import StageContext, Task
 from ssat_ray.store import Job, Store, write_atomic
 
@@ -38,6 +38,7 @@ class PartActor:
 
     def __init__(self, tasks: list[Task], num_parts: list[int], runtime: RuntimeConfig) -> None:
         use_threads(1)
+        keep_memory()
         self.tasks, self.num_parts, self.runtime = tasks, num_parts, runtime
         self.cache: dict[Any, Any] = {}
         self.board = board()

@@ -19,7 +19,7 @@ import torch
 from safetensors.numpy import load_file, save
 
 from ssat_ray.config import ClusterConfig, RuntimeConfig
-from ssat_ray.runtime import Meter, board, use_threads
+from ssat_ray.runtime import Meter, board, keep_memory, use_threads
 from ssat_ray.selection import em, lloyd
 from ssat_ray.selection.clusters import Clusters, score_columns
 from ssat_ray.selection.drift import Reference
@@ -124,6 +124,7 @@ class ClusterActor:
 
     def __init__(self, task: Task, parts: list[int], frame: Frame, resident: bool) -> None:
         use_threads(1)
+        keep_memory()
         self.held, self.frame = Held(task.folder, parts), frame
         self._ids: Int64 | None = None
         self._points = [self._place(h) for h in self.held.embeddings()] if resident else None
