@@ -245,7 +245,7 @@ class ClusterConfig(Section):
 
     k: int | None = Field(None, ge=2, le=10_000, description="clusters; null: number of classes")
     sample_rows: Positive = Field(100_000, description="images the start is fitted on")
-    restarts: Positive = Field(10, description="k-means++ starts on the sample")
+    restarts: Positive = Field(20, description="k-means++ starts on the sample")
     iterations: Positive = Field(50, description="most Lloyd iterations of a start")
     refine_rows: int | None = Field(
         None, ge=1, description="images of the refinement; null: the whole pool"
