@@ -81,14 +81,14 @@ def assert_identical(expected: dict[str, bytes], found: dict[str, bytes], varian
 
 
 def test_actors_and_shards_change_no_bit(selections: Any, ray_here: None, tmp_path: Path) -> None:
-    """1, 2 and 4 actors, each with shards of another size; the last reads its embeddings from disk."""
+    """One actor, and two with shards of another size that read their embeddings from disk."""
     rows = ["lcs-km", "lcs-gmm"]
     first = Variant(actors=1, shard_rows=1_000)
     expected = results(selections, tmp_path / "0", 20_000, rows, first)
     assert len(expected) > 20
-    for i, variant in enumerate([Variant(2, 3_333), Variant(4, 2_777, resident_mib=1)], 1):
-        found = results(selections, tmp_path / str(i), 20_000, rows, variant)
-        assert_identical(expected, found, variant)
+    other = Variant(2, 3_333, resident_mib=1)
+    found = results(selections, tmp_path / "1", 20_000, rows, other)
+    assert_identical(expected, found, other)
 
 
 @pytest.mark.slow

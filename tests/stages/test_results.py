@@ -152,6 +152,8 @@ def published(tmp_path: Path, **changed: Any) -> Artefacts:
         if job.stage == "labelled":
             rows = {"labelled": 300, "validation": 700, "test": 20}
             record |= {"rows": rows, "num_classes": 10, "image_shape": [1, 8, 8]}
+        elif job.stage == "generate":
+            record |= {"rows": 10_000}
         elif job.stage == "train":
             record = {**TRAINED, **(changed if job.digest == odd else {})}
             if job.inputs.keys() & {"default"}:
@@ -175,6 +177,7 @@ def test_trainings_that_ended_at_the_limit_are_counted(tmp_path: Path) -> None:
         [True, False],
     ]
     assert results["rows"][0]["seconds_all_recipes"] == 130.0
+    assert results["data"]["pool_images"] == 10_000
     assert results["made_by"]["commits"] == [results["git_commit"] or "unknown"]
     assert len(results["made_by"]["machines"]) == 1
 
