@@ -80,6 +80,7 @@ def assert_identical(expected: dict[str, bytes], found: dict[str, bytes], varian
     assert not differing, f"{variant}: {differing}"
 
 
+@pytest.mark.slow
 def test_actors_and_shards_change_no_bit(selections: Any, ray_here: None, tmp_path: Path) -> None:
     """One actor, and two with shards of another size that read their embeddings from disk."""
     rows = ["lcs-km", "lcs-gmm"]

@@ -160,6 +160,7 @@ def test_stages_go_on_without_quarantined_shards(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_bad_shard_fails_the_run_and_keeps_finished_parts(
     selections: Any, ray_here: None, tmp_path: Path
 ) -> None:
