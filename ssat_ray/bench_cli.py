@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -22,40 +22,13 @@ Repeats = Annotated[int | None, typer.Option(help="measurements of each side; me
 Out = Annotated[Path | None, typer.Option(help="Markdown file to append the table to")]
 
 
-def _options(**given: int | None) -> dict[str, Any]:
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def _score(**options: Any) -> list[Comparison]:
-    from ssat_ray.bench import score
-
-    return score.run(**options)
-
-
-def _kmeans(**options: Any) -> list[Comparison]:
-    from ssat_ray.bench import kmeans
-
-    return kmeans.run(**options)
-
-
-def _gmm(**options: Any) -> list[Comparison]:
-    from ssat_ray.bench import gmm
-
-    return gmm.run(**options)
-
-
-def _select(**options: Any) -> list[Comparison]:
-    from ssat_ray.bench import select
-
-    return select.run(**options)
-
-
-BENCHES: dict[str, tuple[Callable[..., list[Comparison]], str]] = {
-    "score": (_score, "a pool of 20M images: `ssat score` against a bare loop over an array"),
-    "kmeans": (_kmeans, "Lloyd iterations against FAISS, inertia against scikit-learn"),
-    "gmm": (_gmm, "EM iterations and log-likelihood against scikit-learn"),
-    "select": (_select, "the choice among 100M scores against NumPy in memory"),
+BENCHES = {
+    "score": "a pool of 20M images: `ssat score` against a bare loop over an array",
+    "kmeans": "Lloyd iterations against FAISS, inertia against scikit-learn",
+    "gmm": "EM iterations and log-likelihood against scikit-learn",
+    "select": "the choice among 100M scores against NumPy in memory",
 }
+"""Modules of `ssat_ray.bench` with a `run`, imported where they are asked for."""
 
 
 def table(name: str, found: list[Comparison]) -> str:
@@ -81,7 +54,9 @@ def _run(name: str, rows: int | None, repeats: int | None, out: Path | None) -> 
     for option, value in (("rows", rows), ("repeats", repeats)):
         if value is not None and value < 1:
             raise UserError(f"--{option} {value}: must be at least 1.")
-    text = table(name, BENCHES[name][0](**_options(rows=rows, repeats=repeats)))
+    given = {"rows": rows, "repeats": repeats}
+    run = importlib.import_module(f"ssat_ray.bench.{name}").run
+    text = table(name, run(**{key: value for key, value in given.items() if value is not None}))
     print(text)
     if out is not None:
         with out.open("a", encoding="utf-8") as file:
@@ -96,7 +71,7 @@ def _command(name: str, about: str) -> None:
     bench.command(name)(command)
 
 
-for _name, (_, _about) in BENCHES.items():
+for _name, _about in BENCHES.items():
     _command(_name, _about)
 
 

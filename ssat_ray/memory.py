@@ -40,13 +40,13 @@ def shared_bytes() -> int:
 
 
 def _private_share(smaps_rollup: str) -> int:
-    """PSS without shared memory, in bytes, from the text of /proc/PID/smaps_rollup."""
+    """PSS without shared memory, in bytes, from /proc/PID/smaps_rollup; 0 from that of an ending process."""
     fields = {
         line.split(":")[0]: int(line.split()[1])
         for line in smaps_rollup.splitlines()[1:]
         if line.endswith("kB")
     }
-    return 1024 * (fields["Pss"] - fields.get("Pss_Shmem", 0))
+    return 1024 * (fields.get("Pss", 0) - fields.get("Pss_Shmem", 0))
 
 
 class MemoryWatch:

@@ -265,7 +265,7 @@ def estimate_lines(found: Estimate, measured: Measurements) -> list[str]:
     """The sums of an estimate, and what it rests on."""
     total = (
         f"{found.images:,} images: {duration(found.seconds)}, of which {duration(measured.session_seconds)} "
-        f"to start; at most {words.size(found.peak_bytes)}; {words.size(found.disk_bytes)} on disk"
+        f"start the program and Ray; at most {words.size(found.peak_bytes)}; {words.size(found.disk_bytes)} on disk"
     )
     more = {
         "{:.3g} GPU-hours": found.gpu_hours,

@@ -11,7 +11,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ssat_ray.memory import MemoryWatch, read_memory, session_memory, shared_bytes, summarise
+from ssat_ray.memory import (
+    MemoryWatch,
+    _private_share,
+    read_memory,
+    session_memory,
+    shared_bytes,
+    summarise,
+)
 
 MIB = 2**20
 
@@ -63,6 +70,12 @@ def test_a_series_survives_kills_and_goes_on(tmp_path: Path) -> None:
 
 def test_no_file_is_no_session(tmp_path: Path) -> None:
     assert read_memory(tmp_path / "none.jsonl") == []
+
+
+def test_an_ending_process_counts_nothing() -> None:
+    assert _private_share("") == 0
+    text = "55 - 7f rollup\nRss: 90 kB\nPss: 40 kB\nPss_Shmem: 10 kB\n"
+    assert _private_share(text) == 30 * 1024
 
 
 def test_quarters() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,6 +130,43 @@ def write_shard(folder: Folder | os.PathLike[str], index: int, shard: Shard) -> 
     entry = shard_entry(index, shard.ids, data)
     (folder if isinstance(folder, Folder) else Folder(folder)).write(entry["file"], data)
     return entry
+
+
+def write_shards(
+    folder: Folder | os.PathLike[str], shards: Iterable[Shard], rows: int
+) -> list[ShardEntry]:
+    """Write a stream of rows whose ids ascend as shards of `rows`, each as soon as it is full."""
+    return [write_shard(folder, i, shard) for i, shard in enumerate(recut(shards, rows))]
+
+
+def recut(shards: Iterable[Shard], rows: int) -> Iterator[Shard]:
+    """The same rows in shards of `rows`, the last one shorter.
+
+    Rows are copied into place as they come, and nothing refers to a shard that was given away: a shard is
+    in memory once.
+    """
+    filling: list[Shard] = []
+    used = 0
+    for shard in shards:
+        while len(shard.ids):
+            if not filling:
+                filling, used = [_empty_shard(rows, shard.images.shape[1:])], 0
+            piece = shard[: rows - used]
+            shard = shard[len(piece.ids) :]
+            place = slice(used, used + len(piece.ids))
+            filling[0].ids[place] = piece.ids
+            filling[0].images[place] = piece.images
+            filling[0].labels[place] = piece.labels
+            used += len(piece.ids)
+            if used == rows:
+                yield filling.pop()
+    if filling:
+        yield filling.pop()[:used]
+
+
+def _empty_shard(rows: int, shape: tuple[int, ...]) -> Shard:
+    images = np.empty((rows, *shape), np.uint8)
+    return Shard(np.empty(rows, np.int64), images, np.empty(rows, np.int64))
 
 
 def manifest(
@@ -300,33 +337,3 @@ class Pool:
     def load(self) -> Shard:
         """The whole pool in memory (small pools only)."""
         return Shard.concatenate(list(self))
-
-
-class ShardWriter:
-    """Cuts a stream of rows into shards of one size and writes each as soon as it is full."""
-
-    def __init__(
-        self, folder: Folder | os.PathLike[str], rows: int, entries: Sequence[ShardEntry] = ()
-    ) -> None:
-        self.folder = folder if isinstance(folder, Folder) else Folder(folder)
-        self.rows = rows
-        self.entries = list(entries)
-        self._waiting: list[Shard] = []
-        self._num_waiting = 0
-
-    def add(self, shard: Shard) -> None:
-        """Take rows whose ids follow those given before."""
-        while len(shard.ids):
-            taken = shard[: self.rows - self._num_waiting]
-            self._waiting.append(taken)
-            self._num_waiting += len(taken.ids)
-            shard = shard[len(taken.ids) :]
-            if self._num_waiting == self.rows:
-                self.flush()
-
-    def flush(self) -> None:
-        """Write what is waiting, if anything, as the next shard."""
-        if self._waiting:
-            whole = Shard.concatenate(self._waiting)
-            self.entries.append(write_shard(self.folder, len(self.entries), whole))
-            self._waiting, self._num_waiting = [], 0

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ssat_ray.data.folder import Folder
 from ssat_ray.data.importers.base import DamagedFile, Joined
 from ssat_ray.data.journal import Journal, Note, clear_scratch
-from ssat_ray.data.pool import MANIFEST, Pool, Shard, ShardEntry, encode_shard, shard_entry
+from ssat_ray.data.pool import MANIFEST, Pool, Shard, ShardEntry, encode_shard, recut, shard_entry
 from ssat_ray.data.prefetch import prefetch
 from ssat_ray.errors import UserError
 
@@ -123,7 +123,7 @@ class PoolWriter:
         """Cut into shards, write each, note it."""
         first = self._num_before + len(self.journal.notes)
         with (
-            contextlib.closing(prefetch(_recut(shards, self.shard_rows), 1)) as whole,
+            contextlib.closing(prefetch(recut(shards, self.shard_rows), 1)) as whole,
             contextlib.closing(prefetch(_encoded(whole), 1)) as ready,
         ):
             for index, (ids, max_label, data) in enumerate(ready, first):
@@ -147,36 +147,6 @@ class PoolWriter:
                 f"{self.folder}: {what} could not be written: {error.strerror or error}. Shards written so "
                 "far are kept; make room (or permit writing) and run the same command again."
             ) from error
-
-
-def _recut(shards: Iterator[Shard], rows: int) -> Iterator[Shard]:
-    """The same rows in shards of `rows`, the last one shorter.
-
-    Rows are copied into place as they come, and nothing refers to a shard that was given away: a shard is
-    in memory once.
-    """
-    filling: list[Shard] = []
-    used = 0
-    for shard in shards:
-        while len(shard.ids):
-            if not filling:
-                filling, used = [_empty_shard(rows, shard.images.shape[1:])], 0
-            piece = shard[: rows - used]
-            shard = shard[len(piece.ids) :]
-            place = slice(used, used + len(piece.ids))
-            filling[0].ids[place] = piece.ids
-            filling[0].images[place] = piece.images
-            filling[0].labels[place] = piece.labels
-            used += len(piece.ids)
-            if used == rows:
-                yield filling.pop()
-    if filling:
-        yield filling.pop()[:used]
-
-
-def _empty_shard(rows: int, shape: tuple[int, ...]) -> Shard:
-    images = np.empty((rows, *shape), np.uint8)
-    return Shard(np.empty(rows, np.int64), images, np.empty(rows, np.int64))
 
 
 def _encoded(shards: Iterator[Shard]) -> Iterator[tuple[NDArray[np.int64], int, bytes]]:

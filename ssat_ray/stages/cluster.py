@@ -17,7 +17,7 @@ from ssat_ray.stages.embed import EmbeddingActor
 from ssat_ray.stages.held import hold
 from ssat_ray.stages.parts import Note, record_of, run_parts
 from ssat_ray.stages.refine import refine
-from ssat_ray.stages.shards import Pools, quarantined
+from ssat_ray.stages.shards import Pools
 from ssat_ray.store import Job
 
 _SAMPLE_STREAM = 0x53414D504C45
@@ -41,9 +41,7 @@ class KeepActor(EmbeddingActor):
 
 
 def _finish(task: Task, notes: list[Note], context: StageContext) -> dict[str, Any]:
-    pools, bad = Pools(task), quarantined(notes)
-    rows = sum(note["rows"] for note in notes) + sum(shard["rows"] for shard in bad)
-    assert rows == pools.num_images, f"{task.job.label}: read {rows} of {pools.num_images} images"
+    read = Pools(task).account(task.job.label, notes)
     kept = sum(note["kept"] for note in notes)
     k = task.job.config["cluster"]["k"] or record_of(task, "labelled")["num_classes"]
     if kept < k:
@@ -72,9 +70,8 @@ def _finish(task: Task, notes: list[Note], context: StageContext) -> dict[str, A
     written = task.write(cluster_files(tensors, about))
     return {
         **record,
+        **read,
         "bytes_written": written,
-        "bytes_read": pools.num_bytes,
-        **({"quarantined": bad} if bad else {}),
     }
 
 

@@ -15,6 +15,7 @@ from ssat_ray.provenance import git_commit, machine
 from ssat_ray.report.words import ATTACKS, STAGES, machine_name, short_commit
 from ssat_ray.stages.base import Task
 from ssat_ray.stages.evaluate import read_flags
+from ssat_ray.stages.shards import left_out_warnings
 from ssat_ray.store import Job, Store
 
 SCHEMA = 1
@@ -93,6 +94,7 @@ def build_results(artefacts: Artefacts) -> Record:
             *_limits(rows, config["train"]["max_steps"]),
             *_world_sizes(rows),
             *_mixture(made_by),
+            *left_out_warnings((j.label, artefacts.record_of(j)) for j in artefacts.unique_jobs),
         ],
         "rows": rows,
         "stages": [_stage(artefacts, job) for job in artefacts.unique_jobs],

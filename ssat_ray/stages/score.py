@@ -15,7 +15,7 @@ from ssat_ray.selection.table import ScoreTable, encode
 from ssat_ray.stages.base import Stage, StageContext, Task
 from ssat_ray.stages.embed import EmbeddingActor
 from ssat_ray.stages.parts import Note, run_parts
-from ssat_ray.stages.shards import Pools, quarantined
+from ssat_ray.stages.shards import Pools
 from ssat_ray.store import Job, write_atomic
 
 SCORERS = {
@@ -70,21 +70,11 @@ def score_shard(
 
 
 def _finish(task: Task, notes: list[Note], context: StageContext) -> dict[str, Any]:
-    pools, bad = Pools(task), quarantined(notes)
-    rows = sum(note["rows"] for note in notes)
-    left_out = sum(shard["rows"] for shard in bad)
-    assert rows + left_out == pools.num_images, (
-        f"{task.job.label}: scored {rows} of {pools.num_images} images, {left_out} left out"
-    )
-    record: dict[str, Any] = {
-        "bytes_written": sum(n["bytes"] for n in notes),
-        "bytes_read": pools.num_bytes,
-    }
-    if bad:
-        record["quarantined"] = bad
+    record = Pools(task).account(task.job.label, notes)
+    record["bytes_written"] = sum(note["bytes"] for note in notes)
     saturated = [note["saturated"] for note in notes if "saturated" in note]
     if saturated:
-        record["posterior_saturation"] = sum(saturated) / rows
+        record["posterior_saturation"] = sum(saturated) / sum(note["rows"] for note in notes)
     return record
 
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import ray
 
 from ssat_ray.config import SelectConfig
-from ssat_ray.data.pool import MANIFEST, ShardWriter, image_hash, manifest, rows_a_shard
+from ssat_ray.data.pool import MANIFEST, Shard, image_hash, manifest, rows_a_shard, write_shards
 from ssat_ray.errors import UserError
 from ssat_ray.runtime import Meter, board, use_threads
 from ssat_ray.selection.choose import REASONS, Choice, DegenerateScoreError, Ranking, choose
@@ -118,10 +118,8 @@ class _PoolRows:
             yield {name: found[name] for name in columns}
 
 
-def _write(task: Task, pools: Pools, choice: Choice, retries: int) -> dict[str, Any]:
-    """The chosen images as a pool, the ids with their reasons, and what to record of them."""
-    first = pools.pools[0]
-    writer = ShardWriter(task.folder, rows_a_shard(first.shape))
+def _chosen(task: Task, pools: Pools, choice: Choice, retries: int) -> Iterator[Shard]:
+    """The chosen rows of each shard that has some."""
     posts, taken = board(), 0
     for part in range(len(pools)):
         entry = pools.entry(part)
@@ -135,17 +133,24 @@ def _write(task: Task, pools: Pools, choice: Choice, retries: int) -> dict[str, 
                 )
             rows = np.searchsorted(shard.ids, choice.ids[start:stop])
             assert np.array_equal(shard.ids[rows], choice.ids[start:stop])
-            writer.add(shard[rows])
             taken += len(rows)
+            yield shard[rows]
         posts.post.remote(task.job.label, taken, len(choice.ids), "images")
-    writer.flush()
+
+
+def _write(task: Task, pools: Pools, choice: Choice, retries: int) -> dict[str, Any]:
+    """The chosen images as a pool, the ids with their reasons, and what to record of them."""
+    first = pools.pools[0]
+    chosen = _chosen(task, pools, choice, retries)
+    entries = write_shards(task.folder, chosen, rows_a_shard(first.shape))
+    taken = sum(entry["rows"] for entry in entries)
     assert taken == len(choice.ids), f"{len(choice.ids)} chosen, {taken} found in the pool"
     buffer = io.BytesIO()
     reasons = pa.DictionaryArray.from_arrays(pa.array(choice.reason), pa.array(REASONS))
     pq.write_table(pa.table({"id": choice.ids, "reason": reasons}), buffer)
     write_atomic(task.folder / TABLE, buffer.getvalue())
     classes = max(pool.num_classes for pool in pools.pools)
-    text = manifest([writer.entries], first.image_shape, classes)
+    text = manifest([entries], first.image_shape, classes)
     write_atomic(task.folder / MANIFEST, text)
     return {
         "rows": taken,
@@ -153,7 +158,7 @@ def _write(task: Task, pools: Pools, choice: Choice, retries: int) -> dict[str, 
         "cut": choice.cut if math.isfinite(choice.cut) else None,
         "tied_at_cut": choice.num_tied_at_cut,
         "duplicates": choice.num_duplicates,
-        "bytes_written": sum(e["bytes"] for e in writer.entries),
+        "bytes_written": sum(e["bytes"] for e in entries),
         "bytes_read": pools.num_bytes,
     }
 

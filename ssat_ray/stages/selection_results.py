@@ -9,6 +9,7 @@ from ssat_ray.data.pool import Pool
 from ssat_ray.memory import summarise
 from ssat_ray.provenance import git_commit, machine
 from ssat_ray.selection.clusters import describe
+from ssat_ray.stages.shards import left_out_warnings
 from ssat_ray.store import Job, Store
 
 SCHEMA = 1
@@ -76,7 +77,9 @@ def selection_results(
         "sessions": sessions,
         "memory": summarise(sessions),
         "total_wall_seconds": max(_stage_seconds(records), _session_seconds(sessions)),
-        "warnings": [],
+        "warnings": left_out_warnings(
+            (job.label, records[digest]) for digest, job in unique.items()
+        ),
     }
 
 

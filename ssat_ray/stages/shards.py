@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from ssat_ray.data.pool import Pool, Shard, ShardEntry
@@ -77,10 +77,29 @@ class Pools:
             )
         return None, {QUARANTINED: {"file": entry["file"], "rows": entry["rows"], "reason": reason}}
 
+    def account(self, label: str, notes: list[dict[str, Any]]) -> dict[str, Any]:
+        """What to record of a job that read every shard: bytes, and the shards left out, if any.
 
-def quarantined(notes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The shards that the notes of a job's parts say were left out."""
-    return [note[QUARANTINED] for note in notes if QUARANTINED in note]
+        Every image must be in a part's rows or in a shard left out.
+        """
+        bad = [note[QUARANTINED] for note in notes if QUARANTINED in note]
+        rows, left_out = sum(n["rows"] for n in notes), sum(shard["rows"] for shard in bad)
+        assert rows + left_out == self.num_images, (
+            f"{label}: {rows} of {self.num_images} images, {left_out} left out"
+        )
+        return {"bytes_read": self.num_bytes, **({QUARANTINED: bad} if bad else {})}
+
+
+def left_out_warnings(records: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:
+    """A sentence for each record, given with its job's label, that left shards out."""
+    found = []
+    for label, record in records:
+        bad = record.get(QUARANTINED, [])
+        if bad:
+            shards = "1 shard" if len(bad) == 1 else f"{len(bad):,} shards"
+            images = sum(shard["rows"] for shard in bad)
+            found.append(f"{label}: {shards} with {images:,} images could not be read, left out")
+    return found
 
 
 def generation(name: str) -> int:

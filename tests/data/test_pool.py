@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import json
 from pathlib import Path
 
@@ -15,11 +16,11 @@ from ssat_ray.data.pool import (
     MANIFEST,
     Pool,
     Shard,
-    ShardWriter,
     encode_shard,
     image_hash,
     manifest,
     write_shard,
+    write_shards,
 )
 from ssat_ray.errors import UserError
 
@@ -192,15 +193,13 @@ def test_shards_whose_ids_do_not_follow_are_refused(tmp_path: Path) -> None:
 )
 def test_a_stream_is_cut_into_shards_of_one_size(tmp_path_factory, sizes, rows) -> None:
     folder, whole = tmp_path_factory.mktemp("stream"), _shard(sum(sizes), (2, 3, 1))
-    writer, start = ShardWriter(folder, rows), 0
-    for size in sizes:
-        writer.add(whole[start : start + size])
-        start += size
-    writer.flush()
-    found = [entry["rows"] for entry in writer.entries]
+    starts = np.cumsum([0, *sizes])
+    pieces = (whole[a:b] for a, b in itertools.pairwise(starts))
+    entries = write_shards(folder, pieces, rows)
+    found = [entry["rows"] for entry in entries]
     assert sum(found) == sum(sizes) and all(n == rows for n in found[:-1])
     if found:
-        (folder / MANIFEST).write_text(manifest([writer.entries], (1, 2, 3), 10))
+        (folder / MANIFEST).write_text(manifest([entries], (1, 2, 3), 10))
         _assert_equal(Pool(folder).load(), whole)
 
 

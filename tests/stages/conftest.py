@@ -16,7 +16,7 @@ import torch
 from ssat_ray import pipeline, runtime
 from ssat_ray.config import Config, RuntimeConfig
 from ssat_ray.data.labelled import LabelledSet
-from ssat_ray.data.pool import MANIFEST, Pool, Shard, ShardWriter, manifest
+from ssat_ray.data.pool import MANIFEST, Pool, Shard, manifest, write_shards
 from ssat_ray.data.synth import SynthSource, synth
 from ssat_ray.loading import load_config
 from ssat_ray.models.files import load_classifier
@@ -109,13 +109,13 @@ class Selections:
 
     def pool(self, folder: Path, num_images: int, shard_rows: int) -> Path:
         """The first `num_images` of the synthetic pool, in shards of `shard_rows`."""
-        writer = ShardWriter(folder, shard_rows)
-        for first in range(0, num_images, shard_rows):
-            ids = np.arange(first, min(first + shard_rows, num_images))
-            images, labels = synth(self.source, ids, 0)
-            writer.add(Shard(ids, images, labels))
-        writer.flush()
-        (folder / MANIFEST).write_text(manifest([writer.entries], (1, 8, 8), 10))
+        pieces = (
+            np.arange(first, min(first + shard_rows, num_images))
+            for first in range(0, num_images, shard_rows)
+        )
+        shards = (Shard(ids, *synth(self.source, ids, 0)) for ids in pieces)
+        entries = write_shards(folder, shards, shard_rows)
+        (folder / MANIFEST).write_text(manifest([entries], (1, 8, 8), 10))
         return folder
 
     def selection(self, root: Path, pool: Path, *settings: str) -> Selection:

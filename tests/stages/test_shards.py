@@ -16,7 +16,7 @@ from ssat_ray.errors import UserError
 from ssat_ray.stages.base import Task
 from ssat_ray.stages.parts import NOTES
 from ssat_ray.stages.select import TABLE
-from ssat_ray.stages.shards import Pools
+from ssat_ray.stages.shards import Pools, left_out_warnings
 from ssat_ray.store import Job
 
 ROWS = 5
@@ -48,6 +48,28 @@ def alter(path: Path) -> None:
 
 def shard_file(pool: Path, index: int) -> Path:
     return Path(Pool(pool).shard_path(index))
+
+
+def test_every_image_is_in_a_part_or_left_out(tmp_path: Path) -> None:
+    pools = pools_of("quarantine", pool=make_pool(tmp_path))
+    bad = {"file": "shard-00001.parquet", "rows": ROWS, "reason": "altered"}
+    whole = {"rows": ROWS}
+    assert pools.account("score", [whole] * 3) == {"bytes_read": pools.num_bytes}
+    record = pools.account("score", [whole, {"rows": 0, "quarantined": bad}, whole])
+    assert record["quarantined"] == [bad]
+    with pytest.raises(AssertionError, match="score: 10 of 15 images, 0 left out"):
+        pools.account("score", [whole] * 2)
+
+
+def test_what_was_left_out_is_said_of_every_job() -> None:
+    bad = {"file": "a", "rows": 1_500, "reason": "altered"}
+    found = left_out_warnings(
+        [("score", {"quarantined": [bad]}), ("select", {}), ("x", {"quarantined": [bad] * 2})]
+    )
+    assert found == [
+        "score: 1 shard with 1,500 images could not be read, left out",
+        "x: 2 shards with 3,000 images could not be read, left out",
+    ]
 
 
 def test_shards_are_numbered_through_the_generations_in_order(tmp_path: Path) -> None:
