@@ -19,7 +19,7 @@ from ssat_ray.selection.clusters import describe, load_clusters
 from ssat_ray.selection.gmm import GaussianMixture
 from ssat_ray.selection.points import Frame
 from ssat_ray.selection.scores import random_score
-from ssat_ray.stages.refine import KMEANS_BITS
+from ssat_ray.stages.cluster_actors import KMEANS_BITS
 from ssat_ray.store import Job, Store
 
 MOST_STEPS = 200

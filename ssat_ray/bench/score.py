@@ -13,13 +13,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ssat_ray.bench.measure import Comparison
+from ssat_ray.config import Config
 from ssat_ray.errors import RunFailed
+from ssat_ray.loading import load_config
 
 PRESET = "scale-100m"
 MODELS: dict[str, tuple[dict[str, Any], float]] = {
@@ -33,6 +36,8 @@ MODELS: dict[str, tuple[dict[str, Any], float]] = {
 """Configuration of each model, and the least share of the bare loop's rate that the project promises."""
 BARE_IMAGES, SWEEP_IMAGES = 1_000_000, 200_000
 """In memory in a measurement of the bare loop, and in the search for its threads and batch size."""
+AGREEMENT_IMAGES = 500_000
+"""Of which the preset's share of boundary images is taken twice, by float32 and by bf16 embeddings."""
 THREADS, BATCHES = [1, 2], [2048, 4096, 16384]
 
 
@@ -46,6 +51,8 @@ def run(
     """One line a model.
 
     Seconds of the bare loop are for `rows` images, extrapolated from `BARE_IMAGES` or the whole pool.
+    Noted too: the share of the boundary images (lowest scores) of float32 embeddings that bf16 finds as
+    well, with the same clusters, among the pool's first `AGREEMENT_IMAGES`.
 
     Args:
         rows: images of the pool.
@@ -84,6 +91,7 @@ def _compare(name: str, rows: int, repeats: int, bare_repeats: int, folder: Path
     notes = {
         "images/s": f"{rows / statistics.median(ours):,.0f} against {rows / statistics.median(bare):,.0f}",
         "bare": f"{about['threads']} threads, batches of {about['batch']}",
+        "boundary images common to float32 and bf16": f"{_in_process('agreement', folder, overrides)['share']:.1%}",
     }
     return Comparison(f"score {rows:,} images, {name}", ours, bare, bar, notes)
 
@@ -104,14 +112,75 @@ def _ssat(verb: str, folder: Path, overrides: list[str]) -> None:
 def _bare(
     folder: Path, overrides: list[str], threads: list[int], batches: list[int], images: int
 ) -> dict[str, Any]:
-    """The best bare loop in a process of its own: seconds an image, its threads and batch size."""
+    """The best bare loop: seconds an image, its threads and batch size."""
     settings = {"threads": threads, "batches": batches, "num_images": images}
-    command = [sys.executable, "-m", "ssat_ray.bench.score", str(folder), json.dumps(settings)]
-    done = subprocess.run([*command, *overrides], capture_output=True, text=True, check=False)
+    return _in_process("bare_loop", folder, overrides, **settings)
+
+
+def _in_process(
+    function: str, folder: Path, overrides: list[str], **settings: Any
+) -> dict[str, Any]:
+    """What a function of this module returns in a fresh process."""
+    options = [function, str(folder), json.dumps(settings), *overrides]
+    command = [sys.executable, "-m", "ssat_ray.bench.score", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RunFailed(f"the bare loop failed: {done.stderr.strip()[-500:]}")
+        raise RunFailed(f"{function} failed: {done.stderr.strip()[-500:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """What both loops of this module need of a run: its first images, model and centroids."""
+
+    config: Config
+    images: np.ndarray
+    model: Any
+    centroids: np.ndarray
+
+
+def _setup(folder: Path, overrides: list[str], num_images: int) -> _Setup:
+    from ssat_ray.data.pool import Pool, Shard
+    from ssat_ray.models.files import load_classifier
+    from ssat_ray.plan import build_plan
+    from ssat_ray.selection.clusters import load_clusters
+    from ssat_ray.store import Store
+
+    config = load_config(PRESET, overrides)
+    jobs, store = build_plan(config).jobs, Store(folder / "store")
+    parts, count = [], 0
+    for shard in Pool(store.folder(jobs["lcs-km", 0, "pool"])):
+        parts.append(shard)
+        count += len(shard.ids)
+        if count >= num_images:
+            break
+    images = np.ascontiguousarray(Shard.concatenate(parts).images[:num_images])
+    model = load_classifier(store.folder(jobs["lcs-km", 0, "intermediate"]))
+    centroids = load_clusters(store.folder(jobs["lcs-km", 0, "cluster"]))
+    assert isinstance(centroids, np.ndarray)
+    return _Setup(config, images, model, centroids)
+
+
+def agreement(
+    folder: Path, overrides: list[str], num_images: int = AGREEMENT_IMAGES
+) -> dict[str, Any]:
+    """Share of the lowest scores' images that float32 and bf16 embeddings have in common."""
+    from ssat_ray.models.embedding import Embedder
+    from ssat_ray.selection.clusters import score_columns
+
+    setup = _setup(folder, overrides, num_images)
+    select = setup.config.select
+    count = round(select.ratio * select.boundary_fraction * len(setup.images))
+    chosen = []
+    for precision in ("float32", "bf16"):
+        embedder = Embedder(setup.model, setup.config.embed.layer, precision)
+        scores = [
+            score_columns(h, logits, setup.centroids)["score"]
+            for _, h, logits in embedder.blocks(setup.images)
+        ]
+        chosen.append(np.argsort(np.concatenate(scores), kind="stable")[:count])
+    return {"share": len(np.intersect1d(chosen[0], chosen[1])) / count}
 
 
 def bare_loop(
@@ -120,29 +189,11 @@ def bare_loop(
     """Time the bare loop with every number of threads and batch size; the fastest counts."""
     import torch
 
-    from ssat_ray.data.pool import Pool, Shard
-    from ssat_ray.loading import load_config
-    from ssat_ray.models.files import load_classifier
-    from ssat_ray.plan import build_plan
-    from ssat_ray.selection.clusters import load_clusters
-    from ssat_ray.store import Store
-
-    config = load_config(PRESET, overrides)
-    jobs, store = build_plan(config).jobs, Store(folder / "store")
-    pool = Pool(store.folder(jobs["lcs-km", 0, "pool"]))
-    parts, count = [], 0
-    for shard in pool:
-        parts.append(shard)
-        count += len(shard.ids)
-        if count >= num_images:
-            break
-    images = np.ascontiguousarray(Shard.concatenate(parts).images[:num_images])
-    model: Any = load_classifier(store.folder(jobs["lcs-km", 0, "intermediate"]))
-    model = model.to(torch.bfloat16)
+    setup = _setup(folder, overrides, num_images)
+    images, layer = setup.images, setup.config.embed.layer
+    model = setup.model.to(torch.bfloat16)
     model.logits.float()  # as in the product, what follows the pooling is float32
-    found = load_clusters(store.folder(jobs["lcs-km", 0, "cluster"]))
-    assert isinstance(found, np.ndarray)
-    centroids = torch.from_numpy(found)
+    centroids = torch.from_numpy(setup.centroids)
     half = 0.5 * centroids.square().sum(1)
 
     @torch.inference_mode()
@@ -151,7 +202,7 @@ def bare_loop(
         for i in range(0, limit, batch):
             x = torch.from_numpy(images[i : i + batch]).permute(0, 3, 1, 2)
             x = (x.to(torch.bfloat16) / 255).contiguous(memory_format=torch.channels_last)
-            h, _ = model.embed_with_logits(x, config.embed.layer)
+            h, _ = model.embed_with_logits(x, layer)
             h = h.float()
             near = torch.addmm(half, h, centroids.t(), beta=1, alpha=-1)
             top = (2 * near + h.square().sum(1, keepdim=True)).clamp_(min=0).sqrt_()
@@ -171,4 +222,6 @@ def bare_loop(
 
 
 if __name__ == "__main__":
-    print(json.dumps(bare_loop(Path(sys.argv[1]), sys.argv[3:], **json.loads(sys.argv[2]))))
+    function, place, options, *given = sys.argv[1:]
+    measure = bare_loop if function == bare_loop.__name__ else agreement
+    print(json.dumps(measure(Path(place), given, **json.loads(options))))

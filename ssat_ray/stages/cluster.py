@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from ssat_ray.selection.clusters import cluster_files
 from ssat_ray.selection.gmm import GaussianMixture
 from ssat_ray.selection.scores import random_score
 from ssat_ray.stages.base import Stage, StageContext, Task
+from ssat_ray.stages.cluster_actors import ClusterActors
 from ssat_ray.stages.embed import EmbeddingActor
 from ssat_ray.stages.held import hold
 from ssat_ray.stages.parts import Note, record_of, run_parts
@@ -40,7 +42,9 @@ class KeepActor(EmbeddingActor):
         return {"rows": len(shard.ids), "of_rows": pools.num_images, "kept": len(rows)}
 
 
-def _finish(task: Task, notes: list[Note], context: StageContext) -> dict[str, Any]:
+def _finish(
+    actors: ClusterActors, task: Task, notes: list[Note], context: StageContext
+) -> dict[str, Any]:
     read = Pools(task).account(task.job.label, notes)
     kept = sum(note["kept"] for note in notes)
     k = task.job.config["cluster"]["k"] or record_of(task, "labelled")["num_classes"]
@@ -51,7 +55,8 @@ def _finish(task: Task, notes: list[Note], context: StageContext) -> dict[str, A
         )
     try:
         parts = [part for part, note in enumerate(notes) if note["kept"]]
-        clusters, about, record = refine(task, parts, k, context.runtime)
+        resident_bytes = context.runtime.resident_mib * 2**20
+        clusters, about, record = refine(task, parts, k, resident_bytes, actors)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, ValueError):
             raise UserError(f"{task.job.label}: {error.cause}") from error
@@ -77,7 +82,8 @@ def _finish(task: Task, notes: list[Note], context: StageContext) -> dict[str, A
 
 def run(jobs: list[Job], context: StageContext) -> None:
     shards = [len(Pools.of(job, context)) for job in jobs]
-    run_parts(KeepActor, jobs, shards, _finish, context)
+    with ClusterActors(context.runtime.actors) as actors:
+        run_parts(KeepActor, jobs, shards, partial(_finish, actors), context)
 
 
 STAGE = Stage("cluster", 2, run)

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -112,36 +112,45 @@ def run_parts(
         )
         shutil.rmtree(task.folder / NOTES)
 
+    ended = [index for index, parts in waiting.items() if not parts]
+    for index, part in _stream(actor, tasks, num_parts, waiting, context.runtime):
+        waiting[index].discard(part)
+        if not waiting[index]:
+            ended.append(index)
+    # Only now, when the actors are gone: what `finish` starts has their CPUs.
+    for index in ended:
+        complete(index)
+
+
+def _stream(
+    actor: type[PartActor],
+    tasks: list[Task],
+    num_parts: list[int],
+    waiting: dict[int, set[int]],
+    runtime: RuntimeConfig,
+) -> Iterator[tuple[int, int]]:
+    """Jobs and parts as the actors finish them."""
     items = [{"task": i, "part": p} for i, parts in waiting.items() for p in sorted(parts)]
-    for index, parts in waiting.items():
-        if not parts:
-            complete(index)
     if not items:
         return
-    ended: list[int] = []
     stream = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         actor,
-        fn_constructor_args=(tasks, num_parts, context.runtime),
+        fn_constructor_args=(tasks, num_parts, runtime),
         batch_size=1,
         num_cpus=1,
-        num_gpus=context.runtime.gpus_per_actor if actor.on_gpu else 0,
-        compute=ray.data.ActorPoolStrategy(size=min(context.runtime.actors, len(items))),
+        num_gpus=runtime.gpus_per_actor if actor.on_gpu else 0,
+        compute=ray.data.ActorPoolStrategy(size=min(runtime.actors, len(items))),
     )
     try:
         for row in stream.iter_rows():
-            index = int(row["task"])
-            waiting[index].discard(int(row["part"]))
-            if not waiting[index]:
-                ended.append(index)
+            yield int(row["task"]), int(row["part"])
     except (RayTaskError, ray.exceptions.RayError) as error:
         fault = _FAULT.search(str(error))
         if fault:
             raise UserError(fault[1].strip()) from error
         last = str(error).strip().splitlines()[-1]
-        raise RunFailed(f"{jobs[0].stage}: an actor failed: {last}") from error
-    del stream  # the actors go, so what `finish` runs has their CPUs
-    for index in ended:
-        complete(index)
+        stage = tasks[0].job.stage
+        raise RunFailed(f"{stage}: an actor failed: {last}") from error
 
 
 def read_note(task: Task, part: int) -> Note:

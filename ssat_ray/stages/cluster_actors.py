@@ -1,0 +1,240 @@
+"""Actors that fit clusters on a sample of embeddings and hold embeddings for the refinement (Ray actors)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from ssat_ray.config import ClusterConfig
+from ssat_ray.runtime import Meter, keep_memory, release_memory, use_threads
+from ssat_ray.selection import em, lloyd
+from ssat_ray.selection.clusters import Clusters, score_columns
+from ssat_ray.selection.drift import Reference
+from ssat_ray.selection.gmm import GaussianMixture, fit_gmm
+from ssat_ray.selection.kmeans import fit_kmeans
+from ssat_ray.selection.points import Frame
+from ssat_ray.selection.scores import Array, Float32, Int64
+from ssat_ray.stages.base import Task
+from ssat_ray.stages.held import Held
+
+KMEANS_BITS = 24
+_GROUP_ROWS = 1 << 15
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What one actor holds of a job: the embeddings of some parts, as points of a frame.
+
+    Args:
+        resident: points stay in memory; otherwise each call reads the embeddings from their files.
+    """
+
+    task: Task
+    parts: list[int]
+    frame: Frame
+    resident: bool
+
+
+@dataclass(frozen=True)
+class Start:
+    """Clusters of the sample in the frame's coordinates, and what they took.
+
+    Attributes:
+        peak_pss: of the process, bytes.
+    """
+
+    frame: Frame
+    clusters: Clusters
+    seconds: float
+    peak_pss: int
+
+
+class HeldPoints:
+    """The points of a holding and their statistics."""
+
+    def __init__(self, holding: Holding) -> None:
+        self.frame = holding.frame
+        self._held = Held(holding.task.folder, holding.parts)
+        self._ids: Int64 | None = None
+        self._points: list[torch.Tensor] | None = None
+        if holding.resident:
+            self._points = [self._place(h) for h in self._held.embeddings()]
+        self._assigned: list[lloyd.LloydPoints] = []
+
+    def _place(self, h: Array) -> torch.Tensor:
+        return self.frame.points(np.asarray(h, np.float32))
+
+    def _groups(self) -> Iterator[torch.Tensor]:
+        """Points in tensors: of a part each if they are resident, otherwise of bounded size."""
+        if self._points is not None:
+            return iter(self._points)
+        return (
+            self._place(h[i : i + _GROUP_ROWS])
+            for h in self._held.embeddings()
+            for i in range(0, len(h), _GROUP_ROWS)
+        )
+
+    def lloyd(self, centroids: Float32) -> lloyd.LloydStatistics:
+        if self._points is None:
+            grid = self.frame.grid
+            return total(lloyd.lloyd_statistics(x, centroids, grid) for x in self._groups())
+        if not self._assigned:
+            k = len(centroids)
+            self._assigned = [lloyd.LloydPoints(x, self.frame.grid, k) for x in self._points]
+        return total(points.statistics(centroids) for points in self._assigned)
+
+    def em(self, mixture: GaussianMixture) -> em.EMStatistics:
+        return total(em.em_statistics(x, mixture, self.frame.grid) for x in self._groups())
+
+    def farthest(self, centroids: Float32, count: int) -> list[tuple[float, int, Float32]]:
+        if self._ids is None:
+            self._ids = self._held.ids()
+        found, first = [], 0
+        for x in self._groups():
+            ids = self._ids[first : first + len(x)]
+            found += lloyd.farthest(x, ids, centroids, count)
+            first += len(x)
+        return lloyd.best(found, count)
+
+
+@ray.remote(num_cpus=1, max_restarts=8, max_task_retries=8)
+class ClusterActor:
+    """Works for the stage's jobs one after another.
+
+    Every call says what it is about: an actor that holds another job, or was just restarted, reads the
+    embeddings again.
+    """
+
+    def __init__(self) -> None:
+        use_threads(1)
+        keep_memory()
+        self._holding: tuple[Any, HeldPoints] | None = None
+
+    def ready(self) -> None:
+        """Returns once the process is up."""
+
+    def start(self, task: Task, parts: list[int], k: int) -> Start:
+        """Clusters of a job's sample."""
+        config = ClusterConfig(**task.job.config["cluster"])
+        with Meter() as meter:
+            sample = Held(task.folder, parts).sample(config.sample_rows)
+            clusters: Clusters
+            if task.job.params["method"] == "kmeans":
+                import faiss
+
+                faiss.omp_set_num_threads(1)
+                fit = fit_kmeans(
+                    sample,
+                    k,
+                    restarts=config.restarts,
+                    iterations=config.iterations,
+                    seed=task.seed,
+                )
+                frame = Frame.fit(sample, bits=KMEANS_BITS)
+                clusters = (fit.centroids - frame.mean).astype(np.float32)
+            else:
+                mixture = fit_gmm(
+                    sample,
+                    k,
+                    covariance=config.covariance,
+                    pca_dims=config.pca_dims,
+                    seed=task.seed,
+                )
+                frame = em.mixture_frame(sample, mixture)
+                clusters = em.into_frame(mixture, frame)
+        return Start(frame, clusters, meter.seconds, meter.peak_pss)
+
+    def ask(self, holding: Holding, method: str, *args: Any) -> Any:
+        """What a method of the points held returns."""
+        key = (holding.task.folder, holding.parts)
+        if self._holding is None or self._holding[0] != key:
+            self.let_go()
+            self._holding = key, HeldPoints(holding)
+        return getattr(self._holding[1], method)(*args)
+
+    def let_go(self) -> int:
+        """Free what is held; PSS of the process before, bytes."""
+        with Meter() as meter:
+            pass
+        self._holding = None
+        release_memory()
+        return meter.peak_pss
+
+    def reference(self, task: Task, parts: list[int], clusters: Clusters) -> Reference:
+        """What the sample looks like under the clusters, for later comparison with new shards."""
+        config = ClusterConfig(**task.job.config["cluster"])
+        sample = Held(task.folder, parts).sample(config.sample_rows)
+        columns = score_columns(sample, np.empty((0, 0)), clusters)
+        if isinstance(clusters, GaussianMixture):
+            k, width = clusters.means.shape
+            return Reference.from_rows(columns, k, width=width)
+        return Reference.from_rows(columns, len(clusters))
+
+
+class ClusterActors:
+    """The actors of one `cluster` stage: started when first needed, killed at the end of the `with` block.
+
+    Args:
+        count: most actors; one CPU each.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._actors: list[Any] = []
+
+    def __enter__(self) -> ClusterActors:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for actor in self._actors:
+            ray.kill(actor)
+
+    def wait(self) -> None:
+        """Start the actors unless they run, and wait until they answer."""
+        if not self._actors:
+            self._actors = [ClusterActor.remote() for _ in range(self._count)]  # type: ignore[attr-defined]
+        ray.get([actor.ready.remote() for actor in self._actors])
+
+    def start(self, task: Task, parts: list[int], k: int) -> Start:
+        """Clusters of a job's sample, from one actor."""
+        found: Start = ray.get(self._actors[0].start.remote(task, parts, k))
+        return found
+
+    def reference(self, task: Task, parts: list[int], clusters: Clusters) -> Reference:
+        """The sample under the clusters, from one actor."""
+        found: Reference = ray.get(self._actors[0].reference.remote(task, parts, clusters))
+        return found
+
+    def share(self, task: Task, parts: list[int], frame: Frame, resident: bool) -> list[Holding]:
+        """The job's parts dealt out among the actors that get any."""
+        count = min(self._count, len(parts))
+        return [Holding(task, parts[i::count], frame, resident) for i in range(count)]
+
+    def ask(self, holdings: list[Holding], method: str, *args: Any) -> list[Any]:
+        """What a method of `HeldPoints` returns for each holding."""
+        shared = [ray.put(argument) for argument in args]
+        found: list[Any] = ray.get(
+            [
+                actor.ask.remote(holding, method, *shared)
+                for actor, holding in zip(self._actors, holdings, strict=False)
+            ]
+        )
+        return found
+
+    def let_go(self) -> int:
+        """Have all free what they hold; the sum of their PSS before, bytes."""
+        return sum(ray.get([actor.let_go.remote() for actor in self._actors]))
+
+
+def total(found: Iterable[Any]) -> Any:
+    """The sum of statistics of one kind, in a copy: what Ray delivers is read-only."""
+    summed = None
+    for statistics in found:
+        summed = copy.deepcopy(statistics) if summed is None else summed.merge(statistics)
+    return summed
