@@ -16,7 +16,7 @@ import torch
 from ssat_ray.selection.exact import Grid
 from ssat_ray.selection.scores import Array, Float64
 
-_BLOCK_BYTES = 4 << 20
+_BLOCK_BYTES = 8 << 20
 _MIN_BLOCK_ROWS, _MAX_BLOCK_ROWS = 256, 4096
 _HEADROOM = 2.0
 

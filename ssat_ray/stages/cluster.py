@@ -86,4 +86,4 @@ def run(jobs: list[Job], context: StageContext) -> None:
         run_parts(KeepActor, jobs, shards, partial(_finish, actors), context)
 
 
-STAGE = Stage("cluster", 2, run)
+STAGE = Stage("cluster", 3, run)

@@ -48,5 +48,5 @@ def test_blocks_have_one_shape_and_cover_all_rows() -> None:
 
 def test_block_rows_bound_the_memory() -> None:
     assert block_rows(100) == 4096
-    assert block_rows(4096) == 1024
+    assert block_rows(4096) == 2048
     assert block_rows(10_000 * 4) == 256
