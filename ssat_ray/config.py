@@ -44,17 +44,33 @@ class DataConfig(Section):
         return self
 
 
-class ModelConfig(Section):
-    """The classifier: `preact-small`, or `package.module:factory` for your own."""
+ARCHITECTURES = (
+    r"preact-small|wrn-\d+-\d+(-silu|-relu)|preact-resnet-18(-silu|-relu)|resnet(18|34|50|101|152)"
+)
 
-    name: str = Field("preact-small", pattern=r"^(preact-small|[\w.]+:\w+)$")
+
+class ModelConfig(Section):
+    """The classifier: one of ours by name, or `package.module:factory` for your own."""
+
+    name: str = Field(
+        "preact-small",
+        pattern=rf"^({ARCHITECTURES}|[\w.]+:\w+)$",
+        description="preact-small, wrn-28-10-silu, preact-resnet-18-relu, resnet18 or alike, or an "
+        "import path",
+    )
     widths: tuple[Positive, ...] = Field(
-        (32, 64, 128), min_length=1, strict=False, description="channels by group"
+        (32, 64, 128), min_length=1, strict=False, description="preact-small: channels by group"
     )
     strides: tuple[Positive, ...] = Field(
-        (1, 2, 2), strict=False, description="stride of each group's first block"
+        (1, 2, 2), strict=False, description="preact-small: stride of each group's first block"
     )
-    blocks: Positive = Field(1, description="residual blocks in a group")
+    blocks: Positive = Field(1, description="preact-small: residual blocks in a group")
+    mean: tuple[float, ...] = Field(
+        (0.5,), min_length=1, strict=False, description="of the input: one number, or one a channel"
+    )
+    std: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (0.5,), min_length=1, strict=False, description="of the input, likewise"
+    )
 
     @model_validator(mode="after")
     def _one_stride_a_width(self) -> ModelConfig:

@@ -19,7 +19,7 @@ from ssat_ray.costs import MOST_STEPS, Probe, Sizes, take_apart
 from ssat_ray.data.pool import rows_a_shard
 from ssat_ray.estimate import Measurements
 from ssat_ray.memory import MemoryWatch, read_memory, session_memory, shared_bytes
-from ssat_ray.models.classifiers import num_flops
+from ssat_ray.models.base import num_flops
 from ssat_ray.models.embedding import Embedder
 from ssat_ray.models.registry import build_classifier
 from ssat_ray.plan import STAGES, build_plan

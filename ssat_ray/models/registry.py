@@ -9,7 +9,9 @@ from torch import nn
 
 from ssat_ray.config import ModelConfig
 from ssat_ray.errors import UserError
-from ssat_ray.models.classifiers import PreActResNet
+from ssat_ray.models.preact_resnet import PreActResNet18
+from ssat_ray.models.preact_small import PreActSmall
+from ssat_ray.models.wide_resnet import WideResNet
 
 
 def build_classifier(
@@ -18,25 +20,49 @@ def build_classifier(
     """A freshly initialised classifier, channels-last, its weights a function of `seed`.
 
     Args:
-        config: `preact-small`, or an import path to `factory(in_channels, num_classes)`, which returns a
-            module with `forward(x) -> logits` and `embed_with_logits(x, layer) -> (embedding, logits)`.
+        config: a name, or an import path to `factory(in_channels, num_classes)`, which returns a module
+            with `forward(x) -> logits` and `embed_with_logits(x, layer) -> (embedding, logits)`.
         image_shape: (C, H, W).
 
     Raises:
-        UserError: the import path does not lead to such a factory.
+        UserError: the import path does not lead to such a factory, or the name or scale makes no model.
     """
+    channels = image_shape[0]
+    for field in ("mean", "std"):
+        if len(getattr(config, field)) not in (1, channels):
+            raise UserError(
+                f"model.{field} has {len(getattr(config, field))} numbers, the images {channels} "
+                "channel(s); give one number, or one a channel."
+            )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if config.name == "preact-small":
-            model: nn.Module = PreActResNet(
-                image_shape[0], num_classes, config.widths, config.strides, config.blocks
-            )
-        else:
-            model = _imported(config.name)(image_shape[0], num_classes)
+        model = _built(config, channels, num_classes)
     for method in ("forward", "embed_with_logits"):
         if not callable(getattr(model, method, None)):
             raise UserError(f"model.name={config.name}: its module has no method {method}().")
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def _built(config: ModelConfig, channels: int, num_classes: int) -> nn.Module:
+    scale = {"mean": config.mean, "std": config.std}
+    kind, *rest = config.name.split("-")
+    if config.name == "preact-small":
+        return PreActSmall(
+            channels, num_classes, config.widths, config.strides, config.blocks, **scale
+        )
+    if kind == "wrn":
+        try:
+            return WideResNet(channels, num_classes, int(rest[0]), int(rest[1]), rest[2], **scale)
+        except ValueError as error:
+            raise UserError(f"model.name={config.name}: {error}.") from error
+    if kind == "preact":
+        return PreActResNet18(channels, num_classes, rest[-1], **scale)
+    if ":" not in config.name:
+        from ssat_ray.models.torchvision_resnet import SmallImageResNet  # slow, and seldom needed
+
+        return SmallImageResNet(channels, num_classes, int(kind.removeprefix("resnet")), **scale)
+    own: nn.Module = _imported(config.name)(channels, num_classes)
+    return own
 
 
 def _imported(path: str):  # type: ignore[no-untyped-def]

@@ -25,7 +25,7 @@ from ssat_ray.config import (
 )
 from ssat_ray.data.batches import epoch_indices, generator, interleave, random_shift
 from ssat_ray.data.labelled import unit_float
-from ssat_ray.models.classifiers import num_flops
+from ssat_ray.models.base import num_flops
 from ssat_ray.models.ema import EMA
 from ssat_ray.training.schedule import PlateauRule, fixed_lr_factor, set_lr
 from ssat_ray.training.state import load_state, save_state

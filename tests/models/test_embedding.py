@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from ssat_ray.models.classifiers import PreActResNet
 from ssat_ray.models.embedding import BLOCK_ROWS, Embedder
+from ssat_ray.models.preact_small import PreActSmall
 
 
 @pytest.fixture(scope="module")
-def model() -> PreActResNet:
+def model() -> PreActSmall:
     torch.manual_seed(0)
-    net = PreActResNet(1, 10, (8, 16), (2, 2)).eval().requires_grad_(False)
+    net = PreActSmall(1, 10, (8, 16), (2, 2)).eval().requires_grad_(False)
     return net.to(memory_format=torch.channels_last)
 
 
@@ -22,7 +22,7 @@ def _images(count: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("layer", ["pooled", "logits", "unpooled"])
-def test_float32_is_the_models_forward(model: PreActResNet, layer: str) -> None:
+def test_float32_is_the_models_forward(model: PreActSmall, layer: str) -> None:
     images = _images(BLOCK_ROWS + 100)
     h, logits = Embedder(model, layer)(images)
     x = torch.from_numpy(images.astype(np.float32) / 255).permute(0, 3, 1, 2)
@@ -33,7 +33,7 @@ def test_float32_is_the_models_forward(model: PreActResNet, layer: str) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_a_row_has_the_same_bits_anywhere(model: PreActResNet, precision: str) -> None:
+def test_a_row_has_the_same_bits_anywhere(model: PreActSmall, precision: str) -> None:
     embedder = Embedder(model, "pooled", precision)
     images = _images(2 * BLOCK_ROWS + 17)
     h, logits = embedder(images)
@@ -43,7 +43,7 @@ def test_a_row_has_the_same_bits_anywhere(model: PreActResNet, precision: str) -
     assert moved_logits.tobytes() == logits[rows].tobytes()
 
 
-def test_bf16_is_close_and_not_rounded_to_bf16(model: PreActResNet) -> None:
+def test_bf16_is_close_and_not_rounded_to_bf16(model: PreActSmall) -> None:
     images = _images(500)
     exact, _ = Embedder(model, "pooled")(images)
     found, logits = Embedder(model, "pooled", "bf16")(images)
@@ -52,6 +52,6 @@ def test_bf16_is_close_and_not_rounded_to_bf16(model: PreActResNet) -> None:
     assert (rounded != logits).mean() > 0.9
 
 
-def test_no_rows_keep_the_widths(model: PreActResNet) -> None:
+def test_no_rows_keep_the_widths(model: PreActSmall) -> None:
     h, logits = Embedder(model, "pooled")(_images(0))
     assert h.shape == (0, 16) and logits.shape == (0, 10)

@@ -8,7 +8,7 @@ import torch
 
 from ssat_ray.config import ModelConfig
 from ssat_ray.errors import UserError
-from ssat_ray.models.classifiers import PreActResNet
+from ssat_ray.models.preact_small import PreActSmall
 from ssat_ray.models.registry import build_classifier
 
 SMALL = ModelConfig(widths=(4, 8), strides=(1, 2), blocks=1)
@@ -71,7 +71,7 @@ def test_the_configuration_decides_the_shape() -> None:
     model = build_classifier(
         ModelConfig(widths=(4, 6, 8), strides=(1, 1, 2), blocks=2), (3, 8, 8), 5, 0
     )
-    assert isinstance(model, PreActResNet)
+    assert isinstance(model, PreActSmall)
     assert [len(group) for group in model.layer] == [2, 2, 2]
     assert [group[-1].conv_1.out_channels for group in model.layer] == [4, 6, 8]
     assert [group[0].conv_0.stride[0] for group in model.layer] == [1, 1, 2]
@@ -94,7 +94,7 @@ def test_an_import_path_leads_to_your_own_model(own: str) -> None:
     ("name", "parts"),
     [
         ("no_such_package_at_all:factory", ["no_such_package_at_all", "cannot be imported"]),
-        ("ssat_ray.models.classifiers:Nothing", ["Nothing", "cannot be imported"]),
+        ("ssat_ray.models.preact_small:Nothing", ["Nothing", "cannot be imported"]),
         ("ssat_ray.models.nothing:f", ["ssat_ray.models.nothing", "cannot be imported"]),
     ],
 )

@@ -1,20 +1,21 @@
-"""The PreActResNet against a forward written out by hand, its layers, gradients and cost."""
+"""The PreActSmall against a forward written out by hand, its layers, gradients and cost."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssat_ray.models.classifiers import LAYERS, PreActBlock, PreActResNet, num_flops
+from ssat_ray.models.base import LAYERS, num_flops
+from ssat_ray.models.preact_small import PreActBlock, PreActSmall
 
 
-def _net(**changes: object) -> PreActResNet:
+def _net(**changes: object) -> PreActSmall:
     torch.manual_seed(0)
     options = {"widths": (4, 8), "strides": (1, 2), "blocks": 2, **changes}
-    return PreActResNet(1, 3, **options)
+    return PreActSmall(1, 3, **options)
 
 
-def _scramble(net: PreActResNet) -> PreActResNet:
+def _scramble(net: PreActSmall) -> PreActSmall:
     """Statistics and affine parameters that differ from the identity."""
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -73,7 +74,7 @@ def test_shapes_of_the_three_layers() -> None:
     shapes = {layer: tuple(net.embed(x, layer).shape) for layer in LAYERS}
     assert shapes == {"pooled": (6, 8), "logits": (6, 3), "unpooled": (6, 8 * 4 * 4)}
     assert net.features(x).shape == (6, 8, 4, 4)
-    colour = PreActResNet(3, 7, (4,), (1,)).eval()
+    colour = PreActSmall(3, 7, (4,), (1,)).eval()
     assert colour(torch.rand(2, 3, 9, 11)).shape == (2, 7)
     assert net.embed(x).shape == (6, 8), "pooled is the default"
 

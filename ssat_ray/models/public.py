@@ -1,0 +1,88 @@
+"""Checkpoints as others publish and load them: one file of `torch.save`, whatever is wrapped around it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssat_ray.errors import UserError
+
+_INPUT_SCALE = ("mean", "std", "mu", "sigma")
+"""Buffers of wrappers that scale the input; here the model's configuration says how."""
+
+
+def load_public(model: nn.Module, path: Path) -> None:
+    """Put the weights of a published checkpoint into `model`.
+
+    The state dict may lie in a dictionary under any name (`model_state_dict`, `state_dict` ...), and its
+    keys may have any prefix (`module.`, `model.0.`, `_orig_mod.` ...). Nothing in the file is executed.
+
+    Raises:
+        UserError: the file is no checkpoint that torch loads with `weights_only`, or keys or shapes differ.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file makes torch's unpickler raise almost anything
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{path} is no checkpoint that loads with weights_only: {reason}"
+        ) from error
+    wanted = model.state_dict()
+    state = _matching(content, set(wanted))
+    if state is None:
+        raise UserError(
+            f"{path} has no weights of this model: no key ends with {next(iter(wanted))!r}; "
+            f"it has {_some(_tensors(content))}. Is model.name right?"
+        )
+    extra = [k for k in state if k not in wanted and k.split(".")[-1] not in _INPUT_SCALE]
+    missing = [key for key in wanted if key not in state]
+    other = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(wanted[key].shape)}"
+        for key in wanted
+        if key in state and state[key].shape != wanted[key].shape
+    ]
+    faults = (("lacks", missing), ("has the unknown", extra), ("has", other))
+    found = [f"{what} {_some(keys)}" for what, keys in faults if keys]
+    if found:
+        raise UserError(f"{path} {'; '.join(found)}. Is model.name right?")
+    model.load_state_dict({key: state[key] for key in wanted})
+
+
+def _matching(content: Any, wanted: set[str]) -> dict[str, Tensor] | None:
+    """The dictionary of tensors, anywhere in the content, that has most of the keys after one prefix."""
+    best: tuple[int, dict[str, Tensor]] = (0, {})
+    last = min(wanted, key=lambda key: (key.count("."), key))
+    for tensors in _dictionaries(content):
+        for prefix in {key[: -len(last)] for key in tensors if key.endswith(last)}:
+            if prefix and not prefix.endswith("."):
+                continue
+            state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            common = len(wanted & state.keys())
+            if common > best[0]:
+                best = (common, state)
+    return best[1] if best[0] else None
+
+
+def _dictionaries(content: Any) -> list[dict[str, Tensor]]:
+    if not isinstance(content, dict):
+        return []
+    tensors = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    nested = [found for value in content.values() for found in _dictionaries(value)]
+    return ([tensors] if tensors else []) + nested
+
+
+def _tensors(content: Any) -> list[str]:
+    return [key for tensors in _dictionaries(content) for key in tensors]
+
+
+def _some(keys: list[str], count: int = 3) -> str:
+    shown = ", ".join(keys[:count]) or "no tensors"
+    return shown if len(keys) <= count else f"{shown} and {len(keys) - count} more"
+
+
+def save_public(model: nn.Module, path: Path) -> None:
+    """Write the model's state dict alone, as RobustBench loads it."""
+    torch.save({key: value.detach().cpu() for key, value in model.state_dict().items()}, path)
