@@ -27,6 +27,7 @@ BENCHES = {
     "kmeans": "Lloyd iterations against FAISS, inertia against scikit-learn",
     "gmm": "EM iterations and log-likelihood against scikit-learn",
     "select": "the choice among 100M scores against NumPy in memory",
+    "step": "a TRADES-10 training step against the textbook's",
 }
 """Modules of `ssat_ray.bench` with a `run`, imported where they are asked for."""
 

@@ -172,6 +172,16 @@ def victims(kill: Kill, driver: psutil.Process, worked: set[int]) -> list[psutil
     return sorted(found, key=lambda process: process.pid)
 
 
+def workers(driver: psutil.Process) -> list[psutil.Process]:
+    """All processes of the session but Ray's agents, which do no work and outlive it by a minute."""
+    found = []
+    for process in driver.children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "Agent" not in process.cmdline()[0]:
+                found.append(process)
+    return found
+
+
 def strike(
     kill: Kill, process: subprocess.Popen[bytes], store: Store, oracle: Oracle, rng: random.Random
 ) -> dict[str, Any]:
@@ -188,7 +198,7 @@ def strike(
                 break
         time.sleep(0.01)
     victim = rng.choice(targets)
-    session = driver.children(recursive=True) if kill.process is None else [victim]
+    session = workers(driver) if kill.process is None else [victim]
     done, total = progress(kill, folder, oracle)
     victim.kill()
     seconds = time.perf_counter() - begun
