@@ -27,6 +27,8 @@ _GROUP_ROWS = 1 << 13
 make squares that overflow there, and raise, before any other sum is rounded."""
 _NEGLIGIBLE = -60.0
 """Log-responsibility that rounds to 0: far lower ones would be denormal numbers, which are slow."""
+_LEAST_LOG_LIKELIHOOD = -(2.0**15)
+"""Nats that count for a point that is less likely: a group's sum then fits LOG_LIKELIHOODS."""
 _FLOAT32_PRECISION_SUM = 2.0**14
 _SQUARE_UNITS = 2.0**7
 """Smallest variance, in units of the rounded squares, that they leave accurate to half a percent."""
@@ -40,9 +42,10 @@ class EMStatistics:
         mass: sum r, (k,).
         first: sum r x, (k, p).
         second: sum r x^2 (k, p) for 'diag'; sum r x x^T (k, p, p) for 'full'; sum x x^T (p, p) for 'tied'.
-        log_likelihood: sum log p(x), nats.
+        log_likelihood: sum log p(x), nats, each at least -32,768.
         rows: number of points.
-        rest: what rounding took from the squares in `second`, (k, p), where that matters.
+        rest: what rounding took from the terms of `second`, in its shape: always for 'full', for 'diag'
+            where it matters.
     """
 
     mass: ExactSum
@@ -132,7 +135,7 @@ def em_statistics(points: torch.Tensor, mixture: GaussianMixture, grid: Grid) ->
     total = ExactSum((), LOG_LIKELIHOODS)
     log_joint = _Diagonal(mixture, squares.unit) if kind == "diag" else _Dense(mixture)
     rest = None
-    if isinstance(log_joint, _Diagonal) and log_joint.narrow:
+    if kind == "full" or (isinstance(log_joint, _Diagonal) and log_joint.narrow):
         rest = ExactSum(shape, RESPONSIBILITIES.times(Grid(2 * grid.exponent, grid.bits)))
     r = torch.empty(num_components, log_joint.rows, dtype=torch.float64)
     x, square = torch.empty(2, log_joint.rows, width, dtype=torch.float64)
@@ -159,9 +162,12 @@ def em_statistics(points: torch.Tensor, mixture: GaussianMixture, grid: Grid) ->
             elif kind == "tied":
                 add_product(seconds, x[:real].t(), x[:real])
             else:
-                for target, r_j in zip(seconds, r, strict=True):
-                    add_product(target, grid.round(r_j[:, None] * x).t(), x)
-            log_p = top.add_(norm.log_())[:real].double()
+                for target, left, r_j in zip(seconds, rests, r, strict=True):
+                    torch.mul(r_j[:, None], x, out=square)
+                    rounded = grid.round(square)
+                    add_product(target, rounded.t(), x)
+                    add_product(left, square.sub_(rounded).t(), x)
+            log_p = top.add_(norm.log_())[:real].double().clamp_(min=_LEAST_LOG_LIKELIHOOD)
             likelihood += float(LOG_LIKELIHOODS.round_(log_p).sum())
         mass.add(masses)
         first.add(firsts)
@@ -250,9 +256,9 @@ def update(
     means = found.first.value() / mass[:, None]
     reg = np.ldexp(reg_covar, -2 * frame.exponents)
     second = found.second.value()
+    if found.rest is not None:
+        second = second + found.rest.value()
     if mixture.covariance_type == "diag":
-        if found.rest is not None:
-            second = second + found.rest.value()
         spread = second / mass[:, None] - np.square(means)
         covariances = np.maximum(spread, 0) + reg  # rounding may leave a collapsed one below 0
     elif mixture.covariance_type == "tied":

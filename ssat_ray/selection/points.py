@@ -8,7 +8,7 @@ not depend on which actor holds which rows.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -73,6 +73,23 @@ class Frame:
         """(n, d) embeddings -> (n, p) float32 on the grid, the same bits for a row in any batch."""
         # NumPy asks for huge pages, torch does not: clearing small ones takes longer than the rest.
         out = torch.from_numpy(np.empty((len(h), self.width), np.float32))
+        for rows, x in self._coordinates(h):
+            out[rows] = self.grid.round_(x)[: rows.stop - rows.start]
+        return out
+
+    def largest(self, h: Array) -> float:
+        """The largest coordinate of (n, d) embeddings before rounding, without its sign; 0 if n = 0."""
+        found = 0.0
+        for rows, x in self._coordinates(h):
+            found = max(found, float(x[: rows.stop - rows.start].abs().max()))
+        return found
+
+    def covering(self, largest: float) -> Frame:
+        """The same coordinates on the finest grid of as many bits that reaches `largest`."""
+        return replace(self, grid=Grid.for_values(largest, self.grid.bits))
+
+    def _coordinates(self, h: Array) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Rows and their float64 coordinates, in blocks of one shape that are overwritten."""
         scale = torch.from_numpy(np.ldexp(1.0, -self.exponents))
         mean = torch.from_numpy(self.mean)
         components = None if self.components is None else torch.from_numpy(self.components.copy())
@@ -84,8 +101,7 @@ class Frame:
                 x = (components @ x.t()).t()
             if self.exponents.any():
                 x = x.mul_(scale)
-            out[rows] = self.grid.round_(x)[: rows.stop - rows.start]
-        return out
+            yield rows, x
 
 
 def block_rows(row_bytes: int) -> int:

@@ -60,6 +60,11 @@ def _finish(
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, ValueError):
             raise UserError(f"{task.job.label}: {error.cause}") from error
+        if isinstance(error.cause, OverflowError):
+            raise UserError(
+                f"{task.job.label}: embeddings lie more than a thousand times as far from the mean as "
+                "any of the sample. Find what is wrong with these images, or raise cluster.sample_rows."
+            ) from error
         raise
     about = {
         "method": task.job.params["method"],

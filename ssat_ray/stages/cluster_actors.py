@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import ray
@@ -32,13 +32,14 @@ class Holding:
     """What one actor holds of a job: the embeddings of some parts, as points of a frame.
 
     Args:
-        resident: points stay in memory; otherwise each call reads the embeddings from their files.
+        where: points stay in memory as float32; or the embeddings do as they are stored, and each call
+            makes points of them; or each call reads them from their files.
     """
 
     task: Task
     parts: list[int]
     frame: Frame
-    resident: bool
+    where: Literal["points", "embeddings", "files"]
 
 
 @dataclass(frozen=True)
@@ -63,20 +64,24 @@ class HeldPoints:
         self._held = Held(holding.task.folder, holding.parts)
         self._ids: Int64 | None = None
         self._points: list[torch.Tensor] | None = None
-        if holding.resident:
+        self._embeddings: Callable[[], Iterable[Array]] = self._held.embeddings
+        if holding.where == "points":
             self._points = [self._place(h) for h in self._held.embeddings()]
+        elif holding.where == "embeddings":
+            read = [np.array(h) for h in self._held.embeddings()]
+            self._embeddings = lambda: read
         self._assigned: list[lloyd.LloydPoints] = []
 
     def _place(self, h: Array) -> torch.Tensor:
         return self.frame.points(np.asarray(h, np.float32))
 
     def _groups(self) -> Iterator[torch.Tensor]:
-        """Points in tensors: of a part each if they are resident, otherwise of bounded size."""
+        """Points in tensors: of a part each if they are kept, otherwise of bounded size."""
         if self._points is not None:
             return iter(self._points)
         return (
             self._place(h[i : i + _GROUP_ROWS])
-            for h in self._held.embeddings()
+            for h in self._embeddings()
             for i in range(0, len(h), _GROUP_ROWS)
         )
 
@@ -150,6 +155,10 @@ class ClusterActor:
                 clusters = em.into_frame(mixture, frame)
         return Start(frame, clusters, meter.seconds, meter.peak_pss)
 
+    def largest(self, task: Task, parts: list[int], frame: Frame) -> float:
+        """The largest coordinate of these parts' embeddings in a frame."""
+        return max(frame.largest(h) for h in Held(task.folder, parts).embeddings())
+
     def ask(self, holding: Holding, method: str, *args: Any) -> Any:
         """What a method of the points held returns."""
         key = (holding.task.folder, holding.parts)
@@ -206,15 +215,31 @@ class ClusterActors:
         found: Start = ray.get(self._actors[0].start.remote(task, parts, k))
         return found
 
+    def largest(self, task: Task, parts: list[int], frame: Frame) -> float:
+        """The largest coordinate of the job's embeddings in a frame, from all actors."""
+        count = min(self._count, len(parts))
+        dealt = zip(self._actors, (parts[i::count] for i in range(count)), strict=False)
+        return max(ray.get([actor.largest.remote(task, part, frame) for actor, part in dealt]))
+
     def reference(self, task: Task, parts: list[int], clusters: Clusters) -> Reference:
         """The sample under the clusters, from one actor."""
         found: Reference = ray.get(self._actors[0].reference.remote(task, parts, clusters))
         return found
 
-    def share(self, task: Task, parts: list[int], frame: Frame, resident: bool) -> list[Holding]:
-        """The job's parts dealt out among the actors that get any."""
+    def share(self, task: Task, parts: list[int], frame: Frame, most_bytes: int) -> list[Holding]:
+        """The job's parts dealt out among the actors that get any.
+
+        Args:
+            most_bytes: of embeddings that all actors together may keep in memory.
+        """
+        held = Held(task.folder, parts)
+        where: Literal["points", "embeddings", "files"] = "files"
+        if held.point_bytes(frame.width) <= most_bytes:
+            where = "points"
+        elif held.num_bytes <= most_bytes:
+            where = "embeddings"
         count = min(self._count, len(parts))
-        return [Holding(task, parts[i::count], frame, resident) for i in range(count)]
+        return [Holding(task, parts[i::count], frame, where) for i in range(count)]
 
     def ask(self, holdings: list[Holding], method: str, *args: Any) -> list[Any]:
         """What a method of `HeldPoints` returns for each holding."""

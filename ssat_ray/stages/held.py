@@ -45,8 +45,12 @@ class Held:
 
     @property
     def num_bytes(self) -> int:
-        """Of the embeddings as float32."""
-        return sum(4 * h.size for h in self.embeddings())
+        """Of the embeddings as they are stored."""
+        return sum(h.nbytes for h in self.embeddings())
+
+    def point_bytes(self, width: int) -> int:
+        """Of float32 points of this width made of them."""
+        return sum(4 * width * len(h) for h in self.embeddings())
 
     def sample(self, rows: int) -> Float32:
         """The `rows` embeddings with the lowest order, by id: (rows, d), or all if there are fewer.

@@ -25,7 +25,6 @@ from ssat_ray.selection.points import Frame
 from ssat_ray.selection.scores import Array, Float32
 from ssat_ray.stages.base import Task
 from ssat_ray.stages.cluster_actors import ClusterActors, total
-from ssat_ray.stages.held import Held
 from ssat_ray.stages.parts import NOTES
 from ssat_ray.store import write_atomic
 
@@ -91,13 +90,16 @@ def refine(
         state = State.load(path, config.covariance)
     else:
         found = actors.start(task, parts, k)
-        state = State(found.frame, found.clusters, seconds=found.seconds)
+        frame = found.frame
+        if isinstance(found.clusters, GaussianMixture):
+            # Squares must not overflow the grid, whatever the sample left out.
+            frame = frame.covering(actors.largest(task, parts, frame))
+        state = State(frame, found.clusters, seconds=found.seconds)
         state.save(path)
         peak, fitted = found.peak_pss, found.seconds
     before = state.seconds
     startup = time.perf_counter()
-    resident = Held(task.folder, parts).num_bytes <= resident_bytes
-    holdings = actors.share(task, parts, state.frame, resident)
+    holdings = actors.share(task, parts, state.frame, resident_bytes)
     posts = board()
 
     def checkpoint(clusters: Clusters, history: tuple[float, ...]) -> None:

@@ -39,6 +39,20 @@ def start(covariance: str, pca: int | None) -> GaussianMixture:
     return fit_gmm(H[:1500], K, covariance=covariance, pca_dims=pca, restarts=1, max_iter=3)
 
 
+def scikit(mixture: GaussianMixture, **settings: Any) -> ScikitMixture:
+    """Scikit-learn's, about to start from this mixture."""
+    kind = mixture.covariance_type
+    covariances = mixture.covariances
+    return ScikitMixture(
+        len(mixture.weights),
+        covariance_type=kind,
+        means_init=mixture.means,
+        weights_init=mixture.weights,
+        precisions_init=1 / covariances if kind == "diag" else np.linalg.inv(covariances),
+        **settings,
+    )
+
+
 CASES = [(c, p) for c in ("diag", "tied", "full") for p in (None, 5)]
 
 
@@ -59,23 +73,58 @@ def test_statistics_do_not_depend_on_sharding(covariance: str, pca: int | None) 
     assert total.rows == whole.rows == ROWS
     for name in ("mass", "first", "second", "log_likelihood"):
         np.testing.assert_array_equal(getattr(total, name).value(), getattr(whole, name).value())
-    assert (total.rest is None) == (covariance != "diag")
+    assert (total.rest is None) == (covariance == "tied")
     if total.rest is not None and whole.rest is not None:
         np.testing.assert_array_equal(total.rest.value(), whole.rest.value())
 
 
-def test_a_coordinate_that_is_constant_in_a_cluster_keeps_its_small_variance() -> None:
+@pytest.mark.parametrize("covariance", ["diag", "full"])
+def test_a_coordinate_that_is_constant_in_a_cluster_keeps_its_small_variance(
+    covariance: str,
+) -> None:
     """Units that are dead for a class: the variance is `reg_covar`, however far the constant lies."""
     rng = np.random.default_rng(3)
     h = rng.normal(0, 1, (4_000, 3)).astype(np.float32)
     h[:2_000] += np.float32(9)
     h[:2_000, 2] = 0.7371
-    mixture = fit_gmm(h, 2, covariance="diag", seed=0)
+    mixture = fit_gmm(h, 2, covariance=covariance, seed=0)
     frame = mixture_frame(h, mixture)
     found = em_statistics(frame.points(h), into_frame(mixture, frame), frame.grid)
     updated = out_of_frame(update(found, into_frame(mixture, frame), frame, 1e-6), frame)
     dead = int(updated.means[:, 0].argmax())
-    assert updated.covariances[dead, 2] == pytest.approx(1e-6, rel=1e-3)
+    variances = updated.covariances[dead]
+    variance = variances[2] if covariance == "diag" else variances[2, 2]
+    assert variance == pytest.approx(1e-6, rel=1e-3)
+
+
+@pytest.mark.parametrize("covariance", ["diag", "tied", "full"])
+@pytest.mark.parametrize(("scale", "constant"), [(1, 0.7371), (10, 2.0), (10, 7.371), (100, 73.71)])
+def test_dead_units_converge_as_in_scikit_learn(
+    covariance: str, scale: float, constant: float
+) -> None:
+    rng = np.random.default_rng(5)
+    h = rng.normal(size=(4_000, 4)) + 4 * rng.integers(0, 2, (4_000, 1))
+    h *= scale
+    h[h[:, 0] > 2 * scale, 3] = constant
+    h = h.astype(np.float32)
+    mixture = fit_gmm(h[:500], 2, covariance=covariance, restarts=1, max_iter=2)
+    reference = scikit(mixture, max_iter=100, tol=1e-7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        reference.fit(h.astype(np.float64))
+    frame = mixture_frame(h, mixture)
+    points = frame.points(h)
+    found, history = refine(
+        lambda current: em_statistics(points, current, frame.grid),
+        into_frame(mixture, frame),
+        frame,
+        iterations=100,
+        tolerance=1e-7,
+        reg_covar=1e-6,
+    )
+    assert (np.diff(history) > -1e-3).all()
+    difference = out_of_frame(found, frame).log_likelihood - reference.score(h.astype(np.float64))
+    assert abs(difference) < 1e-3
 
 
 @pytest.mark.parametrize(("covariance", "pca"), CASES)
@@ -93,18 +142,7 @@ def test_em_is_that_of_scikit_learn(covariance: str, pca: int | None) -> None:
     y = H.astype(np.float64)
     if pca is not None:
         y = (y - mixture.pca_mean) @ mixture.pca_components.T
-    precision = (
-        1 / mixture.covariances if covariance == "diag" else np.linalg.inv(mixture.covariances)
-    )
-    reference = ScikitMixture(
-        K,
-        covariance_type=covariance,
-        means_init=mixture.means,
-        weights_init=mixture.weights,
-        precisions_init=precision,
-        max_iter=8,
-        tol=0,
-    )
+    reference = scikit(mixture, max_iter=8, tol=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         reference.fit(y)
@@ -112,6 +150,23 @@ def test_em_is_that_of_scikit_learn(covariance: str, pca: int | None) -> None:
     assert abs(fitted.log_likelihood - reference.score(y)) < 1e-4
     np.testing.assert_allclose(fitted.means, reference.means_, atol=2e-3)
     np.testing.assert_allclose(fitted.weights, reference.weights_, atol=1e-3)
+
+
+@pytest.mark.parametrize("covariance", ["diag", "tied", "full"])
+def test_rows_far_beyond_the_sample(covariance: str) -> None:
+    """A unit that is all but dead in the sample: only a grid that covers all rows can hold its squares."""
+    h = H.copy()
+    h[:1500, 0], h[7, 0], h[5000, 0] = 0, 0.01, 200
+    mixture = fit_gmm(h[:1500], K, covariance=covariance, restarts=1, max_iter=3)
+    frame = mixture_frame(h[:1500], mixture)
+    inside = into_frame(mixture, frame)
+    with pytest.raises(OverflowError):
+        em_statistics(frame.points(h), inside, frame.grid)
+    frame = frame.covering(frame.largest(h))
+    found = em_statistics(frame.points(h), inside, frame.grid)
+    assert found.first.value().sum(0)[0] == pytest.approx(
+        frame.points(h).double()[:, 0].sum().item(), rel=1e-3
+    )
 
 
 def test_a_mixture_survives_the_change_of_coordinates() -> None:

@@ -50,3 +50,19 @@ def test_block_rows_bound_the_memory() -> None:
     assert block_rows(100) == 4096
     assert block_rows(4096) == 2048
     assert block_rows(10_000 * 4) == 256
+
+
+@pytest.mark.parametrize("num_components", [None, 2])
+def test_the_largest_coordinate_does_not_depend_on_the_split(num_components: int | None) -> None:
+    h = np.random.default_rng(4).normal(size=(9_000, 5)).astype(np.float32) * [1, 2, 3, 4, 50]
+    axes = None if num_components is None else np.linalg.qr(np.ones((5, 5)) + np.eye(5))[0][:2]
+    frame = Frame.fit(h[:100], bits=21, scaled=True, components=axes)
+    x = h.astype(np.float64) - frame.mean
+    x = (x if axes is None else x @ axes.T) / 2.0**frame.exponents
+    assert frame.largest(h) == pytest.approx(np.abs(x).max(), rel=1e-12)
+    pieces = np.split(h, [1, 4097, 8000, 8000])
+    assert max(frame.largest(piece) for piece in pieces) == frame.largest(h)
+    assert frame.largest(h[:0]) == 0.0
+    covering = frame.covering(frame.largest(h))
+    assert covering.grid.bits == 21
+    assert 2.0**20 < np.abs(covering.points(h).numpy()).max() / covering.grid.unit <= 2.0**21

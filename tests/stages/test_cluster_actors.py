@@ -37,10 +37,10 @@ class Held:
 
     def __init__(self, folder: Path, seed: int) -> None:
         rng = np.random.default_rng(seed)
-        self.h = rng.normal(size=(PARTS, ROWS, WIDTH)).astype(np.float32)
+        self.h = rng.normal(size=(PARTS, ROWS, WIDTH)).astype(np.float16).astype(np.float32)
         for part, h in enumerate(self.h):
             ids = np.arange(ROWS) + part * ROWS
-            hold(folder, part, h, ids, rng.random(ROWS))
+            hold(folder, part, h.astype(np.float16), ids, rng.random(ROWS))
         config = {"cluster": {"k": K, "sample_rows": 100, "restarts": 2}}
         job = Job("cluster", 2, {"seed": seed, "method": "kmeans"}, config, {})
         self.task = Task(job, folder, {}, folder)
@@ -51,8 +51,8 @@ class Held:
         points = self.frame.points(self.h.reshape(-1, WIDTH))
         return lloyd.lloyd_statistics(points, self.centroids, self.frame.grid)
 
-    def found(self, actors: ClusterActors, resident: bool = True) -> lloyd.LloydStatistics:
-        holdings = actors.share(self.task, list(range(PARTS)), self.frame, resident)
+    def found(self, actors: ClusterActors, most_bytes: int = 10**9) -> lloyd.LloydStatistics:
+        holdings = actors.share(self.task, list(range(PARTS)), self.frame, most_bytes)
         assert [len(holding.parts) for holding in holdings] == [3, 2]
         return total(actors.ask(holdings, "lloyd", self.centroids))
 
@@ -68,10 +68,24 @@ def assert_same(found: lloyd.LloydStatistics, expected: lloyd.LloydStatistics) -
     assert found.inertia.value() == expected.inertia.value()
 
 
-@pytest.mark.parametrize("resident", [True, False])
-def test_jobs_in_turn(actors: ClusterActors, jobs: list[Held], resident: bool) -> None:
+POINTS = 4 * WIDTH * PARTS * ROWS
+
+
+@pytest.mark.parametrize(
+    ("most_bytes", "where"),
+    [(POINTS, "points"), (POINTS - 1, "embeddings"), (POINTS // 2 - 1, "files")],
+)
+def test_jobs_in_turn(actors: ClusterActors, jobs: list[Held], most_bytes: int, where: str) -> None:
+    holding = actors.share(jobs[0].task, [0, 1, 2, 3, 4], jobs[0].frame, most_bytes)[0]
+    assert holding.where == where
     for job in (*jobs, *jobs):
-        assert_same(job.found(actors, resident), job.expected())
+        assert_same(job.found(actors, most_bytes), job.expected())
+
+
+def test_the_largest_coordinate(actors: ClusterActors, jobs: list[Held]) -> None:
+    job = jobs[0]
+    found = actors.largest(job.task, list(range(PARTS)), job.frame)
+    assert found == np.abs(job.h.astype(np.float64) - job.frame.mean).max()
 
 
 def test_a_killed_actor_reads_its_embeddings_again(actors: ClusterActors, jobs: list[Held]) -> None:
@@ -89,7 +103,7 @@ def test_a_killed_actor_reads_its_embeddings_again(actors: ClusterActors, jobs: 
 
 def test_a_job_of_fewer_parts_than_actors(actors: ClusterActors, jobs: list[Held]) -> None:
     job = jobs[1]
-    holdings = actors.share(job.task, [3], job.frame, True)
+    holdings = actors.share(job.task, [3], job.frame, POINTS)
     assert len(holdings) == 1
     points = job.frame.points(job.h[3])
     expected = lloyd.lloyd_statistics(points, job.centroids, job.frame.grid)

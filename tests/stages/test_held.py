@@ -40,9 +40,10 @@ def test_a_sample_of_all_rows_is_all_rows(tmp_path: Path, rows: int) -> None:
     assert np.array_equal(_hold(tmp_path, [400, 600]).sample(rows), H)
 
 
-def test_float16_halves_the_files_and_not_what_the_actors_hold(tmp_path: Path) -> None:
+def test_float16_halves_the_embeddings_and_not_the_points(tmp_path: Path) -> None:
     held = _hold(tmp_path, [400, 600], "float16")
-    assert held.num_bytes == H.nbytes
+    assert held.num_bytes == H.nbytes / 2
+    assert held.point_bytes(6) == H.nbytes and held.point_bytes(2) == H.nbytes / 3
     assert np.array_equal(held.sample(ROWS), H.astype(np.float16).astype(np.float32))
     size = sum(path.stat().st_size for path in tmp_path.rglob("h-*.npy"))
     assert size == pytest.approx(H.nbytes / 2, rel=0.05)
