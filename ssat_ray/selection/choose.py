@@ -213,7 +213,7 @@ class _Rows:
         if num_unlabelled:
             raise ValueError(
                 f"{self.name}: select.per_class needs a label for every point, found "
-                f"{num_unlabelled} without one; use pseudo-labels"
+                f"{num_unlabelled} without one"
             )
         return [int(size) for size in sizes]
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ssat_ray.selection.scores import Array, Float32, Int32, Int64, two_nearest
+from ssat_ray.selection.scores import Array, Float32, Int64, two_nearest
 
 _MAX_SEED = 2**31 - 1
 
@@ -26,16 +26,6 @@ class KMeans:
     inertia: float
     inertia_per_iteration: tuple[float, ...]
     counts: Int64
-
-    @property
-    def imbalance(self) -> float:
-        """k * sum_j n_j^2 / N^2, FAISS's imbalance factor: 1 if equal sizes, k if one has all."""
-        counts = self.counts.astype(np.float64)
-        return float(len(counts) * np.square(counts).sum() / counts.sum() ** 2)
-
-    def predict(self, h: Array) -> Int32:
-        """(N, d) embeddings -> (N,) int32 index of the nearest centroid, lowest on ties."""
-        return two_nearest(h, self.centroids)[2]
 
 
 def fit_kmeans(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from ssat_ray.data.mix64 import hash_ids, unit
 
@@ -19,14 +20,16 @@ Int64 = npt.NDArray[np.int64]
 
 _BLOCK_ELEMENTS = 1 << 21  # float64 numbers in one temporary: 16 MiB
 _HASH_ROWS = 1 << 15
+_CANDIDATES = 3
 
 
 def two_nearest(h: Array, centroids: Array) -> tuple[Float32, Float32, Int32]:
     """Distances to the nearest and the second nearest centroid, and the nearest one's index.
 
-    A float64 matrix product only shortlists: every centroid that its rounding error could put
-    among the two nearest is measured again by direct difference. So the result is accurate for
-    close pairs, does not depend on N or on the blocks, and nothing of shape (N, k, d) exists.
+    A float32 matrix product shortlists three centroids, which are measured again by direct difference in
+    float64. Where its rounding error could hide a fourth, a float64 product shortlists as many as could be
+    among the two nearest. So the result is accurate for close pairs, does not depend on N or on the
+    blocks, and nothing of shape (N, k, d) exists.
 
     Args:
         h: (N, d) float32 embeddings.
@@ -39,27 +42,75 @@ def two_nearest(h: Array, centroids: Array) -> tuple[Float32, Float32, Int32]:
     Raises:
         ValueError: shapes do not fit, k < 2, or a value is not finite.
     """
-    h, centroids = np.asarray(h), np.asarray(centroids)
+    h, centroids = np.asarray(h, np.float32), np.asarray(centroids, np.float32)
     if h.ndim != 2 or centroids.ndim != 2 or h.shape[1] != centroids.shape[1]:
         raise ValueError(
             f"h must be (N, d) and centroids (k, d), found {h.shape} and {centroids.shape}"
         )
     if len(centroids) < 2:
         raise ValueError(f"a second nearest centroid needs k >= 2, found k = {len(centroids)}")
-    c = centroids.astype(np.float64)
-    if not np.isfinite(c).all():
+    if not np.isfinite(centroids).all():
         raise ValueError("centroids hold values that are not finite; fit them again")
-    num_points = len(h)
+    num_points, c = len(h), centroids.astype(np.float64)
     d1, d2 = np.empty(num_points, np.float32), np.empty(num_points, np.float32)
     cluster = np.empty(num_points, np.int32)
-    for rows in _blocks(num_points, max(h.shape[1], len(c))):
-        squared = _shortlisted_squared_distances(h[rows].astype(np.float64), c)
-        index = np.arange(len(squared))
+    shortlist = _Shortlist(centroids)
+    for rows in _blocks(num_points, max(_CANDIDATES * 8 * h.shape[1], len(c))):
+        x = h[rows].astype(np.float64)
+        candidates, certain = shortlist(h[rows])
+        squared = _squared_distances(x, c, candidates)
+        index = np.arange(len(x))
         nearest = squared.argmin(axis=1)
-        d1[rows], cluster[rows] = np.sqrt(squared[index, nearest]), nearest
+        first, found = squared[index, nearest], candidates[index, nearest]
         squared[index, nearest] = np.inf
-        d2[rows] = np.sqrt(squared.min(axis=1))
+        second = squared.min(axis=1)
+        for few in _split(np.flatnonzero(~certain), len(c)):
+            wide = _shortlisted_squared_distances(x[few], c)
+            index = np.arange(len(few))
+            found[few] = wide.argmin(axis=1)
+            first[few] = wide[index, found[few]]
+            wide[index, found[few]] = np.inf
+            second[few] = wide.min(axis=1)
+        d1[rows], d2[rows], cluster[rows] = np.sqrt(first), np.sqrt(second), found
     return d1, d2, cluster
+
+
+class _Shortlist:
+    """(B, d) float32 rows -> (B, <= 3) indices of near centroids, ascending, and where no other can be
+    among the two nearest (B,)."""
+
+    def __init__(self, centroids: Float32) -> None:
+        self._mean = torch.from_numpy(centroids.mean(axis=0, dtype=np.float64).astype(np.float32))
+        self._c = torch.from_numpy(np.ascontiguousarray(centroids)) - self._mean
+        self._half = 0.5 * self._c.square().sum(1)
+        self._reach = float(self._half.max())
+
+    def __call__(self, h: Float32) -> tuple[Int64, npt.NDArray[np.bool_]]:
+        x = torch.from_numpy(np.ascontiguousarray(h)) - self._mean
+        halves = torch.addmm(self._half, x, self._c.t(), alpha=-1)  # of d^2 - |x|^2
+        size = min(_CANDIDATES + 1, len(self._c))
+        values, near = halves.topk(size, dim=1, largest=False)
+        candidates = near[:, :_CANDIDATES].sort(dim=1).values.numpy()
+        if size <= _CANDIDATES:
+            certain = x.isfinite().all(dim=1)
+        else:
+            # |halves - exact| <= (d + 4) u (|x| |c| + |c|^2 / 2), u the unit roundoff; needed twice,
+            # and once more for the rounding of x - mean.
+            reach = x.square().sum(1).sqrt_().mul_((2 * self._reach) ** 0.5).add_(self._reach)
+            slack = reach.mul_(4 * (x.shape[1] + 8) * torch.finfo(torch.float32).eps)
+            certain = values[:, -1] > values[:, 1] + slack
+        return candidates, certain.numpy()
+
+
+def _squared_distances(x: Float64, c: Float64, candidates: Int64) -> Float64:
+    """(B, m) squared distances of (B, d) rows to m candidates each, by direct difference."""
+    squared = np.empty(candidates.shape)
+    difference = np.empty_like(x)
+    for column, indices in enumerate(candidates.T):
+        np.take(c, indices, axis=0, out=difference, mode="clip")
+        np.subtract(x, difference, out=difference)
+        squared[:, column] = np.einsum("bd,bd->b", difference, difference)
+    return squared
 
 
 def _shortlisted_squared_distances(x: Float64, c: Float64) -> Float64:
@@ -77,8 +128,12 @@ def _shortlisted_squared_distances(x: Float64, c: Float64) -> Float64:
     squared = np.full(approximate.shape, np.inf)
     for pairs in _blocks(len(row), x.shape[1]):
         i, j = row[pairs], column[pairs]
-        squared[i, j] = np.square(x[i] - c[j]).sum(axis=1)
+        squared[i, j] = _squared_distances(x[i], c, j[:, None])[:, 0]
     return squared
+
+
+def _split(rows: Int64, width: int) -> Iterator[Int64]:
+    return (rows[block] for block in _blocks(len(rows), width))
 
 
 def _blocks(num_rows: int, width: int) -> Iterator[slice]:

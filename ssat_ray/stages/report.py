@@ -19,9 +19,10 @@ from ssat_ray.report.html import render
 from ssat_ray.runtime import Meter, use_threads
 from ssat_ray.selection.choose import REASONS
 from ssat_ray.selection.clusters import load_clusters, score_columns, score_of, score_reads
+from ssat_ray.selection.table import ScoreTable
 from ssat_ray.stages.base import Stage, StageContext, Task
 from ssat_ray.stages.results import Artefacts, build_results
-from ssat_ray.stages.score import SCORERS, score_table
+from ssat_ray.stages.score import SCORERS
 from ssat_ray.stages.select import TABLE
 from ssat_ray.store import Job, write_atomic
 
@@ -101,7 +102,7 @@ def _first_images(pool: Pool) -> Shard:
 def _first_scores(folder: Path, row: str, count: int) -> np.ndarray:
     """Scores of the first `count` images of the table, which is in the pool's order."""
     parts, num_rows = [], 0
-    for chunk in score_table(folder).read(score_reads(row)):
+    for chunk in ScoreTable.of_folders([folder]).read(score_reads(row)):
         parts.append(score_of(row, chunk)[: count - num_rows])
         num_rows += len(parts[-1])
         if num_rows == count:

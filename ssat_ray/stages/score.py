@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from ssat_ray.data.pool import Shard, image_hash
 from ssat_ray.selection.clusters import Clusters, mixture_columns, score_columns
 from ssat_ray.selection.gmm import GaussianMixture
 from ssat_ray.selection.scores import posterior_saturation, top_confidence
-from ssat_ray.selection.table import ScoreTable, encode
+from ssat_ray.selection.table import encode
 from ssat_ray.stages.base import Stage, StageContext, Task
 from ssat_ray.stages.embed import EmbeddingActor
 from ssat_ray.stages.parts import Note, run_parts
@@ -59,11 +58,14 @@ def score_shard(
             saturated += posterior_saturation(log_joint) * len(h)
         else:
             found = score_columns(h, logits, clusters)
-        parts.append({"confidence": top_confidence(logits)[0].astype(np.float32), **found})
+        confidence, predicted = top_confidence(logits)
+        parts.append({"confidence": confidence.astype(np.float32), "predicted": predicted, **found})
+    together = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+    predicted = together.pop("predicted")
     columns: dict[str, np.ndarray] = {
         "id": shard.ids,
-        "label": shard.labels.astype(np.int16),
-        **{name: np.concatenate([p[name] for p in parts]) for name in parts[0]},
+        "label": np.where(shard.labels < 0, predicted, shard.labels).astype(np.int16),
+        **together,
         "hash": image_hash(shard.images),
     }
     return columns, saturated if isinstance(clusters, GaussianMixture) else None
@@ -78,14 +80,9 @@ def _finish(task: Task, notes: list[Note], context: StageContext) -> dict[str, A
     return record
 
 
-def score_table(folder: Path) -> ScoreTable:
-    """The table of a `score` artefact."""
-    return ScoreTable(sorted(folder.glob("scores-*.parquet")))
-
-
 def run(jobs: list[Job], context: StageContext) -> None:
     shards = [len(Pools.of(job, context)) for job in jobs]
     run_parts(ScoreActor, jobs, shards, _finish, context)
 
 
-STAGE = Stage("score", 2, run)
+STAGE = Stage("score", 3, run)

@@ -48,6 +48,30 @@ def test_two_nearest_breaks_ties_by_lowest_index():
     np.testing.assert_array_equal(d2, [1, 0])
 
 
+def test_two_nearest_among_many_that_float32_cannot_tell_apart():
+    rng = np.random.default_rng(1)
+    centroids = (rng.normal(size=(3, 8)).repeat(20, axis=0) * 100).astype(np.float32)
+    centroids += rng.normal(size=centroids.shape).astype(np.float32) * 1e-4
+    h = rng.normal(size=(500, 8)).astype(np.float32) * 100
+    assert not scores._Shortlist(centroids)(h)[1].any()
+    full = pairwise_distances(
+        h.astype(np.float64), centroids.astype(np.float64), metric="minkowski", p=2
+    )
+    d1, d2, cluster = scores.two_nearest(h, centroids)
+    np.testing.assert_array_equal(cluster, full.argmin(axis=1))
+    np.testing.assert_allclose(d1, np.sort(full, axis=1)[:, 0], rtol=1e-6)
+    np.testing.assert_allclose(d2, np.sort(full, axis=1)[:, 1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("k", [2, 3, 4, 5, 300])
+def test_two_nearest_of_few_and_of_many(k):
+    h, centroids = _embeddings(num_points=400, k=k)
+    full = pairwise_distances(h.astype(np.float64), centroids.astype(np.float64))
+    _, d2, cluster = scores.two_nearest(h, centroids)
+    np.testing.assert_array_equal(cluster, full.argmin(axis=1))
+    np.testing.assert_allclose(d2, np.sort(full, axis=1)[:, 1], rtol=1e-6)
+
+
 @settings(max_examples=15, deadline=None)
 @given(start=st.integers(0, 299), length=st.integers(1, 60), block=st.integers(1, 4000))
 def test_two_nearest_rows_do_not_depend_on_company_or_blocks(start, length, block):

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
-from ssat_ray.stages.score import score_table
+from ssat_ray.selection.table import ScoreTable
 from ssat_ray.stages.select import TABLE
 
 pytestmark = pytest.mark.ray
@@ -50,7 +50,7 @@ def results(
             found[f"{row}: selected {name}"] = column
         if row == "random":
             continue
-        files = score_table(selection.folder(row, "score")).files
+        files = ScoreTable.of_folders([selection.folder(row, "score")]).files
         assert len(files) == -(-num_images // variant.shard_rows)
         scores = {
             n: np.concatenate([pq.read_table(f)[n] for f in files])

@@ -9,11 +9,31 @@ import pytest
 from scipy.stats import multivariate_normal
 from sklearn.metrics import pairwise_distances
 
-from ssat_ray.selection.clusters import load_clusters
+from ssat_ray.data.pool import Shard
+from ssat_ray.models.embedding import Embedder
+from ssat_ray.models.preact_small import PreActSmall
+from ssat_ray.selection.clusters import Clusters, load_clusters
+from ssat_ray.selection.gmm import fit_gmm
+from ssat_ray.stages.score import score_shard
 
-pytestmark = pytest.mark.ray
+
+@pytest.mark.parametrize("method", ["kmeans", "gmm", None])
+def test_an_image_without_a_label_counts_for_the_models_class(method: str | None) -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (50, 8, 8, 1), dtype=np.uint8)
+    labels = np.where(np.arange(50) % 3 == 0, 7, -1)
+    embedder = Embedder(PreActSmall(1, 10, (8, 16), (2, 2)).eval(), "pooled")
+    h, logits = embedder(images)
+    clusters: Clusters | None = None if method is None else h[:4]
+    if method == "gmm":
+        clusters = fit_gmm(h, 2, restarts=1)
+    columns, _ = score_shard(embedder, clusters, Shard(np.arange(50), images, labels))
+    expected = np.where(labels == 7, 7, logits.argmax(1))
+    np.testing.assert_array_equal(columns["label"], expected)
+    assert "predicted" not in columns
 
 
+@pytest.mark.ray
 def test_kmeans_scores_match_float64_distances(
     tiny_run: Any, folder: Any, scores: Any, embeddings: Any
 ) -> None:
@@ -31,6 +51,7 @@ def test_kmeans_scores_match_float64_distances(
     )
 
 
+@pytest.mark.ray
 def test_mixture_scores_match_scipy(
     tiny_run: Any, folder: Any, scores: Any, embeddings: Any
 ) -> None:
