@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -32,4 +34,9 @@ def test_a_bad_number_is_a_user_error() -> None:
         [SSAT, "bench", "kmeans", "--rows", "0"], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 2 and "--rows 0: must be at least 1" in done.stderr
-    assert set(BENCHES) == {"score", "kmeans", "gmm", "select"}
+
+
+def test_every_bench_is_a_module_with_a_run() -> None:
+    for name in BENCHES:
+        run = importlib.import_module(f"ssat_ray.bench.{name}").run
+        assert "repeats" in inspect.signature(run).parameters

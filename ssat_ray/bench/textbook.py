@@ -45,4 +45,4 @@ def trades_step(
     total = F.cross_entropy(logits, y) + beta * robust
     total.backward()  # type: ignore[no-untyped-call]
     optimiser.step()
-    return float(total)
+    return float(total.detach())
