@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from datetime import date
 from pathlib import Path
 from typing import Annotated
@@ -32,15 +33,22 @@ BENCHES = {
 """Modules of `ssat_ray.bench` with a `run`, imported where they are asked for."""
 
 
-def table(name: str, found: list[Comparison]) -> str:
-    """The Markdown section of one bench, with command, machine, date and commit."""
+def table(name: str, given: dict[str, int], found: list[Comparison]) -> str:
+    """The Markdown section of one bench, with command, machine, date and commit.
+
+    Args:
+        given: options of the command that were not left at their defaults.
+    """
     about = machine()
+    command = " ".join(
+        ["ssat bench", name, *(f"--{option} {value}" for option, value in given.items())]
+    )
     versions = about["versions"]
     return "\n".join(
         [
             f"## {name}",
             "",
-            f"`ssat bench {name}`, {date.today().isoformat()}, commit {short_commit(git_commit())}; "
+            f"`{command}`, {date.today().isoformat()}, commit {short_commit(git_commit())}; "
             f"{machine_name(about)}; torch {versions.get('torch')}, Ray {versions.get('ray')}. "
             "Medians with the extremes.",
             "",
@@ -52,12 +60,15 @@ def table(name: str, found: list[Comparison]) -> str:
 
 
 def _run(name: str, rows: int | None, repeats: int | None, out: Path | None) -> None:
-    for option, value in (("rows", rows), ("repeats", repeats)):
-        if value is not None and value < 1:
-            raise UserError(f"--{option} {value}: must be at least 1.")
-    given = {"rows": rows, "repeats": repeats}
     run = importlib.import_module(f"ssat_ray.bench.{name}").run
-    text = table(name, run(**{key: value for key, value in given.items() if value is not None}))
+    options = {"rows": rows, "repeats": repeats}
+    given = {option: value for option, value in options.items() if value is not None}
+    for option, value in given.items():
+        if value < 1:
+            raise UserError(f"--{option} {value}: must be at least 1.")
+        if option not in inspect.signature(run).parameters:
+            raise UserError(f"--{option} {value}: bench {name} has no such size; leave it out.")
+    text = table(name, given, run(**given))
     print(text)
     if out is not None:
         with out.open("a", encoding="utf-8") as file:

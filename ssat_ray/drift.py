@@ -32,8 +32,17 @@ class ShardDrift:
 
 
 @dataclass(frozen=True)
+class GenerationDrift:
+    """All rows of one new generation, that is of one append: their drift and what that says."""
+
+    generation: int
+    drift: Drift
+    judgement: Judgement
+
+
+@dataclass(frozen=True)
 class MethodDrift:
-    """All new shards under the clusters of one method (`kmeans` or `gmm`).
+    """All that is new under the clusters of one method (`kmeans` or `gmm`).
 
     Attributes:
         left_out: new images in shards that could not be read (`pool.on_bad_shard=quarantine`).
@@ -42,6 +51,7 @@ class MethodDrift:
     method: str
     whole: Drift
     verdict: Verdict
+    generations: tuple[GenerationDrift, ...]
     shards: tuple[ShardDrift, ...]
     left_out: int
 
@@ -98,13 +108,14 @@ def _shards(job: Job) -> list[dict[str, Any]]:
 def measure(
     method: str, jobs: list[Job], store: Store, thresholds: Thresholds | None = None
 ) -> MethodDrift:
-    """The drift of every shard in the score tables of `jobs`, and of all together.
+    """The drift of every shard in the score tables of `jobs`, of each generation and of all together.
 
     Raises:
         UserError: the clusters have no reference, or a table is missing, damaged or empty.
     """
     reference = read_reference(store.folder(jobs[0].inputs["clusters"]))
     whole = reference.summary()
+    batches: dict[int, Drift] = {}
     found: list[tuple[int, int, Drift]] = []
     left_out = 0
     for job in jobs:
@@ -112,21 +123,29 @@ def measure(
         if record is None:
             raise UserError(f"{job.label} has no score table; make it with `ssat score PRESET`.")
         left_out += sum(shard["rows"] for shard in record.get("quarantined", []))
+        batch = reference.summary()
         for path in sorted(store.folder(job).glob(PATTERN)):
             summary = summarise(path, reference)
-            whole.merge(summary)
+            batch.merge(summary)
             number = int(path.stem.partition("-")[2])
             found.append((_generation(job), number, compare(reference, summary)))
+        if batch.num_rows:
+            whole.merge(batch)
+            batches[_generation(job)] = compare(reference, batch)
     if not found:
         raise UserError(
             f"{jobs[0].label}: no new shard could be read, {left_out:,} images left out."
         )
     together = compare(reference, whole)
-    said = verdict([drift for _, _, drift in found], together, thresholds)
+    said = verdict(together, batches, [drift for _, _, drift in found], thresholds)
+    generations = tuple(
+        GenerationDrift(*one, judgement)
+        for one, judgement in zip(batches.items(), said.generations, strict=True)
+    )
     shards = tuple(
         ShardDrift(*one, judgement) for one, judgement in zip(found, said.shards, strict=True)
     )
-    return MethodDrift(method, together, said, shards, left_out)
+    return MethodDrift(method, together, said, generations, shards, left_out)
 
 
 def read_reference(folder: Path) -> Reference:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -37,14 +38,29 @@ def canonical_json(value: Any) -> str:
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write a file so that readers see all of it or none (temporary name, fsync, rename)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file so that readers see all of it or none (temporary name, fsync, rename).
+
+    Raises:
+        UserError: the disk or a quota is full.
+        OSError: any other reason; it names `path`.
+    """
     scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    with open(scratch, "wb") as file:
-        file.write(data.encode() if isinstance(data, str) else data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(scratch, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            scratch.unlink()
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"no space left on the disk of {path} ({error.strerror}); free some and run the same "
+                "command to continue."
+            ) from error
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 @contextlib.contextmanager

@@ -213,7 +213,7 @@ def selection_table(results: dict[str, Any]) -> Table:
 
 
 def drift_table(found: MethodDrift) -> Table:
-    """Every new shard and all of them against the clusters' fit, for the terminal."""
+    """Every new shard, generation, and all rows against the clusters' fit, for the terminal."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     headings = ("generation", "shard", "rows", "inertia", "PSI clusters", "PSI score", "KS", "says")
     for heading in headings:
@@ -221,7 +221,11 @@ def drift_table(found: MethodDrift) -> Table:
     for one in found.shards:
         numbers = _drift_numbers(one.drift)
         table.add_row(str(one.generation), str(one.shard), *numbers, one.judgement.status)
-    table.add_row("all", "", *_drift_numbers(found.whole), found.verdict.status, style="bold")
+    for batch in found.generations if len(found.generations) > 1 else ():
+        numbers = _drift_numbers(batch.drift)
+        table.add_row(str(batch.generation), "all", *numbers, batch.judgement.status)
+    numbers = _drift_numbers(found.whole)
+    table.add_row("all", "all", *numbers, found.verdict.together.status, style="bold")
     return table
 
 

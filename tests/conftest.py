@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,3 +84,12 @@ def tiny_run(tiny_preset: Path, tmp_path_factory: pytest.TempPathFactory) -> Run
     tail = log.read_text()[-3000:] if log.exists() else ""
     assert done.returncode == 0, done.stdout + done.stderr + tail
     return Run(cwd, load_config(str(tiny_preset)), done.stdout, time.perf_counter() - start)
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A path whose scratch file is a device that refuses every byte."""
+    monkeypatch.setattr("uuid.uuid4", lambda: uuid.UUID(int=0))
+    path = tmp_path / "scores"
+    path.with_name(f".scores.{uuid.UUID(int=0).hex}.tmp").symlink_to("/dev/full")
+    return path

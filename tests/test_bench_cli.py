@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from ssat_ray.bench.measure import Comparison
 from ssat_ray.bench_cli import BENCHES, table
 
@@ -15,7 +17,9 @@ SSAT = str(Path(sys.executable).with_name("ssat"))
 
 
 def test_the_table_names_command_machine_and_commit() -> None:
-    text = table("select", [Comparison("100 scores", [1.0], [2.0])])
+    found = [Comparison("100 scores", [1.0], [2.0])]
+    assert "`ssat bench select --rows 100`" in table("select", {"rows": 100}, found)
+    text = table("select", {}, found)
     assert "`ssat bench select`" in text and "commit" in text and "cores" in text
     assert "| 100 scores | 1 (1-1) | 2 (2-2) | 2.00 |" in text
 
@@ -26,17 +30,21 @@ def test_a_small_bench_prints_and_appends(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert out.read_text().strip() == done.stdout.strip()
+    assert "`ssat bench select --rows 20000 --repeats 1`" in done.stdout
     assert done.stdout.count("\n| 20,000 scores") == 3
 
 
-def test_a_bad_number_is_a_user_error() -> None:
-    done = subprocess.run(
-        [SSAT, "bench", "kmeans", "--rows", "0"], capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 2 and "--rows 0: must be at least 1" in done.stderr
+@pytest.mark.parametrize(
+    ("name", "rows", "expected"),
+    [("kmeans", "0", "--rows 0: must be at least 1"), ("step", "9", "bench step has no such size")],
+)
+def test_a_bad_number_is_a_user_error(name: str, rows: str, expected: str) -> None:
+    command = [SSAT, "bench", name, "--rows", rows]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and expected in done.stderr
 
 
-def test_every_bench_is_a_module_with_a_run() -> None:
-    for name in BENCHES:
-        run = importlib.import_module(f"ssat_ray.bench.{name}").run
-        assert "repeats" in inspect.signature(run).parameters
+@pytest.mark.parametrize("name", BENCHES)
+def test_a_bench_is_a_median_of_five_by_default(name: str) -> None:
+    run = importlib.import_module(f"ssat_ray.bench.{name}").run
+    assert inspect.signature(run).parameters["repeats"].default == 5

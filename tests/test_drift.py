@@ -26,6 +26,7 @@ from ssat_ray.selection.clusters import DESCRIPTION
 from ssat_ray.selection.drift import Reference
 from ssat_ray.selection.table import encode
 from ssat_ray.store import Store
+from ssat_ray.view import drift_lines, drift_table
 
 K, ROWS = 4, 3000
 
@@ -106,6 +107,31 @@ def test_shards_keep_their_numbers_and_generations(tmp_path: Path) -> None:
     assert [(s.generation, s.shard) for s in found.shards] == [(1, 0), (1, 2), (2, 0)]
     assert found.left_out == 7
     assert found.whole.num_rows == 3 * ROWS
+
+
+def test_a_generation_is_judged_alone_and_named(tmp_path: Path) -> None:
+    config, plan, store = _setup(tmp_path, [2, 2, 1, 1])
+    jobs = new_scores(config, plan)["kmeans"]
+    _reference(store, jobs[0].inputs["clusters"])
+    for i, (job, spreads) in enumerate(zip(jobs, ([1.0, 1.0], [1.0], [1.2]), strict=True)):
+        _publish(store, job, [_columns(10 * i + j, spread) for j, spread in enumerate(spreads)])
+    found = measure("kmeans", jobs, store)
+    assert [(g.generation, g.drift.num_rows) for g in found.generations] == [
+        (1, 2 * ROWS),
+        (2, ROWS),
+        (3, ROWS),
+    ]
+    assert (status([found]), exit_code([found])) == ("re-cluster", 3)
+    assert found.verdict.together.status == "stable"
+    assert drift_lines(found)[-1].startswith("kmeans, re-cluster: Generation 3 alone: ")
+    table = drift_table(found)
+    says = list(zip(*(column.cells for column in table.columns), strict=True))
+    assert [(row[0], row[1], row[-1]) for row in says][-4:] == [
+        ("1", "all", "stable"),
+        ("2", "all", "stable"),
+        ("3", "all", "re-cluster"),
+        ("all", "all", "stable"),
+    ]
 
 
 def test_a_mixture_is_compared_by_its_log_likelihood(tmp_path: Path) -> None:

@@ -1,24 +1,25 @@
-"""`ssat drift` as a user runs it: append the same distribution, then a shifted one."""
+"""`ssat drift` as a user runs it: 10 % more of the same distribution, then 10 % of a shifted one."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from ssat_ray.config import DataConfig
 from ssat_ray.data.labelled import read_labelled
-from ssat_ray.data.pool import MANIFEST, Pool, Shard, ShardEntry, manifest, write_shard
 from ssat_ray.data.synth import SynthSettings, SynthSource, synth
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 SSAT = str(Path(sys.executable).with_name("ssat"))
-SHARDS, ROWS = 3, 2000
+ROWS, SHARD_ROWS, MORE = 20_000, 4000, 2000
 CONFIG = """\
 goal: selection
 rows: [lcs-km]
@@ -28,52 +29,63 @@ pool: {source: external, path: pool}
 cluster: {restarts: 3, refine_iterations: 3}
 runtime: {train_workers: 1, actors: 2}
 """
+SHIFTED = SynthSettings(blur=1)
+"""Enough for a verdict on the shifted images alone, too little for one on them and as many clean ones."""
 
 
-def _append(folder: Path, settings: SynthSettings) -> None:
-    """A generation more: its shards, then the manifest of all."""
-    source = SynthSource(*read_labelled(DataConfig()).splits["labelled"])
-    generations: list[list[ShardEntry]] = []
-    if (folder / MANIFEST).exists():
-        generations = Pool(folder).generations
-    first = sum(map(len, generations))
-    added = []
-    for shard in range(first, first + SHARDS):
-        ids = np.arange(shard * ROWS, (shard + 1) * ROWS)
-        images, labels = synth(source, ids, seed=7, settings=settings)
-        added.append(write_shard(folder, shard, Shard(ids, images, labels)))
-    (folder / MANIFEST).write_text(manifest([*generations, added], (1, 8, 8), 10))
-
-
-def _ssat(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def _ssat(cwd: Path, *arguments: str, expected: int = 0) -> str:
     command = [SSAT, *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
+    assert done.returncode == expected, done.stdout + done.stderr
+    return done.stdout
+
+
+def _append(cwd: Path, first: int, settings: SynthSettings) -> None:
+    _write(cwd / "more.npz", first, MORE, settings)
+    _ssat(cwd, "pool", "append", "more.npz", "pool")
+
+
+def _write(path: Path, first: int, rows: int, settings: SynthSettings) -> None:
+    source = SynthSource(*read_labelled(DataConfig()).splits["labelled"])
+    images, labels = synth(source, np.arange(first, first + rows), seed=7, settings=settings)
+    np.savez(path, image=images, label=labels)
+
+
+def _drift(cwd: Path, expected: int) -> dict[str, Any]:
+    """What `ssat drift` found, having scored the appended shard and no other."""
+    before = _tables(cwd)
+    said = _ssat(cwd, "drift", "mine.yaml", "--json", "drift.json", expected=expected)
+    assert "1 shards scored" in said
+    after = _tables(cwd)
+    assert len(after) == len(before) + 1 and before.items() <= after.items()
+    found: dict[str, Any] = json.loads((cwd / "drift.json").read_text())
+    assert found["shards_scored"] == 1
+    return found
 
 
 def _tables(cwd: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in cwd.glob("store/score/*/*.parquet")}
 
 
-def test_appended_shards_are_scored_alone_and_judged(tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text(CONFIG)
-    (tmp_path / "pool").mkdir()
-    _append(tmp_path / "pool", SynthSettings())
-    done = _ssat(tmp_path, "score", "mine.yaml")
-    assert done.returncode == 0, done.stdout + done.stderr
-    before = _tables(tmp_path)
-    assert len(before) == SHARDS
+def test_shifted_images_are_flagged_and_others_are_not(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    (first / "mine.yaml").write_text(CONFIG)
+    _write(first / "images.npz", 0, ROWS, SynthSettings())
+    _ssat(first, "pool", "import", "images.npz", "pool", "--shard-rows", str(SHARD_ROWS))
+    _ssat(first, "score", "mine.yaml")
+    assert len(_tables(first)) == ROWS // SHARD_ROWS
+    shutil.copytree(first, second)
 
-    _append(tmp_path / "pool", SynthSettings())
-    done = _ssat(tmp_path, "drift", "mine.yaml", "--json", "drift.json")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{SHARDS} shards scored" in done.stdout
-    after = _tables(tmp_path)
-    assert len(after) == 2 * SHARDS and before.items() <= after.items()
-    content = json.loads((tmp_path / "drift.json").read_text())
-    assert (content["status"], content["shards_scored"]) == ("stable", SHARDS)
+    _append(first, ROWS, SHIFTED)
+    found = _drift(first, expected=3)
+    assert found["status"] == "re-cluster" and "pool.cluster_generations=2" in found["advice"]
 
-    _append(tmp_path / "pool", SynthSettings(invert=True))
-    done = _ssat(tmp_path, "drift", "mine.yaml")
-    assert done.returncode == 3, done.stdout + done.stderr
-    assert "pool.cluster_generations=3" in done.stdout
-    assert len(_tables(tmp_path)) == 3 * SHARDS and after.items() <= _tables(tmp_path).items()
+    _append(second, ROWS, SynthSettings())
+    assert _drift(second, expected=0)["status"] == "stable"
+    _append(second, ROWS + MORE, SHIFTED)
+    found = _drift(second, expected=3)
+    assert found["status"] == "re-cluster" and "pool.cluster_generations=3" in found["advice"]
+    (method,) = found["methods"]
+    judged = [batch["judgement"]["status"] for batch in method["generations"]]
+    assert judged == ["stable", "re-cluster"]

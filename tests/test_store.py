@@ -128,6 +128,27 @@ def test_write_atomic_replaces_and_leaves_nothing_behind(tmp_path: Path) -> None
     assert os.listdir(path.parent) == ["file"]
 
 
+def test_a_full_disk_is_a_user_error_that_names_the_file(full_disk: Path) -> None:
+    with pytest.raises(UserError, match=f"disk of {full_disk} .*same command to continue") as found:
+        write_atomic(full_disk, b"x")
+    assert isinstance(found.value.__cause__, OSError)
+    assert os.listdir(full_disk.parent) == []
+
+
+def test_a_file_that_cannot_be_written_is_named_and_the_old_one_stays(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomic(path, "old")
+    script = (
+        "import resource, sys\nfrom pathlib import Path\nfrom ssat_ray.store import write_atomic\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try: write_atomic(Path(sys.argv[1]), b'x' * 2000)\nexcept OSError as e: print(e)"
+    )
+    command = [sys.executable, "-c", script, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.strip() == f"[Errno 27] File too large: '{path}'", done.stderr
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["file"]
+
+
 def test_publish_makes_the_record_readable_with_all_that_determines_it(tmp_path: Path) -> None:
     store = Store(tmp_path)
     job = replace(JOB, inputs={"data": Job("labelled", 1, {}, {})})

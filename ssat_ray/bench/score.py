@@ -27,13 +27,13 @@ from ssat_ray.loading import load_config
 PRESET = "scale-100m"
 MODELS: dict[str, tuple[dict[str, Any], float]] = {
     "digits": ({}, 0.85),
-    "digits, three groups": (
-        {"model.widths": [32, 64, 128], "model.strides": [1, 2, 2]},
-        0.85,
-    ),
+    "308,000 parameters": ({"model.widths": [32, 64, 128], "model.strides": [1, 2, 2]}, 0.85),
     "3-layer CNN": ({"model.name": "ssat_ray.bench.models:cnn3"}, 0.6),
 }
-"""Configuration of each model, and the least share of the bare loop's rate that the project promises."""
+"""Configuration of each model, and the least share of the bare loop's rate that the project promises.
+
+`digits` is the preset's net; the second one is the net whose bare rate the promise was made for.
+"""
 BARE_IMAGES, SWEEP_IMAGES = 1_000_000, 200_000
 """In memory in a measurement of the bare loop, and in the search for its threads and batch size."""
 AGREEMENT_IMAGES = 500_000
@@ -43,8 +43,7 @@ THREADS, BATCHES = [1, 2], [2048, 4096, 16384]
 
 def run(
     rows: int = 20_000_000,
-    repeats: int = 1,
-    bare_repeats: int = 5,
+    repeats: int = 5,
     models: list[str] | None = None,
     folder: Path | None = None,
 ) -> list[Comparison]:
@@ -57,17 +56,16 @@ def run(
     Args:
         rows: images of the pool.
         repeats: runs of ours, with the bare loop before, between and after.
-        bare_repeats: measurements of the bare loop in all.
         models: names in `MODELS`; all if None.
         folder: of the store; removed afterwards if None.
     """
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="ssat-bench-") as scratch:
-            return run(rows, repeats, bare_repeats, models, Path(scratch))
-    return [_compare(name, rows, repeats, bare_repeats, folder) for name in models or MODELS]
+            return run(rows, repeats, models, Path(scratch))
+    return [_compare(name, rows, repeats, folder) for name in models or MODELS]
 
 
-def _compare(name: str, rows: int, repeats: int, bare_repeats: int, folder: Path) -> Comparison:
+def _compare(name: str, rows: int, repeats: int, folder: Path) -> Comparison:
     settings, bar = MODELS[name]
     overrides = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
     overrides += [
@@ -76,18 +74,20 @@ def _compare(name: str, rows: int, repeats: int, bare_repeats: int, folder: Path
         f"cluster.sample_rows={min(rows, 100_000)}",
     ]
     _ssat("cluster", folder, overrides)
-    ours: list[float] = []
-    bare: list[float] = []
     about = _bare(folder, overrides, THREADS, BATCHES, SWEEP_IMAGES)
-    while len(ours) < repeats or len(bare) < bare_repeats:
-        for _ in range(min(bare_repeats - len(bare), -(-bare_repeats // (repeats + 1)))):
-            found = _bare(folder, overrides, [about["threads"]], [about["batch"]], BARE_IMAGES)
-            bare.append(found["seconds"] * rows)
-        if len(ours) < repeats:
-            shutil.rmtree(folder / "store" / "score", ignore_errors=True)
-            start = time.perf_counter()
-            _ssat("score", folder, overrides)
-            ours.append(time.perf_counter() - start)
+
+    def bare_seconds() -> float:
+        found = _bare(folder, overrides, [about["threads"]], [about["batch"]], BARE_IMAGES)
+        return float(found["seconds"] * rows)
+
+    ours: list[float] = []
+    bare = [bare_seconds()]
+    for _ in range(repeats):
+        shutil.rmtree(folder / "store" / "score", ignore_errors=True)
+        start = time.perf_counter()
+        _ssat("score", folder, overrides)
+        ours.append(time.perf_counter() - start)
+        bare.append(bare_seconds())
     notes = {
         "images/s": f"{rows / statistics.median(ours):,.0f} against {rows / statistics.median(bare):,.0f}",
         "bare": f"{about['threads']} threads, batches of {about['batch']}",

@@ -28,7 +28,7 @@ NUM_CLASSES = 10
 CASES = ("plain", "per class", "without copies")
 
 
-def run(rows: int = 100_000_000, repeats: int = 1, folder: Path | None = None) -> list[Comparison]:
+def run(rows: int = 100_000_000, repeats: int = 5, folder: Path | None = None) -> list[Comparison]:
     """Times the choice of a tenth of `rows`: plain, with per-class quotas, and without copies.
 
     Seconds are those of whole processes: start of Python, imports and file reading included. The
@@ -36,6 +36,7 @@ def run(rows: int = 100_000_000, repeats: int = 1, folder: Path | None = None) -
 
     Args:
         rows: of the synthetic score table, 13 bytes each on disk.
+        repeats: processes of each side, in alternation.
         folder: where the table is written and removed; a temporary one if None.
     """
     with tempfile.TemporaryDirectory(dir=folder, prefix="scores-") as name:

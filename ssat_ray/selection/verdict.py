@@ -1,4 +1,4 @@
-"""Whether to cluster again: drifts of shards against limits of effect size, in words.
+"""Whether to cluster again: drifts of what was appended against limits of effect size, in words.
 
 A difference counts if it is both large (an effect size above its limit, so that a shard of 250,000 rows
 does not alarm over nothing) and significant (so that a shard of 200 rows does not alarm by chance).
@@ -7,7 +7,7 @@ does not alarm over nothing) and significant (so that a shard of 200 rows does n
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -32,7 +32,8 @@ class Thresholds:
             of a normal distribution, which has a psi of 0.25.
         inertia: ratio of inertia per image to that at fit time, or of that to it; > 1.
         watch: part of the limits, in (0, 1], from which a shard is watched.
-        significance: chance of a false alarm of the whole comparison, all shards and measures together.
+        significance: chance of a false alarm of the whole comparison: all rows, generations, shards and
+            measures together.
     """
 
     psi: float = 0.2
@@ -64,10 +65,12 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of all new rows together, with the judgement of each shard in the order given."""
+    """The worst of all new rows together and of each generation, with each judgement in the order given."""
 
     status: Status
     reason: str
+    together: Judgement
+    generations: tuple[Judgement, ...]
     shards: tuple[Judgement, ...]
 
     @property
@@ -76,25 +79,39 @@ class Verdict:
         return EXIT_CODES[self.status]
 
 
-def verdict(shards: Sequence[Drift], whole: Drift, thresholds: Thresholds | None = None) -> Verdict:
-    """Whether to cluster again, given the drift of each new shard and of all their rows together.
+def verdict(
+    whole: Drift,
+    generations: Mapping[int, Drift],
+    shards: Sequence[Drift],
+    thresholds: Thresholds | None = None,
+) -> Verdict:
+    """Whether to cluster again, given the drift of all new rows, of each new generation and shard.
 
-    Only all rows together can call for it, as shards may hold different classes and differ from one
-    another in a pool that did not change. If they are stable and a shard is not, it is to be watched.
+    All rows together and each generation (by its number) can call for it: what was appended last may be
+    a small part of the new rows. Shards cannot, as they may hold different classes and differ from one
+    another in a pool that did not change. If only shards are not stable, they are to be watched.
     """
     thresholds = thresholds or Thresholds()
-    alpha = thresholds.significance / (_NUM_MEASURES * (len(shards) + 1))
-    judged = tuple(_judge(drift, thresholds, alpha) for drift in shards)
+    alpha = thresholds.significance / (_NUM_MEASURES * (1 + len(generations) + len(shards)))
     together = _judge(whole, thresholds, alpha)
+    batches = tuple(_judge(drift, thresholds, alpha) for drift in generations.values())
+    judged = tuple(_judge(drift, thresholds, alpha) for drift in shards)
+    named = {"All new rows together": together}
+    named |= {f"Generation {g} alone": b for g, b in zip(generations, batches, strict=True)}
+    name, worst = max(named.items(), key=lambda item: STATUSES.index(item[1].status))
+    status, reason = worst.status, f"{name}: {worst.reason}"
     odd = [i for i, judgement in enumerate(judged) if judgement.status != "stable"]
-    if together.status != "stable" or not odd:
-        return Verdict(together.status, together.reason, judged)
-    names = ", ".join(map(str, odd[:_NAMED_SHARDS])) + (", ..." if len(odd) > _NAMED_SHARDS else "")
-    reason = (
-        f"All new rows together are like those at fit time, but {len(odd)} of {len(shards)} new "
-        f"shards are not (number {names}): look whether shards are sorted, or some are damaged."
-    )
-    return Verdict("watch", reason, judged)
+    if status == "stable" and odd:
+        names = ", ".join(map(str, odd[:_NAMED_SHARDS])) + (
+            ", ..." if len(odd) > _NAMED_SHARDS else ""
+        )
+        status = "watch"
+        reason = (
+            f"All new rows together, and each generation, are like those at fit time, but {len(odd)} of "
+            f"{len(shards)} new shards are not (number {names}): look whether shards are sorted, or some "
+            "are damaged."
+        )
+    return Verdict(status, reason, together, batches, judged)
 
 
 class _Finding(NamedTuple):

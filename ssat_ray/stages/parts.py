@@ -84,7 +84,7 @@ def run_parts(
 
     Raises:
         RunFailed: an actor failed; parts already done are kept.
-        UserError: an actor found the input at fault.
+        UserError: an actor found the input at fault, or the disk full.
     """
     tasks = [Task.of(job, context.store) for job in jobs]
     waiting = {

@@ -9,7 +9,7 @@ from ssat_ray.selection.table import PATTERN, ScoreTable
 
 
 def test_run_compares_both_sides_in_every_case_and_removes_the_table(tmp_path):
-    found = run(rows=20_000, folder=tmp_path)
+    found = run(rows=20_000, repeats=1, folder=tmp_path)
     assert [row.what for row in found] == [f"20,000 scores, {case}" for case in CASES]
     for row in found:
         assert len(row.ours) == len(row.bare) == 1

@@ -25,14 +25,23 @@ def _normed(shares: np.ndarray, classes) -> np.ndarray:
     return shares / shares.sum()
 
 
-def _judge(reference: Reference, shards: list[dict], **limits: float) -> Verdict:
-    whole, drifts = reference.summary(), []
-    for columns in shards:
-        summary = reference.summary()
-        summary.add(columns)
-        whole.merge(summary)
-        drifts.append(compare(reference, summary))
-    return verdict(drifts, compare(reference, whole), Thresholds(**limits))
+def _judge(reference: Reference, *generations: list[dict]) -> Verdict:
+    whole, batches, drifts = reference.summary(), {}, []
+    for number, shards in enumerate(generations, start=1):
+        batch = reference.summary()
+        for columns in shards:
+            summary = reference.summary()
+            summary.add(columns)
+            batch.merge(summary)
+            drifts.append(compare(reference, summary))
+        whole.merge(batch)
+        batches[number] = compare(reference, batch)
+    return verdict(compare(reference, whole), batches, drifts)
+
+
+def _verdict(shards: list[Drift], whole: Drift) -> Verdict:
+    """Of a single generation."""
+    return verdict(whole, {1: whole}, shards)
 
 
 REFERENCES = {k: Reference.from_rows(_columns(200_000, 0, k), k) for k in (2, 10, 300, 5000)}
@@ -52,6 +61,54 @@ def test_rows_of_the_same_distribution_are_stable(k, sizes, seed) -> None:
     assert {s.status for s in found.shards} == {"stable"}
 
 
+# Derandomised for the same reason.
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(
+    k=st.sampled_from([2, 10, 300]),
+    sizes=st.lists(
+        st.lists(st.integers(200, 10_000), min_size=1, max_size=3), min_size=2, max_size=10
+    ),
+    seed=st.integers(1, 2**32 - 1),
+)
+def test_many_generations_of_the_same_distribution_are_stable(k, sizes, seed) -> None:
+    generations = [
+        [_columns(size, seed + 10 * i + j, k) for j, size in enumerate(batch)]
+        for i, batch in enumerate(sizes)
+    ]
+    found = _judge(REFERENCES[k], *generations)
+    assert found.status == "stable", found
+    assert {batch.status for batch in found.generations} == {"stable"}
+
+
+SHIFTS = {
+    "nertia per image is 1.4": lambda c: {**c, "d1": 1.2 * c["d1"]},
+    "core's distribution functions": lambda c: {**c, "score": c["score"] + 2.0},
+    "luster shares": lambda c: {**c, "cluster": np.where(c["id"] % 4 == 0, 3, c["cluster"])},
+}
+
+
+@pytest.mark.parametrize("num_clean", [0, 1, 2, 4, 9])
+@pytest.mark.parametrize("words", SHIFTS)
+def test_a_shifted_generation_is_found_after_clean_ones(num_clean: int, words: str) -> None:
+    clean = [[_columns(5000, 31 + i, 10)] for i in range(num_clean)]
+    shifted = SHIFTS[words]({**_columns(5000, 30, 10), "id": np.arange(5000)})
+    found = _judge(REFERENCES[10], *clean, [shifted])
+    assert found.status == "re-cluster" and found.exit_code == 3
+    assert [batch.status for batch in found.generations] == ["stable"] * num_clean + ["re-cluster"]
+    if num_clean > 1:
+        assert found.together.status != "re-cluster"
+        assert found.reason.startswith(f"Generation {num_clean + 1} alone: ")
+    assert words in found.reason
+
+
+def test_generations_that_drift_slowly_are_found_together() -> None:
+    """Ten batches too small to be certain of: all of them are certain."""
+    generations = [[_columns(30, 50 + i, 10, spread=1.2)] for i in range(10)]
+    found = _judge(REFERENCES[10], *generations)
+    assert found.status == "re-cluster" and found.reason.startswith("All new rows together: ")
+    assert "re-cluster" not in {batch.status for batch in found.generations}
+
+
 @settings(deadline=None, max_examples=30)
 @given(
     k=st.sampled_from(sorted(REFERENCES)),
@@ -69,7 +126,7 @@ def test_clearly_shifted_rows_call_for_clustering_again(k, sizes, seed) -> None:
 def test_other_cluster_shares_alone_call_for_clustering_again() -> None:
     found = _judge(REFERENCES[10], [_columns(5000, 7, 10, classes=np.arange(3, 10))])
     assert found.status == "re-cluster"
-    assert found.reason.startswith("Cluster shares have a PSI of")
+    assert found.reason.startswith("All new rows together: Cluster shares have a PSI of")
     assert "most in cluster 0, from 24.7% to 0.0%" in found.reason
     assert "nertia" not in found.reason
 
@@ -79,6 +136,7 @@ def test_shards_by_class_are_watched_if_all_rows_together_are_stable() -> None:
     order = np.argsort(rows["cluster"], kind="stable")
     shards = [{n: c[part] for n, c in rows.items()} for part in np.array_split(order, 8)]
     found = _judge(REFERENCES[10], shards)
+    assert found.together.status == found.generations[0].status == "stable"
     assert {s.status for s in found.shards} == {"re-cluster"}
     assert found.status == "watch" and found.exit_code == 0
     assert "8 of 8 new shards are not (number 0, 1, 2, 3, 4, ...)" in found.reason
@@ -118,15 +176,16 @@ SAME = Drift(
 def test_each_measure_counts_if_large_and_significant(size, p, small, watched, large) -> None:
     for value, status in ((small, "stable"), (watched, "watch"), (large, "re-cluster")):
         drift = dataclasses.replace(SAME, **{size: value, p: 1e-12})
-        assert verdict([drift], drift).status == status
+        assert _verdict([drift], drift).status == status
         chance = dataclasses.replace(SAME, **{size: value, p: 1e-3})
-        assert verdict([chance], chance).status == "stable"
+        assert _verdict([chance], chance).status == "stable"
 
 
-def test_significance_is_shared_out_among_shards() -> None:
-    drift = dataclasses.replace(SAME, ks=0.3, ks_p=1e-4)
-    assert verdict([drift], drift).status == "re-cluster"
-    assert verdict([drift] * 50, drift).status == "stable"
+def test_significance_is_shared_out_among_shards_and_generations() -> None:
+    drift = dataclasses.replace(SAME, ks=0.3, ks_p=5e-5)
+    assert _verdict([drift], drift).status == "re-cluster"
+    assert _verdict([drift] * 50, drift).status == "stable"
+    assert verdict(drift, dict.fromkeys(range(50), drift), [drift]).status == "stable"
 
 
 @pytest.mark.parametrize(
