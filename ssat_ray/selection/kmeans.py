@@ -1,5 +1,6 @@
 """k-means on embeddings: greedy k-means++ starts, FAISS iterations on every row, best restart."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,17 +20,30 @@ class KMeans:
         inertia: sum over all rows of the squared distance to the nearest centroid, in float64.
         inertia_per_iteration: FAISS's objective at each assignment step of the kept restart
             (float32 precision, before that step's update).
+        start: number of the kept restart.
         counts: (k,) int64 rows assigned to each centroid.
     """
 
     centroids: Float32
     inertia: float
     inertia_per_iteration: tuple[float, ...]
+    start: int
     counts: Int64
+
+    @property
+    def rank(self) -> tuple[float, int]:
+        """Lower is better: FAISS's last objective, ties by the number of the restart."""
+        return self.inertia_per_iteration[-1], self.start
 
 
 def fit_kmeans(
-    h: Array, k: int, *, restarts: int = 10, iterations: int = 50, seed: int = 0
+    h: Array,
+    k: int,
+    *,
+    restarts: int = 10,
+    iterations: int = 50,
+    seed: int = 0,
+    starts: Sequence[int] | None = None,
 ) -> KMeans:
     """Lloyd's algorithm on all rows from `restarts` greedy k-means++ starts; keeps the best.
 
@@ -44,6 +58,8 @@ def fit_kmeans(
         restarts: independent starts.
         iterations: most Lloyd iterations a start.
         seed: same result for the same seed, rows and number of threads.
+        starts: numbers, below `restarts`, of those that are run here; all if None. The best by `rank` of
+            several such fits is that of one fit of all.
 
     Raises:
         ValueError: `cluster.k`, `cluster.restarts` or `cluster.iterations` out of range, or rows
@@ -60,21 +76,21 @@ def fit_kmeans(
     h = np.ascontiguousarray(h, dtype=np.float32)
     mean = np.mean(h, axis=0, dtype=np.float64).astype(np.float32)
     centred = h - mean
-    rng = np.random.default_rng(seed)
-    best: tuple[Float32, tuple[float, ...]] | None = None
-    for start_seed in rng.integers(_MAX_SEED, size=restarts):
-        start, _ = kmeans_plusplus(centred, k, random_state=int(start_seed))
-        found = _lloyd(centred, start, iterations, int(start_seed))
-        if best is None or found[1][-1] < best[1][-1]:
-            best = found
-    assert best is not None
-    centroids = best[0] + mean
+    seeds = np.random.default_rng(seed).integers(_MAX_SEED, size=restarts).tolist()
+    tried = []
+    for number in range(restarts) if starts is None else starts:
+        start, _ = kmeans_plusplus(centred, k, random_state=seeds[number])
+        found, objective = _lloyd(centred, start, iterations, seeds[number])
+        tried.append((objective[-1], number, found, objective))
+    _, number, found, objective = min(tried, key=lambda one: one[:2])
+    centroids = found + mean
     centroids = centroids[np.lexsort(centroids.T[::-1])]
     nearest, _, cluster = two_nearest(h, centroids)
     return KMeans(
         centroids=centroids,
         inertia=float(np.square(nearest.astype(np.float64)).sum()),
-        inertia_per_iteration=best[1],
+        inertia_per_iteration=objective,
+        start=number,
         counts=np.bincount(cluster, minlength=k).astype(np.int64),
     )
 

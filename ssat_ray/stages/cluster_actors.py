@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -47,11 +47,13 @@ class Start:
     """Clusters of the sample in the frame's coordinates, and what they took.
 
     Attributes:
+        rank: lower is better, among starts of the same job.
         peak_pss: of the process, bytes.
     """
 
     frame: Frame
     clusters: Clusters
+    rank: tuple[float, int]
     seconds: float
     peak_pss: int
 
@@ -124,12 +126,13 @@ class ClusterActor:
     def ready(self) -> None:
         """Returns once the process is up."""
 
-    def start(self, task: Task, parts: list[int], k: int) -> Start:
-        """Clusters of a job's sample."""
+    def start(self, task: Task, parts: list[int], k: int, restarts: list[int]) -> Start:
+        """Clusters of a job's sample: the best of these restarts of k-means, or the mixture."""
         config = ClusterConfig(**task.job.config["cluster"])
         with Meter() as meter:
             sample = Held(task.folder, parts).sample(config.sample_rows)
             clusters: Clusters
+            rank = (0.0, 0)
             if task.job.params["method"] == "kmeans":
                 import faiss
 
@@ -140,7 +143,9 @@ class ClusterActor:
                     restarts=config.restarts,
                     iterations=config.iterations,
                     seed=task.seed,
+                    starts=restarts,
                 )
+                rank = fit.rank
                 frame = Frame.fit(sample, bits=KMEANS_BITS)
                 clusters = (fit.centroids - frame.mean).astype(np.float32)
             else:
@@ -153,7 +158,7 @@ class ClusterActor:
                 )
                 frame = em.mixture_frame(sample, mixture)
                 clusters = em.into_frame(mixture, frame)
-        return Start(frame, clusters, meter.seconds, meter.peak_pss)
+        return Start(frame, clusters, rank, meter.seconds, meter.peak_pss)
 
     def largest(self, task: Task, parts: list[int], frame: Frame) -> float:
         """The largest coordinate of these parts' embeddings in a frame."""
@@ -211,15 +216,29 @@ class ClusterActors:
         ray.get([actor.ready.remote() for actor in self._actors])
 
     def start(self, task: Task, parts: list[int], k: int) -> Start:
-        """Clusters of a job's sample, from one actor."""
-        found: Start = ray.get(self._actors[0].start.remote(task, parts, k))
-        return found
+        """Clusters of a job's sample; the restarts of k-means are dealt out among the actors."""
+        restarts = list(range(ClusterConfig(**task.job.config["cluster"]).restarts))
+        if task.job.params["method"] != "kmeans":
+            restarts = restarts[:1]  # a mixture has its own, in one call
+        found: list[Start] = ray.get(
+            [
+                actor.start.remote(task, parts, k, dealt)
+                for actor, dealt in zip(self._actors, self._deal(restarts), strict=False)
+            ]
+        )
+        best = min(found, key=lambda start: start.rank)
+        seconds = max(start.seconds for start in found)
+        return replace(best, seconds=seconds, peak_pss=sum(start.peak_pss for start in found))
+
+    def _deal(self, items: list[int]) -> list[list[int]]:
+        """Shares of the actors that get any."""
+        count = min(self._count, len(items))
+        return [items[i::count] for i in range(count)]
 
     def largest(self, task: Task, parts: list[int], frame: Frame) -> float:
         """The largest coordinate of the job's embeddings in a frame, from all actors."""
-        count = min(self._count, len(parts))
-        dealt = zip(self._actors, (parts[i::count] for i in range(count)), strict=False)
-        return max(ray.get([actor.largest.remote(task, part, frame) for actor, part in dealt]))
+        dealt = zip(self._actors, self._deal(parts), strict=False)
+        return max(ray.get([actor.largest.remote(task, some, frame) for actor, some in dealt]))
 
     def reference(self, task: Task, parts: list[int], clusters: Clusters) -> Reference:
         """The sample under the clusters, from one actor."""
@@ -238,8 +257,7 @@ class ClusterActors:
             where = "points"
         elif held.num_bytes <= most_bytes:
             where = "embeddings"
-        count = min(self._count, len(parts))
-        return [Holding(task, parts[i::count], frame, where) for i in range(count)]
+        return [Holding(task, some, frame, where) for some in self._deal(parts)]
 
     def ask(self, holdings: list[Holding], method: str, *args: Any) -> list[Any]:
         """What a method of `HeldPoints` returns for each holding."""

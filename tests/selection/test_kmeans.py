@@ -89,6 +89,16 @@ def test_restarts_keep_the_best():
     assert many <= fit_kmeans(h, 10, restarts=1).inertia
 
 
+def test_dealt_restarts_find_what_one_fit_finds():
+    h = _uniform(2).astype(np.float32)
+    whole = fit_kmeans(h, 10, restarts=7, seed=3)
+    parts = [fit_kmeans(h, 10, restarts=7, seed=3, starts=range(i, 7, 3)) for i in range(3)]
+    best = min(parts, key=lambda fit: fit.rank)
+    assert best.rank == whole.rank
+    np.testing.assert_array_equal(best.centroids, whole.centroids)
+    assert len({fit.start for fit in parts}) == 3
+
+
 def test_an_offset_does_not_change_the_clustering():
     # Multiples of 1 / 128 survive the addition exactly; FAISS on uncentred rows is 18 % worse.
     h = make_blobs(1500, 8, centers=3, cluster_std=0.3, center_box=(0, 2), random_state=0)[0]

@@ -14,10 +14,11 @@ import pytest
 from ssat_ray import runtime
 from ssat_ray.config import RuntimeConfig
 from ssat_ray.selection import lloyd
+from ssat_ray.selection.kmeans import fit_kmeans
 from ssat_ray.selection.points import Frame
 from ssat_ray.stages.base import Task
 from ssat_ray.stages.cluster_actors import KMEANS_BITS, ClusterActors, total
-from ssat_ray.stages.held import hold
+from ssat_ray.stages.held import Held, hold
 from ssat_ray.store import Job
 
 pytestmark = pytest.mark.ray
@@ -32,7 +33,7 @@ def actors() -> Iterator[ClusterActors]:
         yield started
 
 
-class Held:
+class HeldJob:
     """A job whose embeddings are on disk, and all of them in memory."""
 
     def __init__(self, folder: Path, seed: int) -> None:
@@ -41,7 +42,7 @@ class Held:
         for part, h in enumerate(self.h):
             ids = np.arange(ROWS) + part * ROWS
             hold(folder, part, h.astype(np.float16), ids, rng.random(ROWS))
-        config = {"cluster": {"k": K, "sample_rows": 100, "restarts": 2}}
+        config = {"cluster": {"k": K, "sample_rows": 100, "restarts": 5}}
         job = Job("cluster", 2, {"seed": seed, "method": "kmeans"}, config, {})
         self.task = Task(job, folder, {}, folder)
         self.frame = Frame.fit(self.h.reshape(-1, WIDTH), bits=KMEANS_BITS)
@@ -58,8 +59,8 @@ class Held:
 
 
 @pytest.fixture(scope="module")
-def jobs(tmp_path_factory: pytest.TempPathFactory) -> list[Held]:
-    return [Held(tmp_path_factory.mktemp(f"job-{seed}"), seed) for seed in range(2)]
+def jobs(tmp_path_factory: pytest.TempPathFactory) -> list[HeldJob]:
+    return [HeldJob(tmp_path_factory.mktemp(f"job-{seed}"), seed) for seed in range(2)]
 
 
 def assert_same(found: lloyd.LloydStatistics, expected: lloyd.LloydStatistics) -> None:
@@ -75,20 +76,24 @@ POINTS = 4 * WIDTH * PARTS * ROWS
     ("most_bytes", "where"),
     [(POINTS, "points"), (POINTS - 1, "embeddings"), (POINTS // 2 - 1, "files")],
 )
-def test_jobs_in_turn(actors: ClusterActors, jobs: list[Held], most_bytes: int, where: str) -> None:
+def test_jobs_in_turn(
+    actors: ClusterActors, jobs: list[HeldJob], most_bytes: int, where: str
+) -> None:
     holding = actors.share(jobs[0].task, [0, 1, 2, 3, 4], jobs[0].frame, most_bytes)[0]
     assert holding.where == where
     for job in (*jobs, *jobs):
         assert_same(job.found(actors, most_bytes), job.expected())
 
 
-def test_the_largest_coordinate(actors: ClusterActors, jobs: list[Held]) -> None:
+def test_the_largest_coordinate(actors: ClusterActors, jobs: list[HeldJob]) -> None:
     job = jobs[0]
     found = actors.largest(job.task, list(range(PARTS)), job.frame)
     assert found == np.abs(job.h.astype(np.float64) - job.frame.mean).max()
 
 
-def test_a_killed_actor_reads_its_embeddings_again(actors: ClusterActors, jobs: list[Held]) -> None:
+def test_a_killed_actor_reads_its_embeddings_again(
+    actors: ClusterActors, jobs: list[HeldJob]
+) -> None:
     expected = jobs[0].expected()
     assert_same(jobs[0].found(actors), expected)
     named = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"]]
@@ -101,7 +106,7 @@ def test_a_killed_actor_reads_its_embeddings_again(actors: ClusterActors, jobs: 
     assert_same(jobs[0].found(actors), expected)
 
 
-def test_a_job_of_fewer_parts_than_actors(actors: ClusterActors, jobs: list[Held]) -> None:
+def test_a_job_of_fewer_parts_than_actors(actors: ClusterActors, jobs: list[HeldJob]) -> None:
     job = jobs[1]
     holdings = actors.share(job.task, [3], job.frame, POINTS)
     assert len(holdings) == 1
@@ -110,7 +115,13 @@ def test_a_job_of_fewer_parts_than_actors(actors: ClusterActors, jobs: list[Held
     assert_same(total(actors.ask(holdings, "lloyd", job.centroids)), expected)
 
 
-def test_the_start_depends_on_the_sample_only(actors: ClusterActors, jobs: list[Held]) -> None:
-    first, again = (actors.start(jobs[0].task, list(range(PARTS)), K) for _ in range(2))
-    assert np.array_equal(first.clusters, again.clusters)
-    assert first.seconds > 0 and first.peak_pss > 2**20
+def test_restarts_are_dealt_out_and_the_best_of_all_is_kept(
+    actors: ClusterActors, jobs: list[HeldJob]
+) -> None:
+    job = jobs[0]
+    found = actors.start(job.task, list(range(PARTS)), K)
+    sample = Held(job.task.folder, list(range(PARTS))).sample(100)
+    expected = fit_kmeans(sample, K, restarts=5, seed=0)
+    assert found.rank == expected.rank
+    np.testing.assert_allclose(found.clusters + found.frame.mean, expected.centroids, atol=1e-6)
+    assert found.seconds > 0 and found.peak_pss > 2**20
