@@ -114,6 +114,10 @@ class IntermediateConfig(OptimiserConfig):
     """The model whose latent space is clustered: standard training on the labelled set."""
 
     num_steps: Positive = 200
+    checkpoint: str | None = Field(
+        None,
+        description="file of a trained model (`model.*` says which) to use instead of training",
+    )
 
 
 class TrainConfig(OptimiserConfig):

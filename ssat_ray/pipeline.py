@@ -25,7 +25,7 @@ from ssat_ray.stages.report import REPORT, RESULTS, read_results
 from ssat_ray.stages.selection_results import selection_results
 from ssat_ray.store import Job, Store, write_atomic
 
-ON_DRIVER = ("labelled", "pool")
+ON_DRIVER = ("labelled", "pool", "checkpoint")
 """Stages that need no Ray and show the input's faults at once."""
 TOGETHER = ("intermediate", "pretrain")
 """Both read the labelled set only: one worker group, one start."""

@@ -13,6 +13,7 @@ from ssat_ray.data.pool import Pool
 from ssat_ray.errors import UserError
 from ssat_ray.loading import load_config
 from ssat_ray.stages import (
+    checkpoint,
     cluster,
     evaluate,
     generate,
@@ -34,6 +35,7 @@ STAGES: dict[str, Stage] = {
     for module in (
         labelled,
         pool,
+        checkpoint,
         intermediate,
         pretrain,
         generate,
@@ -108,17 +110,9 @@ def _shared_jobs(config: Config, seed: int) -> dict[str, Job]:
     of, about = {"seed": seed}, f"seed {seed}"
     data = _job("labelled", {}, _part(config, "data"), {})
     if config.data.path:  # another file under the same name is another labelled set
-        if not Path(config.data.path).is_file():
-            raise UserError(f"data.path: {config.data.path} does not exist.")
-        digest = hashlib.sha256(Path(config.data.path).read_bytes()).hexdigest()
+        digest = _sha256("data.path", config.data.path)
         data = _job("labelled", {"sha256": digest}, _part(config, "data"), {})
-    inter = _job(
-        "intermediate",
-        of,
-        _part(config, "model", "intermediate", "threat"),
-        {"labelled": data},
-        about,
-    )
+    inter = _intermediate_job(config, seed, data)
     shared = {"labelled": data, "intermediate": inter, **_pool_jobs(config, seed, data)}
     pools = _numbered(shared, "pool")
     fields = config.cluster.model_dump(mode="json")
@@ -142,6 +136,25 @@ def _shared_jobs(config: Config, seed: int) -> dict[str, Job]:
                 "score", {**of, "scorer": scorer}, reading, inputs, label
             )
     return shared
+
+
+def _sha256(key: str, path: str) -> str:
+    """Of the file that a setting names."""
+    if not Path(path).is_file():
+        raise UserError(f"{key}: {path} does not exist.")
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _intermediate_job(config: Config, seed: int, data: Job) -> Job:
+    """The intermediate model: trained, or a file's, which is the same for every seed."""
+    path = config.intermediate.checkpoint
+    if path is None:
+        part = _part(config, "model", "intermediate", "threat")
+        return _job("intermediate", {"seed": seed}, part, {"labelled": data}, f"seed {seed}")
+    params = {"sha256": _sha256("intermediate.checkpoint", path)}
+    version, part = STAGES["checkpoint"].version, _part(config, "model")
+    return Job("checkpoint", version, params, part, {"labelled": data}, Path(path).name, path)
 
 
 def _pool_jobs(config: Config, seed: int, data: Job) -> dict[str, Job]:

@@ -1,6 +1,7 @@
 """Which jobs a configuration asks for, and which settings change which digests."""
 
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -64,7 +65,7 @@ def test_select_ratio_changes_select_and_what_follows_of_selecting_rows() -> Non
             "intermediate.lr=0.2",
             {"intermediate", "cluster", "score", "select", "train", "evaluate", "report"},
         ),
-        ("data.split_seed=1", {"pool", *STAGES} - {"generate", "synth"}),
+        ("data.split_seed=1", {"pool", *STAGES} - {"generate", "synth", "checkpoint"}),
     ],
 )
 def test_a_setting_changes_the_stages_downstream_only(override: str, stages: set) -> None:
@@ -215,3 +216,26 @@ def test_the_files_content_decides(tmp_path) -> None:
 def test_a_missing_data_file_is_a_user_error(tmp_path) -> None:
     with pytest.raises(UserError, match=r"gone\.npz"):
         _plan("data.name=npz", f"data.path={tmp_path / 'gone.npz'}")
+
+
+def test_a_checkpoint_takes_the_place_of_the_intermediate_model(tmp_path: Path) -> None:
+    path = tmp_path / "published.pt"
+    digests = []
+    for content in (b"one", b"two"):
+        path.write_bytes(content)
+        plan = _plan(f"intermediate.checkpoint={path}", "seeds=[0,1]")
+        job = plan.jobs["lcs-km", 0, "intermediate"]
+        assert job.stage == "checkpoint" and job.location == str(path)
+        assert plan.jobs["lcs-km", 1, "intermediate"].digest == job.digest
+        assert not any(job.stage == "intermediate" for job in plan.unique)
+        assert plan.jobs["lcs-km", 0, "cluster"].inputs["intermediate"].digest == job.digest
+        digests.append(job.digest)
+    assert digests[0] != digests[1]
+    moved = tmp_path / "elsewhere.pt"
+    path.rename(moved)
+    same = _plan(f"intermediate.checkpoint={moved}").jobs["lcs-km", 0, "intermediate"]
+    assert same.digest == digests[1]
+    with pytest.raises(
+        UserError, match=r"intermediate\.checkpoint: .*published\.pt does not exist"
+    ):
+        _plan(f"intermediate.checkpoint={path}")

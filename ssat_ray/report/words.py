@@ -22,6 +22,7 @@ ATTACKS = ("clean", "pgd", "apgd-ce", "autoattack")
 """Measures of accuracy, the weakest attack first."""
 STAGES = (
     "pool",
+    "checkpoint",
     "intermediate",
     "pretrain",
     "generate",
