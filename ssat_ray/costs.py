@@ -118,17 +118,21 @@ def _driver(config: Config, probe: Probe, read: float) -> Costs:
 def _training(config: Config, probe: Probe, read: float) -> Costs:
     """The worker group's start, and the steps, of which the probe took at most `MOST_STEPS`.
 
-    `intermediate` and `pretrain` share a group, whose start counts for the first.
+    `intermediate` and `pretrain` share a group, whose start counts for the first. The probe trains an
+    intermediate model also where the target takes it from a file; then it costs nothing.
     """
     start = probe.walls["intermediate"]
     start -= probe.seconds(probe.main, "intermediate") + probe.seconds(probe.extras, "pretrain")
     steps = {"intermediate": config.intermediate.num_steps, "pretrain": config.pretrain.num_steps}
-    for stage, jobs in (("intermediate", probe.main), ("pretrain", probe.extras)):
+    trained = {"intermediate": probe.main, "pretrain": probe.extras}
+    if config.intermediate.checkpoint is not None:
+        del trained["intermediate"]
+    for stage, jobs in trained.items():
         for record in probe.records(jobs, stage):
             measured = min(steps[stage], MOST_STEPS)
             yield StageCost(
                 stage,
-                once=max(0.0, start) if stage == "intermediate" else 0.0,
+                once=max(0.0, start) if stage == next(iter(trained)) else 0.0,
                 per_seed=record["seconds"] * steps[stage] / measured,
                 session_bytes=probe.peaks.get(stage, probe.baseline),
                 actor_bytes=record["peak_pss_bytes"] // record["world_size"],

@@ -66,7 +66,7 @@ def probe_config(config: Config, size: Sizes, num_images: int) -> Config:
     tree["synth"] |= {"num_images": num_images, "shard_rows": shard_rows}
     tree["cluster"] |= {"sample_rows": size.sample, "refine_rows": size.refined}
     steps = min(config.intermediate.num_steps, MOST_STEPS)
-    tree["intermediate"] |= {"num_steps": steps}
+    tree["intermediate"] |= {"num_steps": steps, "checkpoint": None}
     tree["evaluate"] |= {"autoattack_seeds": ()}
     return Config.model_validate(tree)
 
