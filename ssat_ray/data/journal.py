@@ -62,8 +62,12 @@ def _folder_record(root: Path) -> FileRecord:
     for folder, subfolders, names in os.walk(root):
         subfolders.sort()
         for name in sorted(names):
-            about = os.stat(os.path.join(folder, name))
-            place = os.path.relpath(os.path.join(folder, name), root)
+            path = os.path.join(folder, name)
+            try:
+                about = os.stat(path)
+            except OSError as error:
+                raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+            place = os.path.relpath(path, root)
             digest.update(json.dumps([place, about.st_size, about.st_mtime_ns]).encode())
             size += about.st_size
     return {"name": root.name, "bytes": size, "mtime_ns": 0, "sample": digest.hexdigest()[:20]}

@@ -41,6 +41,9 @@ def test_a_folder_is_known_by_its_files(tmp_path: Path) -> None:
     assert fingerprint([tmp_path]) == first and first[0]["bytes"] == 2
     (tmp_path / "cat" / "a.png").rename(tmp_path / "cat" / "b.png")
     assert not same_content(fingerprint([tmp_path]), first)
+    (tmp_path / "cat" / "c.png").symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"cat/c\.png cannot be read: No such file"):
+        fingerprint([tmp_path])
 
 
 def job(**files: int) -> dict[str, Any]:

@@ -37,6 +37,8 @@ def open_file(path: Path, options: ImportOptions) -> Source:
     labels = arrays.get(names[1])
     rows = None
     if labels is not None:
+        if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iuf":
+            raise UserError(f"{path}: {names[1]} is no array of numbers; labels must be integers.")
         if labels.dtype.kind == "f" and (labels == np.rint(labels)).all():
             labels = labels.astype(
                 np.int64

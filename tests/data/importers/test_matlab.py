@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.io import savemat
+from scipy.sparse import csc_array
 
 from ssat_ray.data.importers.base import DamagedFile, ImportOptions, open_source
 from ssat_ray.errors import UserError
@@ -47,6 +48,9 @@ def test_labels_that_have_a_zero_stay_as_they_are(tmp_path: Path) -> None:
         ({"X": IMAGES[0]}, r"X is of shape \(8, 6, 3\)"),
         ({"X": IMAGES.transpose(1, 2, 3, 0), "y": LABELS[:9]}, "9 labels.*50 images"),
         ({"X": IMAGES.transpose(1, 2, 3, 0), "y": LABELS + 0.5}, "labels must be integers"),
+        ({"X": IMAGES.transpose(1, 2, 3, 0), "y": "cat"}, "y is no array of numbers"),
+        ({"X": IMAGES.transpose(1, 2, 3, 0), "y": LABELS.astype(object)}, "y is no array"),
+        ({"X": IMAGES.transpose(1, 2, 3, 0), "y": csc_array(np.eye(3))}, "y is no array"),
     ],
 )
 def test_what_is_refused(tmp_path: Path, content: dict, expected: str) -> None:
