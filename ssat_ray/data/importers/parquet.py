@@ -27,6 +27,7 @@ from ssat_ray.errors import UserError
 
 ENCODED_ROWS = 16
 """Encoded images in memory at a time: their sizes are known only once they are read."""
+BROKEN = (pa.ArrowException, OSError, UnicodeDecodeError)
 PARQUET_IMAGE_KEYS = (*IMAGE_KEYS, "pixels", "png", "jpg", "jpeg")
 PARQUET_LABEL_KEYS = (*LABEL_KEYS, "fine_label", "cls", "class")
 
@@ -52,19 +53,18 @@ class ParquetImages(Source):
         try:
             with self._open() as file:
                 schema, self.rows = file.schema_arrow, file.metadata.num_rows
+                names = schema.names
                 groups = range(file.metadata.num_row_groups)
                 self._group_rows = [file.metadata.row_group(i).num_rows for i in groups]
-        except (pa.ArrowException, OSError) as error:
+        except BROKEN as error:
             raise DamagedFile(f"{path} is truncated, or no Parquet file: {error}.") from error
-        image = choose_key(
-            schema.names, options.image_key, PARQUET_IMAGE_KEYS, "--image-key", self.name
-        )
+        image = choose_key(names, options.image_key, PARQUET_IMAGE_KEYS, "--image-key", self.name)
         if image is None:
             raise UserError(
                 f"{path} has no column called {', '.join(PARQUET_IMAGE_KEYS)}; found "
-                f"{', '.join(schema.names)}. --image-key names it."
+                f"{', '.join(names)}. --image-key names it."
             )
-        others = [name for name in schema.names if name != image]
+        others = [name for name in names if name != image]
         self._image, self._kind = image, _binary_type(schema.field(image).type, self.name)
         self._label = choose_key(
             others, options.label_key, PARQUET_LABEL_KEYS, "--label-key", self.name
@@ -125,10 +125,14 @@ class ParquetImages(Source):
                     if skipped < len(batch):
                         yield batch[skipped:], row + skipped
                     row += len(batch)
-        except (pa.ArrowException, OSError) as error:
+        except BROKEN as error:
             raise DamagedFile(
                 f"{self.name} is corrupt; row {row} was reached: {error}. Get the file again."
             ) from error
+        if row != self.rows:
+            raise DamagedFile(
+                f"{self.name} is corrupt: it has {row} rows and says {self.rows}. Get the file again."
+            )
 
     def _first_image(self) -> Iterator[bytes]:
         for batch, _ in self._batches(0):
