@@ -108,7 +108,7 @@ def append(
     from ssat_ray.data.ingest import append_pool
 
     options = _options(format_, image_key, label_key, labels, layout, range_, shape, size, channels)
-    pool = append_pool(
+    pool, written = append_pool(
         sources,
         target,
         options,
@@ -117,9 +117,12 @@ def append(
         restart=restart,
         report=Progress(),
     )
+    appended = (
+        f"{pool.manifest['generations'][-1]['rows']} images appended as generation "
+        f"{len(pool.generations) - 1}"
+    )
     print(
-        f"{pool.folder}: {pool.manifest['generations'][-1]['rows']} images appended as generation "
-        f"{len(pool.generations) - 1}, {len(pool)} in all"
+        f"{pool.folder}: {appended if written else 'these images are there already'}, {len(pool)} in all"
     )
 
 

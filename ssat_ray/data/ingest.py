@@ -19,7 +19,7 @@ from ssat_ray.data.journal import (
     difference,
     fingerprint,
     same_content,
-    without_times,
+    with_hashes,
 )
 from ssat_ray.data.pool import (
     MANIFEST,
@@ -63,10 +63,10 @@ def import_pool(
     """
     options = options or ImportOptions()
     folder = target if isinstance(target, Folder) else Folder(target)
-    files, job = _job(paths, options, shard_rows, num_classes)
+    every, files, job = _job(paths, options, shard_rows, num_classes)
     if folder.exists(MANIFEST):
         pool = Pool(folder)
-        _check_same_import(pool, files, job)
+        _check_same_import(pool, every, files, job)
         folder.delete(IMPORT_JOURNAL)
         return pool, False
     _refuse_unknown_shards(folder, IMPORT_JOURNAL, restart)
@@ -82,7 +82,7 @@ def import_pool(
             writing.generations(1),
             (channels, height, width),
             found,
-            source=[{"files": without_times(files), "options": job["options"]}],
+            source=[{"files": with_hashes(every, files), "options": job["options"]}],
         )
     ), True
 
@@ -96,16 +96,20 @@ def append_pool(
     again: bool = False,
     restart: bool = False,
     report: Report = quiet,
-) -> Pool:
+) -> tuple[Pool, bool]:
     """Add the files' rows to a pool as a new generation; its files and digests stay as they are.
 
-    Ids go on after the last one. Resumable like `import_pool`; `pool.json` is replaced last.
+    Ids go on after the last one. Resumable like `import_pool`; `pool.json` is replaced last. Files that the
+    pool holds already are recognised as `import_pool` does, and not added.
 
     Args:
         again: add files that the pool holds already a second time.
 
+    Returns: the pool, and whether anything was written.
+
     Raises:
-        UserError: also if images have another shape than the pool's, or a label is not one of its classes.
+        UserError: also if images have another shape than the pool's, a label is not one of its classes, or
+            the pool holds the files already but they were read with other options.
     """
     options = options or ImportOptions()
     pool = Pool(target)
@@ -114,15 +118,18 @@ def append_pool(
             f"{pool.folder} refers to shards in {pool.manifest['location']}; append to that pool."
         )
     known = pool.manifest.get("source") or [None] * len(pool.generations)
-    files, job = _job(paths, options, shard_rows, None)
+    every, files, job = _job(paths, options, shard_rows, None)
     job["generations"] = [g["digest"] for g in pool.manifest["generations"]]
     _drop_stale_append(pool)
-    if not again:
-        for number, origin in enumerate(known):
-            if origin and same_content(origin["files"], files):
-                raise UserError(
-                    f"{pool.folder} holds these files already, as generation {number}; --again adds them twice."
-                )
+    held = [] if again else [o for o in known if o and same_content(o["files"], every, files)]
+    if held:
+        options_now = {k: v for k, v in job["options"].items() if k != "num_classes"}
+        changed = [difference(options_now, origin["options"]) for origin in held]
+        if all(changed):
+            raise UserError(
+                f"{pool.folder} holds these files already, with {changed[-1]}. --again adds them twice."
+            )
+        return pool, False
     source = open_source(paths, options)
     if source.shape != pool.shape:
         raise UserError(
@@ -134,9 +141,10 @@ def append_pool(
     first_id = pool.shards[-1]["last_id"] + 1
     writing.take_source(source, first_id, pool.num_classes, report)
     more = {k: v for k, v in pool.manifest.items() if k not in _OWN_KEYS}
-    more["source"] = [*known, {"files": without_times(files), "options": job["options"]}]
+    more["source"] = [*known, {"files": with_hashes(every, files), "options": job["options"]}]
     generations = [*pool.generations, *writing.generations(1)]
-    return writing.finish(manifest(generations, pool.image_shape, pool.num_classes, **more))
+    text = manifest(generations, pool.image_shape, pool.num_classes, **more)
+    return writing.finish(text), True
 
 
 _OWN_KEYS = ("format", "shape", "num_classes", "rows", "generations", "shards", "source")
@@ -207,27 +215,31 @@ def _job(
     options: ImportOptions,
     shard_rows: int | None,
     num_classes: int | None,
-) -> tuple[list[FileRecord], dict[str, Any]]:
-    """Fingerprints of the files, and what a journal must agree with to go on from it."""
-    given = asdict(options)
+) -> tuple[list[Path], list[FileRecord], dict[str, Any]]:
+    """All files that are read, their fingerprints, and what a journal must agree with to go on from it."""
+    given, every = asdict(options), list(paths)
     if options.labels is not None:
-        paths = [*paths, Path(options.labels)]
+        every.append(Path(options.labels))
         given["labels"] = Path(options.labels).name
-    files = fingerprint(paths)
+    files = fingerprint(every)
     job = {
         "files": files,
         "options": {**given, "shard_rows": shard_rows, "num_classes": num_classes},
     }
-    return files, json.loads(json.dumps(job))
+    return every, files, json.loads(json.dumps(job))
 
 
-def _check_same_import(pool: Pool, files: list[FileRecord], job: dict[str, Any]) -> None:
+def _check_same_import(
+    pool: Pool, paths: list[Path], files: list[FileRecord], job: dict[str, Any]
+) -> None:
     known = (pool.manifest.get("source") or [None])[0]
-    if known is None or not same_content(known["files"], files):
-        held = "other files" if known is None else ", ".join(f["name"] for f in known["files"])
+    if known is None or not same_content(known["files"], paths, files):
+        names = [] if known is None else [f["name"] for f in known["files"]]
+        same_names = names == [f["name"] for f in files]
+        held = ", ".join(names) + (" with other contents" if same_names else "")
         raise UserError(
-            f"{pool.folder} is a pool already, made of {held}. `ssat pool append` adds to it; a pool of its "
-            "own needs another folder."
+            f"{pool.folder} is a pool already, made of {held or 'other files'}. `ssat pool append` adds to it; "
+            "a pool of its own needs another folder."
         )
     changed = difference(job["options"], known["options"])
     if changed:
