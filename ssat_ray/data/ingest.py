@@ -69,10 +69,10 @@ def import_pool(
         _check_same_import(pool, every, files, job)
         folder.delete(IMPORT_JOURNAL)
         return pool, False
-    _refuse_unknown_shards(folder, IMPORT_JOURNAL, restart)
+    refuse_unknown_shards(folder, IMPORT_JOURNAL, restart)
     source = open_source(paths, options)
     writing = PoolWriter(
-        folder, IMPORT_JOURNAL, job, restart, 0, _shard_rows(shard_rows, source.shape)
+        folder, IMPORT_JOURNAL, job, restart, 0, choose_shard_rows(shard_rows, source.shape)
     )
     largest = writing.take_source(source, 0, num_classes, report)
     found = largest + 1 if num_classes is None else num_classes
@@ -136,7 +136,7 @@ def append_pool(
             f"{source.name} has images of shape {source.shape} (H, W, C), the pool {pool.folder} of "
             f"{pool.shape}; a pool has one shape."
         )
-    rows = _shard_rows(shard_rows, pool.shape)
+    rows = choose_shard_rows(shard_rows, pool.shape)
     writing = PoolWriter(pool.folder, APPEND_JOURNAL, job, restart, len(pool.shards), rows)
     first_id = pool.shards[-1]["last_id"] + 1
     writing.take_source(source, first_id, pool.num_classes, report)
@@ -167,7 +167,7 @@ def copy_pool(
     """
     pool = Pool(origin)
     folder = target if isinstance(target, Folder) else Folder(target)
-    shard_rows = _shard_rows(shard_rows, pool.shape)
+    shard_rows = choose_shard_rows(shard_rows, pool.shape)
     digests = [g["digest"] for g in pool.manifest["generations"]]
     job = {"options": {"copy of": digests, "shard_rows": shard_rows}}
     if folder.exists(MANIFEST):
@@ -176,7 +176,7 @@ def copy_pool(
             raise UserError(f"{folder} holds another pool; choose another folder.")
         folder.delete(COPY_JOURNAL)
         return found, False
-    _refuse_unknown_shards(folder, COPY_JOURNAL, restart)
+    refuse_unknown_shards(folder, COPY_JOURNAL, restart)
     writing = PoolWriter(folder, COPY_JOURNAL, job, restart, 0, shard_rows)
     for number, entries in enumerate(pool.generations):
         writing.take_generation(pool, number, entries, report)
@@ -249,7 +249,8 @@ def _check_same_import(
         )
 
 
-def _refuse_unknown_shards(folder: Folder, journal: str, restart: bool) -> None:
+def refuse_unknown_shards(folder: Folder, journal: str, restart: bool) -> None:
+    """UserError if the folder has shards that neither a pool nor a journal accounts for."""
     if not restart and not folder.exists(journal) and any(folder.names(".parquet")):
         raise UserError(
             f"{folder} holds Parquet files, but neither {MANIFEST} nor {journal} that would tell what they "
@@ -269,7 +270,8 @@ def _drop_stale_append(pool: Pool) -> None:
             pool.folder.delete(APPEND_JOURNAL)
 
 
-def _shard_rows(given: int | None, shape: tuple[int, int, int]) -> int:
+def choose_shard_rows(given: int | None, shape: tuple[int, int, int]) -> int:
+    """The given images a shard, or as many as fit; UserError if they do not."""
     most = max(1, SHARD_BYTES // int(np.prod(shape)))
     if given is None:
         return rows_a_shard(shape)
