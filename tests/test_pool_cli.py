@@ -62,6 +62,20 @@ def test_synth(tmp_path: Path) -> None:
     assert done.returncode == 2 and "out holds a pool with noise 8.0 (now 2.0)" in done.stderr
 
 
+def test_info_does_without_heavy_libraries(tmp_path: Path) -> None:
+    """pandas and torch take longer to import than the command takes."""
+    np.savez(tmp_path / "a.npz", image=IMAGES)
+    pool("import", "a.npz", "out", cwd=tmp_path)
+    code = (
+        "import sys; from ssat_ray.cli import app; app(['pool', 'info', 'out'], standalone_mode=False);"
+        "print([m for m in ('pandas', 'torch', 'ray') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 SYNTH = ["synth", "digits", "out", "--num-images", "5"]
 
 

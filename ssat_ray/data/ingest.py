@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pyarrow import ArrowException
 
 from ssat_ray.data.folder import Folder
 from ssat_ray.data.importers.base import ImportOptions, open_source
@@ -194,7 +193,7 @@ def verify_pool(pool: Pool, report: Report = quiet) -> list[str]:
     for index, entry in enumerate(pool.shards):
         try:
             pool.read(index)
-        except (UserError, OSError, ArrowException) as error:
+        except (UserError, OSError) as error:
             problems.append(str(error))
         rows += entry["rows"]
         report(rows, len(pool), int(np.prod(pool.shape)))
