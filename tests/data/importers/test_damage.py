@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from scipy.io import savemat
 
 from ssat_ray.data.importers.base import ImportOptions, open_source
 from ssat_ray.data.journal import fingerprint
@@ -55,6 +56,11 @@ def write_pickle(path: Path) -> None:
     path.write_bytes(pickle.dumps({"data": IMAGES, "extrapolated_targets": LABELS}, 2))
 
 
+def write_mat(path: Path) -> None:
+    content = {"X": IMAGES.transpose(1, 2, 3, 0), "y": LABELS}
+    savemat(path, content, do_compression=path.parent.name == "packed")
+
+
 def write_png(path: Path) -> None:
     path.write_bytes(encode(IMAGES[0]))
 
@@ -65,6 +71,8 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "a.parquet": write_parquet,
     "a.tar": write_tar,
     "a.pickle": write_pickle,
+    "a.mat": write_mat,
+    "packed/a.mat": write_mat,
     "folder/a.png": write_png,
 }
 CHECKED = ("a.npz", "a.parquet", "folder/a.png")
