@@ -76,6 +76,11 @@ def load_config(preset: str, overrides: tuple[str, ...] | list[str] = ()) -> Con
         raise UserError(f"preset {preset} is not valid YAML: {where}.") from error
     if not isinstance(tree, dict):
         raise UserError(f"preset {preset} must be a mapping of keys, found {type(tree).__name__}.")
+    return resolve({**tree, "preset": name}, overrides)
+
+
+def resolve(tree: dict[str, Any], overrides: tuple[str, ...] | list[str] = ()) -> Config:
+    """The configuration of a tree of keys with `key.path=value` overrides; UserError as `load_config`."""
     for override in overrides:
         key, sep, value = override.partition("=")
         if not sep:
@@ -85,7 +90,6 @@ def load_config(preset: str, overrides: tuple[str, ...] | list[str] = ()) -> Con
         except (yaml.YAMLError, ValueError) as error:
             raise UserError(f"--set {override}: {value!r} is not a YAML value.") from error
         _assign(tree, key.strip().split("."), parsed)
-    tree["preset"] = name
     try:
         return Config.model_validate(tree)
     except ValidationError as error:

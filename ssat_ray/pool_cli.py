@@ -1,4 +1,4 @@
-"""`ssat pool`: import, append, info, verify, copy."""
+"""`ssat pool`: import, append, synth, info, verify, copy."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def append(
     from ssat_ray.data.ingest import append_pool
 
     options = _options(format_, image_key, label_key, labels, layout, range_, shape, size, channels)
-    pool = append_pool(
+    pool, written = append_pool(
         sources,
         target,
         options,
@@ -117,10 +117,54 @@ def append(
         restart=restart,
         report=Progress(),
     )
-    print(
-        f"{pool.folder}: {pool.manifest['generations'][-1]['rows']} images appended as generation "
-        f"{len(pool.generations) - 1}, {len(pool)} in all"
+    appended = (
+        f"{pool.manifest['generations'][-1]['rows']} images appended as generation "
+        f"{len(pool.generations) - 1}"
     )
+    print(
+        f"{pool.folder}: {appended if written else 'these images are there already'}, {len(pool)} in all"
+    )
+
+
+@app.command()
+def synth(
+    source: Annotated[str, typer.Argument(help="`digits`, or an npz with `image` and `label`")],
+    target: Target,
+    num_images: Annotated[int, typer.Option(help="images to make")],
+    seed: Annotated[int, typer.Option(help="another one gives other images")] = 0,
+    first_id: Annotated[int, typer.Option(help="id of the first image")] = 0,
+    shard_rows: ShardRows = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="a key of `synth` or `data`"),
+    ] = None,
+    restart: Restart = False,
+) -> None:
+    """Make a pool of distorted labelled images, of any size. Run it again to resume."""
+    from ssat_ray.data.labelled import read_labelled
+    from ssat_ray.data.synth_pool import synth_pool
+    from ssat_ray.loading import resolve
+
+    given = ("data.name", "data.path", "synth.num_images", "synth.shard_rows")
+    for override in overrides or []:
+        key = override.partition("=")[0].strip()
+        if key in given or key.split(".")[0] not in ("synth", "data"):
+            raise UserError(
+                f"--set {override}: allowed are keys of synth and data but {', '.join(given)}, which are "
+                "SOURCE, --num-images and --shard-rows."
+            )
+    labelled = {"name": "digits"} if source == "digits" else {"name": "npz", "path": source}
+    config = resolve({"data": labelled}, overrides or [])
+    pool, written = synth_pool(
+        read_labelled(config.data),
+        target,
+        config.synth.model_copy(update={"num_images": num_images, "shard_rows": shard_rows}),
+        seed=seed,
+        first_id=first_id,
+        restart=restart,
+        report=Progress(),
+    )
+    print(f"{pool.folder}: {len(pool)} images {'made' if written else 'are there already'}")
 
 
 @app.command()

@@ -30,7 +30,8 @@ def test_import_append_info_verify_copy(tmp_path: Path) -> None:
     assert done.returncode == 0 and "20 images are there already" in done.stdout
     done = pool("append", "c.npz", "out", cwd=tmp_path)
     assert done.returncode == 0 and "10 images appended as generation 1, 30 in all" in done.stdout
-    assert pool("append", "c.npz", "out", cwd=tmp_path).returncode == 2
+    done = pool("append", "c.npz", "out", cwd=tmp_path)
+    assert done.returncode == 0 and "these images are there already, 30 in all" in done.stdout
     done = pool("copy", "out", "copy", "--shard-rows", 5, cwd=tmp_path)
     assert done.returncode == 0 and "30 images copied, 6 shards" in done.stdout
     lines = pool("info", "copy", cwd=tmp_path).stdout.splitlines()
@@ -49,6 +50,35 @@ def test_import_append_info_verify_copy(tmp_path: Path) -> None:
     assert done.returncode == 1 and "shard-00003.parquet is listed in pool.json" in done.stdout
 
 
+def test_synth(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", image=IMAGES, label=np.arange(30) % 3)
+    sizes = ("num_test=5", "num_labelled=20", "num_validation=5")
+    sets = [part for size in sizes for part in ("--set", f"data.{size}")]
+    arguments = ("synth", "a.npz", "out", "--num-images", 70, "--shard-rows", 30, *sets)
+    done = pool(*arguments, cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.endswith("out: 70 images made\n")
+    assert "70 images are there already" in pool(*arguments, cwd=tmp_path).stdout
+    done = pool(*arguments, "--set", "synth.noise=2", cwd=tmp_path)
+    assert done.returncode == 2 and "out holds a pool with noise 8.0 (now 2.0)" in done.stderr
+
+
+def test_info_does_without_heavy_libraries(tmp_path: Path) -> None:
+    """pandas and torch take longer to import than the command takes."""
+    np.savez(tmp_path / "a.npz", image=IMAGES)
+    pool("import", "a.npz", "out", cwd=tmp_path)
+    code = (
+        "import sys; from ssat_ray.cli import app; app(['pool', 'info', 'out'], standalone_mode=False);"
+        "print([m for m in ('pandas', 'torch', 'ray') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+SYNTH = ["synth", "digits", "out", "--num-images", "5"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -63,6 +93,15 @@ def test_import_append_info_verify_copy(tmp_path: Path) -> None:
         (["import", "a.npz", "out", "--image-key", "b"], "has no 'b' (--image-key); found image"),
         (["import", "a.npz", "out", "--range", "-1,1", "--shard-rows", "0"], "--shard-rows 0"),
         (["append", "a.npz", "out"], "out is no pool"),
+        (["synth", "digits", "out", "--num-images", "0"], "--num-images 0: allowed are 1 to"),
+        ([*SYNTH, "--seed", "-1"], "--seed -1: allowed are 0 to"),
+        ([*SYNTH, "--first-id", str(2**62)], "allowed are 0 to 4611686018427387899"),
+        ([*SYNTH, "--shard-rows", "0"], "--shard-rows 0: allowed are 1 to"),
+        ([*SYNTH, "--set", "synth.mix=3"], "synth.mix=3: input should be less than or equal to"),
+        ([*SYNTH, "--set", "synth.mx=3"], "unknown key 'synth.mx' (did you mean 'synth.mix'?)"),
+        ([*SYNTH, "--set", "synth.num_images=3"], "--set synth.num_images=3: allowed are keys of"),
+        (["synth", "b.npz", "out", "--num-images", "5"], "data.path: b.npz does not exist"),
+        (["synth", "a.npz", "out", "--num-images", "5"], "a.npz lacks the array(s) label"),
         (["info", "out"], "out is no pool"),
         (["verify", "out"], "out is no pool"),
         (["copy", "out", "b"], "out is no pool"),

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pyarrow import ArrowException
 
 from ssat_ray.data.folder import Folder
 from ssat_ray.data.importers.base import ImportOptions, open_source
@@ -19,7 +18,7 @@ from ssat_ray.data.journal import (
     difference,
     fingerprint,
     same_content,
-    without_times,
+    with_hashes,
 )
 from ssat_ray.data.pool import (
     MANIFEST,
@@ -63,16 +62,16 @@ def import_pool(
     """
     options = options or ImportOptions()
     folder = target if isinstance(target, Folder) else Folder(target)
-    files, job = _job(paths, options, shard_rows, num_classes)
+    every, files, job = _job(paths, options, shard_rows, num_classes)
     if folder.exists(MANIFEST):
         pool = Pool(folder)
-        _check_same_import(pool, files, job)
+        _check_same_import(pool, every, files, job)
         folder.delete(IMPORT_JOURNAL)
         return pool, False
-    _refuse_unknown_shards(folder, IMPORT_JOURNAL, restart)
+    refuse_unknown_shards(folder, IMPORT_JOURNAL, restart)
     source = open_source(paths, options)
     writing = PoolWriter(
-        folder, IMPORT_JOURNAL, job, restart, 0, _shard_rows(shard_rows, source.shape)
+        folder, IMPORT_JOURNAL, job, restart, 0, choose_shard_rows(shard_rows, source.shape)
     )
     largest = writing.take_source(source, 0, num_classes, report)
     found = largest + 1 if num_classes is None else num_classes
@@ -82,7 +81,7 @@ def import_pool(
             writing.generations(1),
             (channels, height, width),
             found,
-            source=[{"files": without_times(files), "options": job["options"]}],
+            source=[{"files": with_hashes(every, files), "options": job["options"]}],
         )
     ), True
 
@@ -96,16 +95,20 @@ def append_pool(
     again: bool = False,
     restart: bool = False,
     report: Report = quiet,
-) -> Pool:
+) -> tuple[Pool, bool]:
     """Add the files' rows to a pool as a new generation; its files and digests stay as they are.
 
-    Ids go on after the last one. Resumable like `import_pool`; `pool.json` is replaced last.
+    Ids go on after the last one. Resumable like `import_pool`; `pool.json` is replaced last. Files that the
+    pool holds already are recognised as `import_pool` does, and not added.
 
     Args:
         again: add files that the pool holds already a second time.
 
+    Returns: the pool, and whether anything was written.
+
     Raises:
-        UserError: also if images have another shape than the pool's, or a label is not one of its classes.
+        UserError: also if images have another shape than the pool's, a label is not one of its classes, or
+            the pool holds the files already but they were read with other options.
     """
     options = options or ImportOptions()
     pool = Pool(target)
@@ -114,29 +117,33 @@ def append_pool(
             f"{pool.folder} refers to shards in {pool.manifest['location']}; append to that pool."
         )
     known = pool.manifest.get("source") or [None] * len(pool.generations)
-    files, job = _job(paths, options, shard_rows, None)
+    every, files, job = _job(paths, options, shard_rows, None)
     job["generations"] = [g["digest"] for g in pool.manifest["generations"]]
     _drop_stale_append(pool)
-    if not again:
-        for number, origin in enumerate(known):
-            if origin and same_content(origin["files"], files):
-                raise UserError(
-                    f"{pool.folder} holds these files already, as generation {number}; --again adds them twice."
-                )
+    held = [] if again else [o for o in known if o and same_content(o["files"], every, files)]
+    if held:
+        options_now = {k: v for k, v in job["options"].items() if k != "num_classes"}
+        changed = [difference(options_now, origin["options"]) for origin in held]
+        if all(changed):
+            raise UserError(
+                f"{pool.folder} holds these files already, with {changed[-1]}. --again adds them twice."
+            )
+        return pool, False
     source = open_source(paths, options)
     if source.shape != pool.shape:
         raise UserError(
             f"{source.name} has images of shape {source.shape} (H, W, C), the pool {pool.folder} of "
             f"{pool.shape}; a pool has one shape."
         )
-    rows = _shard_rows(shard_rows, pool.shape)
+    rows = choose_shard_rows(shard_rows, pool.shape)
     writing = PoolWriter(pool.folder, APPEND_JOURNAL, job, restart, len(pool.shards), rows)
     first_id = pool.shards[-1]["last_id"] + 1
     writing.take_source(source, first_id, pool.num_classes, report)
     more = {k: v for k, v in pool.manifest.items() if k not in _OWN_KEYS}
-    more["source"] = [*known, {"files": without_times(files), "options": job["options"]}]
+    more["source"] = [*known, {"files": with_hashes(every, files), "options": job["options"]}]
     generations = [*pool.generations, *writing.generations(1)]
-    return writing.finish(manifest(generations, pool.image_shape, pool.num_classes, **more))
+    text = manifest(generations, pool.image_shape, pool.num_classes, **more)
+    return writing.finish(text), True
 
 
 _OWN_KEYS = ("format", "shape", "num_classes", "rows", "generations", "shards", "source")
@@ -159,7 +166,7 @@ def copy_pool(
     """
     pool = Pool(origin)
     folder = target if isinstance(target, Folder) else Folder(target)
-    shard_rows = _shard_rows(shard_rows, pool.shape)
+    shard_rows = choose_shard_rows(shard_rows, pool.shape)
     digests = [g["digest"] for g in pool.manifest["generations"]]
     job = {"options": {"copy of": digests, "shard_rows": shard_rows}}
     if folder.exists(MANIFEST):
@@ -168,7 +175,7 @@ def copy_pool(
             raise UserError(f"{folder} holds another pool; choose another folder.")
         folder.delete(COPY_JOURNAL)
         return found, False
-    _refuse_unknown_shards(folder, COPY_JOURNAL, restart)
+    refuse_unknown_shards(folder, COPY_JOURNAL, restart)
     writing = PoolWriter(folder, COPY_JOURNAL, job, restart, 0, shard_rows)
     for number, entries in enumerate(pool.generations):
         writing.take_generation(pool, number, entries, report)
@@ -186,7 +193,7 @@ def verify_pool(pool: Pool, report: Report = quiet) -> list[str]:
     for index, entry in enumerate(pool.shards):
         try:
             pool.read(index)
-        except (UserError, OSError, ArrowException) as error:
+        except (UserError, OSError) as error:
             problems.append(str(error))
         rows += entry["rows"]
         report(rows, len(pool), int(np.prod(pool.shape)))
@@ -207,27 +214,31 @@ def _job(
     options: ImportOptions,
     shard_rows: int | None,
     num_classes: int | None,
-) -> tuple[list[FileRecord], dict[str, Any]]:
-    """Fingerprints of the files, and what a journal must agree with to go on from it."""
-    given = asdict(options)
+) -> tuple[list[Path], list[FileRecord], dict[str, Any]]:
+    """All files that are read, their fingerprints, and what a journal must agree with to go on from it."""
+    given, every = asdict(options), list(paths)
     if options.labels is not None:
-        paths = [*paths, Path(options.labels)]
+        every.append(Path(options.labels))
         given["labels"] = Path(options.labels).name
-    files = fingerprint(paths)
+    files = fingerprint(every)
     job = {
         "files": files,
         "options": {**given, "shard_rows": shard_rows, "num_classes": num_classes},
     }
-    return files, json.loads(json.dumps(job))
+    return every, files, json.loads(json.dumps(job))
 
 
-def _check_same_import(pool: Pool, files: list[FileRecord], job: dict[str, Any]) -> None:
+def _check_same_import(
+    pool: Pool, paths: list[Path], files: list[FileRecord], job: dict[str, Any]
+) -> None:
     known = (pool.manifest.get("source") or [None])[0]
-    if known is None or not same_content(known["files"], files):
-        held = "other files" if known is None else ", ".join(f["name"] for f in known["files"])
+    if known is None or not same_content(known["files"], paths, files):
+        names = [] if known is None else [f["name"] for f in known["files"]]
+        same_names = names == [f["name"] for f in files]
+        held = ", ".join(names) + (" with other contents" if same_names else "")
         raise UserError(
-            f"{pool.folder} is a pool already, made of {held}. `ssat pool append` adds to it; a pool of its "
-            "own needs another folder."
+            f"{pool.folder} is a pool already, made of {held or 'other files'}. `ssat pool append` adds to it; "
+            "a pool of its own needs another folder."
         )
     changed = difference(job["options"], known["options"])
     if changed:
@@ -237,7 +248,8 @@ def _check_same_import(pool: Pool, files: list[FileRecord], job: dict[str, Any])
         )
 
 
-def _refuse_unknown_shards(folder: Folder, journal: str, restart: bool) -> None:
+def refuse_unknown_shards(folder: Folder, journal: str, restart: bool) -> None:
+    """UserError if the folder has shards that neither a pool nor a journal accounts for."""
     if not restart and not folder.exists(journal) and any(folder.names(".parquet")):
         raise UserError(
             f"{folder} holds Parquet files, but neither {MANIFEST} nor {journal} that would tell what they "
@@ -257,7 +269,8 @@ def _drop_stale_append(pool: Pool) -> None:
             pool.folder.delete(APPEND_JOURNAL)
 
 
-def _shard_rows(given: int | None, shape: tuple[int, int, int]) -> int:
+def choose_shard_rows(given: int | None, shape: tuple[int, int, int]) -> int:
+    """The given images a shard, or as many as fit; UserError if they do not."""
     most = max(1, SHARD_BYTES // int(np.prod(shape)))
     if given is None:
         return rows_a_shard(shape)

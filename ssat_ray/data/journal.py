@@ -62,22 +62,53 @@ def _folder_record(root: Path) -> FileRecord:
     for folder, subfolders, names in os.walk(root):
         subfolders.sort()
         for name in sorted(names):
-            about = os.stat(os.path.join(folder, name))
-            place = os.path.relpath(os.path.join(folder, name), root)
+            path = os.path.join(folder, name)
+            try:
+                about = os.stat(path)
+            except OSError as error:
+                raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+            place = os.path.relpath(path, root)
             digest.update(json.dumps([place, about.st_size, about.st_mtime_ns]).encode())
             size += about.st_size
     return {"name": root.name, "bytes": size, "mtime_ns": 0, "sample": digest.hexdigest()[:20]}
 
 
-def without_times(files: Sequence[FileRecord]) -> list[FileRecord]:
-    """The records as `pool.json` keeps them, so that it depends on what was imported alone."""
-    return [{k: v for k, v in record.items() if k != "mtime_ns"} for record in files]
+def with_hashes(paths: Sequence[Path], files: Sequence[FileRecord]) -> list[FileRecord]:
+    """The records with the SHA-256 of each whole file, for `pool.json`; folders have none.
+
+    Raises:
+        UserError: a file is not as its record says: it changed while it was imported.
+    """
+    found = []
+    for path, record, now in zip(paths, files, fingerprint(paths), strict=True):
+        if now != record:
+            raise UserError(
+                f"{path} changed while it was imported. Run the same command again: it reads the file anew."
+            )
+        found.append(record if path.is_dir() else {**record, "sha256": _sha256(path)})
+    return found
 
 
-def same_content(files: Sequence[FileRecord], others: Sequence[FileRecord]) -> bool:
-    """Whether two fingerprints are of the same contents, whatever the names and times."""
-    content = [[(f["bytes"], f["sample"]) for f in records] for records in (files, others)]
-    return content[0] == content[1]
+def _sha256(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def same_content(
+    known: Sequence[FileRecord], paths: Sequence[Path], files: Sequence[FileRecord]
+) -> bool:
+    """Whether the files at `paths`, with fingerprints `files`, have the recorded contents, whatever their names.
+
+    A file whose time is not the recorded one is compared by its hash, which reads all of it.
+    """
+    content = [[(f["bytes"], f["sample"]) for f in records] for records in (known, files)]
+    return content[0] == content[1] and all(
+        "sha256" not in old or old["mtime_ns"] == new["mtime_ns"] or old["sha256"] == _sha256(path)
+        for old, path, new in zip(known, paths, files, strict=True)
+    )
 
 
 def difference(now: dict[str, Any], before: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,10 @@ MANIFEST = "pool.json"
 FORMAT = 2
 SHARD_BYTES = 64 * 2**20
 SHARD_ROWS = 2**18
+UNREADABLE = (pa.ArrowException, OSError, KeyError, UnicodeDecodeError)
+"""What Arrow raises for a damaged file; KeyError: a column is missing."""
 ShardEntry = dict[str, Any]
+T = TypeVar("T", bound=np.integer)
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,28 @@ def _column(values: NDArray[np.int64], kind: type[np.integer]) -> Any:
     """An Arrow array from its buffer: `pa.array` would import pandas, a second of every process."""
     buffer = pa.py_buffer(np.ascontiguousarray(values, kind))
     return pa.Array.from_buffers(pa.from_numpy_dtype(kind), len(values), [None, buffer])
+
+
+def _table(file: Any, columns: list[str]) -> Any:
+    """Columns of a Parquet file; not by `pq.read_table`, which would import pandas too."""
+    return pq.ParquetFile(file).read(columns, use_threads=False)
+
+
+def _numbers(column: Any, kind: type[T]) -> NDArray[T]:
+    """The values of an integer column; nor by `to_numpy`, for the same reason."""
+    dtype = np.dtype(kind)
+    return np.frombuffer(_buffer(column, pa.from_numpy_dtype(dtype), dtype.itemsize), dtype)
+
+
+def _buffer(column: Any, kind: Any, width: int) -> memoryview:
+    """The bytes of a column whose values have `width` bytes; ArrowException if it is of another type."""
+    array = column.combine_chunks().cast(kind)
+    if array.null_count:
+        raise pa.ArrowInvalid("a value is missing")
+    start = array.offset * width
+    if not len(array):
+        return memoryview(b"")
+    return memoryview(array.buffers()[1])[start : start + len(array) * width]
 
 
 def shard_entry(index: int, ids: NDArray[np.int64], data: bytes) -> ShardEntry:
@@ -297,31 +322,34 @@ class Pool:
             raise UserError(
                 f"{path} was altered after it was written: its checksum differs from {MANIFEST}."
             )
-        table = pq.read_table(pa.BufferReader(data), use_threads=False)
-        column = table["image"].combine_chunks()
-        size = column.type.byte_width
-        pixels = np.frombuffer(column.buffers()[1], np.uint8, offset=column.offset * size)
-        if size != int(np.prod(self.shape)):
-            raise UserError(f"{path} has images of {size} bytes, not of shape {self.shape}.")
-        images = pixels[: len(column) * size].reshape(-1, *self.shape)
-        ids = self._checked_ids(table["id"].to_numpy(), entry, path)
-        return Shard(ids, images, table["label"].to_numpy().astype(np.int64))
+        size = int(np.prod(self.shape))
+        try:
+            table = _table(pa.BufferReader(data), ["id", "image", "label"])
+            pixels = _buffer(table["image"], pa.binary(size), size)
+            ids, labels = _numbers(table["id"], np.int64), _numbers(table["label"], np.int64)
+        except UNREADABLE as error:
+            raise UserError(
+                f"{path} is no shard of images of shape {self.shape}: {error}."
+            ) from error
+        images = np.frombuffer(pixels, np.uint8).reshape(-1, *self.shape)
+        return Shard(self._checked_ids(ids, entry, path), images, labels)
 
     def read_ids(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int16]]:
         """Ids and labels of one shard, without its images and its checksum.
 
         Raises:
-            UserError: it is missing, no Parquet file, or not what the manifest says.
+            UserError: it is missing, cannot be read, or is not what the manifest says.
         """
         entry, path = self.shards[index], self.shard_path(index)
         try:
             with self.shards_in.open(entry["file"]) as file:
-                table = pq.read_table(file, columns=["id", "label"], use_threads=False)
+                table = _table(file, ["id", "label"])
+            ids, labels = _numbers(table["id"], np.int64), _numbers(table["label"], np.int16)
         except FileNotFoundError as error:
             raise UserError(f"{path} is listed in {MANIFEST} and missing.") from error
-        except pa.ArrowInvalid as error:
-            raise UserError(f"{path} is damaged: {error}.") from error
-        return self._checked_ids(table["id"].to_numpy(), entry, path), table["label"].to_numpy()
+        except UNREADABLE as error:
+            raise UserError(f"{path} is damaged, or cannot be read: {error}.") from error
+        return self._checked_ids(ids, entry, path), labels
 
     @staticmethod
     def _checked_ids(ids: NDArray[np.int64], entry: ShardEntry, path: str) -> NDArray[np.int64]:

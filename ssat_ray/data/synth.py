@@ -99,14 +99,14 @@ class SynthSource:
         self.classes, starts, counts = np.unique(
             labels[order], return_index=True, return_counts=True
         )
-        self._starts, self._counts = starts.astype(np.int64), counts.astype(np.int64)
+        self._starts, self.counts = starts.astype(np.int64), counts.astype(np.int64)
         planes = images[order].transpose(3, 0, 1, 2).reshape(images.shape[3], len(images), -1)
         self.planes: UInt8 = np.ascontiguousarray(planes)
         """(C, N, P) uint8, by class."""
 
     def rows_of_class(self, index: Int64, bits: UInt64) -> Int64:
         """(n,) class indices and random bits -> (n,) rows of `planes`, uniform within the class."""
-        return self._starts[index] + _below(bits, self._counts[index])
+        return self._starts[index] + _below(bits, self.counts[index])
 
 
 def synth(

@@ -9,7 +9,8 @@ import numpy as np
 from ssat_ray.config import SynthConfig
 from ssat_ray.data.labelled import LabelledSet
 from ssat_ray.data.pool import Shard, rows_a_shard, write_shard
-from ssat_ray.data.synth import SynthSettings, SynthSource, synth
+from ssat_ray.data.synth import SynthSource, synth
+from ssat_ray.data.synth_pool import settings_of, source_of
 from ssat_ray.stages.base import Stage, StageContext, Task
 from ssat_ray.stages.generate import finish
 from ssat_ray.stages.parts import Note, PartActor, record_of, run_parts
@@ -31,17 +32,13 @@ class SynthActor(PartActor):
         folder = task.inputs["labelled"]
         source: SynthSource = self.cached(folder, lambda: _source(folder))
         ids = np.arange(part * rows, min((part + 1) * rows, config.num_images))
-        images, labels = synth(source, ids, task.seed, settings=_settings(config))
+        images, labels = synth(source, ids, task.seed, settings=settings_of(config))
         entry = write_shard(task.folder, part, Shard(ids, images, labels))
         return {"rows": len(ids), "of_rows": config.num_images, "shard": entry}
 
 
-def _settings(config: SynthConfig) -> SynthSettings:
-    return SynthSettings(**config.model_dump(exclude={"num_images", "shard_rows"}))
-
-
 def _source(folder: Path) -> SynthSource:
-    return SynthSource(*LabelledSet.load(folder).splits["labelled"])
+    return source_of(LabelledSet.load(folder))
 
 
 def run(jobs: list[Job], context: StageContext) -> None:

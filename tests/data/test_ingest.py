@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from ssat_ray.data.folder import Folder
 from ssat_ray.data.importers.base import DamagedFile, ImportOptions
 from ssat_ray.data.ingest import append_pool, copy_pool, import_pool, verify_pool
+from ssat_ray.data.journal import FileRecord, fingerprint
 from ssat_ray.data.pool import MANIFEST, Pool
 from ssat_ray.errors import UserError
 
@@ -87,6 +88,43 @@ def test_a_finished_import_reads_no_image_again(
         import_pool([save(tmp_path / "b.npz", 0, 50)], str(target))
 
 
+def test_a_corrected_file_is_another_one(tmp_path: Path) -> None:
+    """Also where no sample lies; a file that was only touched is the same."""
+    images = RNG.integers(0, 256, (3000, 32, 32, 3), np.uint8)
+    path, target = tmp_path / "a.npy", str(tmp_path / "pool")
+    np.save(path, images)
+    before = fingerprint([path])
+    import_pool([path], target)
+    at = next(i for i in range(2**20, 2**22, 5000) if _changes_no_sample(path, i, before))
+    assert import_pool([path], target)[1] is False
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(0, 0))
+    with pytest.raises(UserError, match=r"made of a\.npy with other contents\."):
+        import_pool([path], target)
+    assert len(append_pool([path], target)[0]) == 6000
+    assert append_pool([path], target)[1] is False
+
+
+def _changes_no_sample(path: Path, at: int, before: list[FileRecord]) -> bool:
+    """Whether a fingerprint overlooks a change of this byte, which is undone."""
+    good = path.read_bytes()
+    path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+    found = fingerprint([path])[0]["sample"] == before[0]["sample"]
+    path.write_bytes(good)
+    return found
+
+
+def test_a_file_that_changes_while_it_is_imported(npz: Path, tmp_path: Path) -> None:
+    def touch(rows: int, total: int | None, row_bytes: int) -> None:
+        os.utime(npz, ns=(0, 0))
+
+    with pytest.raises(UserError, match=r"a\.npz changed while it was imported\. Run the same"):
+        import_pool([npz], str(tmp_path / "pool"), report=touch)
+    assert len(import_pool([npz], str(tmp_path / "pool"))[0]) == 103
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     cut=st.integers(1, 102),
@@ -143,7 +181,7 @@ def test_a_damaged_part_costs_its_own_rows_only(
     np.savez(paths[0], image=images[:45])
     np.savez(paths[1], image=images[45:])
     import_pool(paths, str(tmp_path / "whole"), shard_rows=10)
-    good = paths[1].read_bytes()
+    good, time_ns = paths[1].read_bytes(), paths[1].stat().st_mtime_ns
     bad = bytearray(good)
     bad[len(bad) // 2] ^= 1
     paths[1].write_bytes(bad)
@@ -154,6 +192,7 @@ def test_a_damaged_part_costs_its_own_rows_only(
         len(journal["notes"]) == 4
     )  # rows of the damaged part are in doubt, wherever the damage is
     paths[1].write_bytes(good)
+    os.utime(paths[1], ns=(time_ns, time_ns))
     rest = FullDisk(tmp_path / "pool", 1000)
     import_pool(paths, rest, shard_rows=10)
     assert rest.written == 7
@@ -206,7 +245,8 @@ def test_append_adds_a_generation(tmp_path_factory, first, shard_rows, full_afte
         with pytest.raises(UserError, match="No space"):
             append_pool([b], FullDisk(target, full_after), shard_rows=shard_rows)
         assert Pool(target).manifest == old.manifest
-    pool = append_pool([b], str(target), shard_rows=shard_rows)
+    pool, written = append_pool([b], str(target), shard_rows=shard_rows)
+    assert written
     whole = pool.load()
     np.testing.assert_array_equal(whole.ids, np.arange(103))
     np.testing.assert_array_equal(whole.images, IMAGES)
@@ -219,9 +259,11 @@ def test_append_adds_a_generation(tmp_path_factory, first, shard_rows, full_afte
     }
     assert sorted(after) == [MANIFEST, *(s["file"] for s in pool.shards)]
     for paths in ([a], [b]):
-        with pytest.raises(UserError, match=r"holds these files already.*--again"):
-            append_pool(paths, str(target))
-    assert len(append_pool([b], str(target), again=True)) == 206 - first
+        assert append_pool(paths, FullDisk(target, 0), shard_rows=shard_rows)[1] is False
+        with pytest.raises(UserError, match=r"holds these files already, with range None.*--again"):
+            append_pool(paths, str(target), ImportOptions(range="0,1"), shard_rows=shard_rows)
+    assert contents(target) == after
+    assert len(append_pool([b], str(target), again=True)[0]) == 206 - first
     assert verify_pool(Pool(target)) == []
 
 
@@ -245,7 +287,7 @@ def test_an_append_killed_after_the_manifest_is_finished(npz: Path, tmp_path: Pa
     job = {"generations": digests[:1], "files": [], "options": {}}
     (target / "append.json").write_text(json.dumps({"job": job, "starts": [0], "notes": []}))
     np.savez(tmp_path / "c.npz", image=IMAGES[:5])
-    pool = append_pool([tmp_path / "c.npz"], str(target))
+    pool, _ = append_pool([tmp_path / "c.npz"], str(target))
     assert len(pool) == 128 and not (target / "append.json").exists()
 
 

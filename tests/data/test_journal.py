@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ssat_ray.data.folder import Folder
-from ssat_ray.data.journal import Journal, Note, fingerprint, same_content, without_times
+from ssat_ray.data.journal import Journal, Note, fingerprint, same_content, with_hashes
 from ssat_ray.errors import UserError
 
 
@@ -21,17 +21,19 @@ def test_a_fingerprint_sees_size_head_and_tail(tmp_path: Path, size: int) -> Non
     data = bytearray(np.random.default_rng(0).bytes(size))
     path.write_bytes(data)
     first = fingerprint([path])
+    known = with_hashes([path], first)
     os.utime(path, ns=(0, 0))
     touched = fingerprint([path])
-    assert first != touched and same_content(first, touched)
-    assert without_times(first) == without_times(touched)
+    assert first != touched and same_content(known, [path], touched)
+    with pytest.raises(UserError, match=r"a\.npz changed while it was imported"):
+        with_hashes([path], first)
     for at in {0, size // 2, size - 1} if 0 < size <= 2**20 else {0, size - 1} if size else ():
         changed = bytearray(data)
         changed[at] ^= 1
         path.write_bytes(changed)
-        assert not same_content(first, fingerprint([path]))
+        assert not same_content(known, [path], fingerprint([path]))
     path.write_bytes(data + b"x")
-    assert not same_content(first, fingerprint([path]))
+    assert not same_content(known, [path], fingerprint([path]))
 
 
 def test_a_folder_is_known_by_its_files(tmp_path: Path) -> None:
@@ -40,7 +42,10 @@ def test_a_folder_is_known_by_its_files(tmp_path: Path) -> None:
     first = fingerprint([tmp_path])
     assert fingerprint([tmp_path]) == first and first[0]["bytes"] == 2
     (tmp_path / "cat" / "a.png").rename(tmp_path / "cat" / "b.png")
-    assert not same_content(fingerprint([tmp_path]), first)
+    assert not same_content(first, [tmp_path], fingerprint([tmp_path]))
+    (tmp_path / "cat" / "c.png").symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"cat/c\.png cannot be read: No such file"):
+        fingerprint([tmp_path])
 
 
 def job(**files: int) -> dict[str, Any]:

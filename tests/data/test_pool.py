@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -207,6 +208,60 @@ def test_ids_and_labels_without_the_images(tmp_path: Path) -> None:
     shard = _shard(6, (2, 2, 1), first=3)
     ids, labels = _write(tmp_path, [shard]).read_ids(0)
     assert np.array_equal(ids, shard.ids) and np.array_equal(labels, shard.labels)
+
+
+def test_shards_that_another_writer_made(tmp_path: Path) -> None:
+    """Several row groups, and wider labels."""
+    shard = _shard(6, (2, 2, 1), first=3)
+    pool = _write(tmp_path, [shard])
+    path = Path(pool.shard_path(0))
+    table = pq.read_table(path).set_column(2, "label", pa.array(shard.labels, pa.int32()))
+    pq.write_table(table, path, row_group_size=4)
+    _note_checksum(pool)
+    pool = Pool(tmp_path)
+    _assert_equal(pool.read(0), shard)
+    assert np.array_equal(pool.read_ids(0)[1], shard.labels)
+
+
+def _note_checksum(pool: Pool) -> None:
+    about = pool.manifest
+    data = Path(pool.shard_path(0)).read_bytes()
+    about["shards"][0]["sha256"] = hashlib.sha256(data).hexdigest()
+    (Path(pool.folder.uri) / MANIFEST).write_text(json.dumps(about))
+
+
+def test_a_shard_of_other_columns_is_refused(tmp_path: Path) -> None:
+    pool = _write(tmp_path, [_shard(6, (2, 2, 1))])
+    path, rows = Path(pool.shard_path(0)), range(6)
+    for columns in (
+        {"id": rows},
+        {"id": rows, "image": [b"123"] * 6, "label": rows},
+        {"id": rows, "image": [b"1234"] * 6, "label": ["cat"] * 6},
+        {"id": rows, "image": [b"1234"] * 6, "label": [None, *range(5)]},
+        {"id": [], "image": [], "label": []},
+    ):
+        pq.write_table(pa.table(columns), path)
+        _note_checksum(pool)
+        with pytest.raises(UserError, match=r"shard-00000\.parquet"):
+            Pool(tmp_path).read(0)
+
+
+def test_a_flipped_bit_is_told_with_the_name_of_the_file(tmp_path: Path) -> None:
+    """Ids are read without a checksum: what Arrow raises then names no file."""
+    pool = _write(tmp_path, [_shard(30, (2, 2, 1))])
+    path, rng = Path(pool.shard_path(0)), np.random.default_rng(0)
+    good, refused = path.read_bytes(), 0
+    for _ in range(300):
+        bad = bytearray(good)
+        bad[rng.integers(len(good))] ^= 1 << rng.integers(8)
+        path.write_bytes(bad)
+        try:
+            pool.read_ids(0)
+        except UserError as error:
+            refused += str(path) in str(error)
+        with pytest.raises(UserError, match=r"shard-00000\.parquet was altered"):
+            pool.read(0)
+    assert refused > 50
 
 
 def test_different_images_have_different_hashes_and_position_counts() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
@@ -25,7 +26,8 @@ from ssat_ray.data.importers.base import (
 from ssat_ray.errors import UserError
 
 RANGES = {"0,1": (0.0, 1.0), "-1,1": (-1.0, 1.0), "0,255": (0.0, 255.0)}
-BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError)
+BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError)
+MAX_HEADER_BYTES = 2**16
 
 
 class Rows(ABC):
@@ -77,13 +79,13 @@ class NpyStream(Rows):
             with opened() as stream:
                 self.shape, fortran, self.dtype = _read_header(stream)
                 self._data_at = stream.tell()
-        except (ValueError, *BROKEN) as error:
+        except Exception as error:  # NumPy evaluates the header: it can raise nearly anything
             raise DamagedFile(f"{name} is corrupt, or no .npy array: {error}.") from error
         if self.dtype.hasobject:
             raise UserError(
                 f"{name} is an object array (a pickle); reading it could run code. Save numeric arrays."
             )
-        if self.dtype.kind not in "biuf" or not self.shape:
+        if self.dtype.kind not in "biuf" or not self.shape or min(self.shape) < 0:
             raise UserError(f"{name} is {self.dtype} {self.shape}; allowed are arrays of numbers.")
         if fortran and len(self.shape) > 1:
             raise UserError(
@@ -128,11 +130,16 @@ class NpyStream(Rows):
 
 def _read_header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
     version = npy_format.read_magic(stream)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"format version {version} is for structured arrays")
+    length = stream.read(2 if version == (1, 0) else 4)
+    size = int.from_bytes(length, "little")
+    if size > MAX_HEADER_BYTES:  # NumPy would read and decode it before it looks at the length
+        raise ValueError(f"its header has {size} bytes; allowed are {MAX_HEADER_BYTES}")
+    header = io.BytesIO(length + stream.read(size))
     if version == (1, 0):
-        return npy_format.read_array_header_1_0(stream)
-    if version == (2, 0):
-        return npy_format.read_array_header_2_0(stream)
-    raise ValueError(f"format version {version} is for structured arrays")
+        return npy_format.read_array_header_1_0(header)
+    return npy_format.read_array_header_2_0(header)
 
 
 class Pixels:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from ssat_ray.data.importers.base import Block, ImportOptions, Source
+from ssat_ray.data.importers.base import MAX_IMAGE_BYTES, Block, ImportOptions, Source
 from ssat_ray.data.importers.encoded import SUFFIXES, BlockBuilder, Decoder, is_image
 from ssat_ray.errors import UserError
 
@@ -71,7 +72,13 @@ def _images_below(folder: Path) -> Iterator[Path]:
 
 
 def _read(path: Path) -> bytes:
+    """Its bytes; UserError if it is no regular file of an image's size."""
     try:
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_IMAGE_BYTES:
+            raise UserError(
+                f"{path} is no regular file, or has more than {MAX_IMAGE_BYTES} bytes; remove it."
+            )
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error

@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from ssat_ray.data.importers.arrays import ArraySource, NpyStream, Rows
+from ssat_ray.data.importers.arrays import BROKEN, ArraySource, NpyStream, Rows
 from ssat_ray.data.importers.base import (
     IMAGE_KEYS,
     LABEL_KEYS,
@@ -32,7 +32,7 @@ def open_file(path: Path, options: ImportOptions) -> Source:
     try:
         with zipfile.ZipFile(path) as archive:
             members = {i.filename.removesuffix(".npy"): i for i in archive.infolist()}
-    except (zipfile.BadZipFile, EOFError, ValueError) as error:
+    except (ValueError, *BROKEN) as error:
         raise DamagedFile(f"{path} is no npz archive, or is truncated: {error}.") from error
     names = list(members)
     image = choose_key(names, options.image_key, IMAGE_KEYS, "--image-key", str(path))

@@ -22,10 +22,12 @@ from ssat_ray.data.importers.base import (
     check_image_bytes,
     choose_key,
 )
-from ssat_ray.data.importers.encoded import Decoder, to_labels
+from ssat_ray.data.importers.encoded import BlockBuilder, Decoder, to_labels
 from ssat_ray.errors import UserError
 
-BATCH_ROWS = 1024
+ENCODED_ROWS = 16
+"""Encoded images in memory at a time: their sizes are known only once they are read."""
+BROKEN = (pa.ArrowException, OSError, UnicodeDecodeError)
 PARQUET_IMAGE_KEYS = (*IMAGE_KEYS, "pixels", "png", "jpg", "jpeg")
 PARQUET_LABEL_KEYS = (*LABEL_KEYS, "fine_label", "cls", "class")
 
@@ -51,19 +53,18 @@ class ParquetImages(Source):
         try:
             with self._open() as file:
                 schema, self.rows = file.schema_arrow, file.metadata.num_rows
+                names = schema.names
                 groups = range(file.metadata.num_row_groups)
                 self._group_rows = [file.metadata.row_group(i).num_rows for i in groups]
-        except (pa.ArrowException, OSError) as error:
+        except BROKEN as error:
             raise DamagedFile(f"{path} is truncated, or no Parquet file: {error}.") from error
-        image = choose_key(
-            schema.names, options.image_key, PARQUET_IMAGE_KEYS, "--image-key", self.name
-        )
+        image = choose_key(names, options.image_key, PARQUET_IMAGE_KEYS, "--image-key", self.name)
         if image is None:
             raise UserError(
                 f"{path} has no column called {', '.join(PARQUET_IMAGE_KEYS)}; found "
-                f"{', '.join(schema.names)}. --image-key names it."
+                f"{', '.join(names)}. --image-key names it."
             )
-        others = [name for name in schema.names if name != image]
+        others = [name for name in names if name != image]
         self._image, self._kind = image, _binary_type(schema.field(image).type, self.name)
         self._label = choose_key(
             others, options.label_key, PARQUET_LABEL_KEYS, "--label-key", self.name
@@ -75,18 +76,30 @@ class ParquetImages(Source):
         self.shape = self._shape()
 
     def blocks(self, start: int = 0) -> Iterator[Block]:
-        decoder, row = Decoder(self._options), 0
-        if start > 0 and self._options.shape is None:
+        return self._raw(start) if self._options.shape is not None else self._decoded(start)
+
+    def _raw(self, start: int) -> Iterator[Block]:
+        for batch, row in self._batches(start):
+            images = self._pixels(self._encoded(batch[self._image], row), row)
+            yield Block(images, to_labels(self._labels(batch), row, self.name))
+
+    def _decoded(self, start: int) -> Iterator[Block]:
+        decoder, builder = Decoder(self._options), BlockBuilder(start, self.name)
+        if start > 0:
             for data in self._first_image():  # rows are alike wherever reading starts
                 decoder(data, f"{self.name} row 0")
-        for batch, row in self._batches(start):
-            images = self._images(batch[self._image], row, decoder)
-            labels = np.full(len(images), -1, np.int64)
-            if self._label is not None:
-                column = batch[self._label].to_pylist()
-                found = [-1 if label is None else label for label in column]
-                labels = to_labels(found, row, self.name)
-            yield Block(images, labels)
+        for batch, first in self._batches(start):
+            encoded, labels = self._encoded(batch[self._image], first), self._labels(batch)
+            for row, (data, label) in enumerate(zip(encoded, labels, strict=True), first):
+                if builder.add(decoder(data, f"{self.name} row {row}"), label):
+                    yield builder.take()
+        if len(builder):
+            yield builder.take()
+
+    def _labels(self, batch: pa.RecordBatch) -> list[int]:
+        if self._label is None:
+            return [-1] * len(batch)
+        return [-1 if label is None else label for label in batch[self._label].to_pylist()]
 
     def _open(self) -> pq.ParquetFile:
         return pq.ParquetFile(
@@ -99,7 +112,7 @@ class ParquetImages(Source):
         while group < len(self._group_rows) and row + self._group_rows[group] <= start:
             row += self._group_rows[group]
             group += 1
-        size = BATCH_ROWS
+        size = ENCODED_ROWS
         if self._options.shape is not None:
             size = max(1, BLOCK_BYTES // int(np.prod(self._options.shape)))
         columns = [self._image] if self._label is None else [self._image, self._label]
@@ -112,10 +125,14 @@ class ParquetImages(Source):
                     if skipped < len(batch):
                         yield batch[skipped:], row + skipped
                     row += len(batch)
-        except (pa.ArrowException, OSError) as error:
+        except BROKEN as error:
             raise DamagedFile(
                 f"{self.name} is corrupt; row {row} was reached: {error}. Get the file again."
             ) from error
+        if row != self.rows:
+            raise DamagedFile(
+                f"{self.name} is corrupt: it has {row} rows and says {self.rows}. Get the file again."
+            )
 
     def _first_image(self) -> Iterator[bytes]:
         for batch, _ in self._batches(0):
@@ -139,18 +156,14 @@ class ParquetImages(Source):
             return height, width, channels
         raise UserError(f"{self.name} has no rows.")
 
-    def _images(self, column: Any, row: int, decoder: Decoder) -> NDArray[np.uint8]:
-        data = self._encoded(column, row)
-        if self._options.shape is None:
-            decoded = [decoder(d, f"{self.name} row {row + i}") for i, d in enumerate(data)]
-            return np.stack(decoded)
-        size = int(np.prod(self._options.shape))
+    def _pixels(self, data: list[bytes], row: int) -> NDArray[np.uint8]:
+        size = int(np.prod(self.shape))
         for i, image in enumerate(data):
             if len(image) != size:
                 raise UserError(
                     f"{self.name} row {row + i} has {len(image)} bytes, --shape asks for {size}."
                 )
-        return np.frombuffer(b"".join(data), np.uint8).reshape(-1, *self._options.shape)
+        return np.frombuffer(b"".join(data), np.uint8).reshape(-1, *self.shape)
 
     def _encoded(self, column: Any, row: int) -> list[bytes]:
         if pa.types.is_struct(column.type):

@@ -34,11 +34,13 @@ def open_file(path: Path, options: ImportOptions) -> Source:
     content = _load(path)
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}; a dict of arrays is read.")
-    arrays = {
-        key.decode("latin1") if isinstance(key, bytes) else str(key): value.array
-        for key, value in content.items()
-        if isinstance(value, _Array)
-    }
+    arrays: dict[str, NDArray[Any]] = {}
+    for key, value in content.items():
+        if isinstance(key, str | bytes) and isinstance(value, _Array):
+            name = key.decode("latin1") if isinstance(key, bytes) else key
+            if value.array is None:
+                raise DamagedFile(f"{path}: array {name} has no content. Get the file again.")
+            arrays[name] = value.array
     image = choose_key(list(arrays), options.image_key, IMAGE_KEYS, "--image-key", str(path))
     if image is None:
         raise UserError(f"{path} has no array `data`; found {', '.join(arrays) or 'none'}.")
@@ -96,7 +98,7 @@ class _Type:
 class _Array:
     """Stands for `numpy.ndarray`; its state holds shape, type, order and bytes."""
 
-    array: NDArray[Any]
+    array: NDArray[Any] | None = None
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, kind, is_fortran, data = state

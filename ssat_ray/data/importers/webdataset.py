@@ -74,6 +74,8 @@ class WebDataset(Source):
     def _label(self, key: str, sample: Sample) -> int:
         """The integer in `.cls`, or in a field of `.json`; -1 if there is neither."""
         try:
+            if any(len(sample.get(suffix, b"")) > MAX_LABEL_BYTES for suffix in ("cls", "json")):
+                raise ValueError(f"it has more than {MAX_LABEL_BYTES} bytes")
             if "cls" in sample:
                 return int(sample["cls"].decode("ascii"))
             if "json" in sample:
@@ -89,7 +91,7 @@ class WebDataset(Source):
                 if keys and type(content[keys[0]]) is not int:
                     raise ValueError(f"{keys[0]} is no integer")
                 return int(content[keys[0]]) if keys else -1
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise UserError(
                 f"{self.name}: the label of sample {key} is unreadable: {error}."
             ) from error
@@ -99,12 +101,19 @@ class WebDataset(Source):
         key: str | None = None
         sample: Sample = {}
         for name, data in _members(self._path):
-            stem, _, suffix = PurePosixPath(name).name.partition(".")
-            found = str(PurePosixPath(name).with_name(stem or "."))
+            folder, slash, last = str(PurePosixPath(name)).rpartition("/")
+            stem, _, suffix = last.partition(".")
+            found = folder + slash + stem
             if found != key:
                 if key is not None:
                     yield key, sample
-                key, sample = found, {}
+                key, sample, num_bytes = found, {}, 0
+            num_bytes += tarfile.BLOCKSIZE + len(name) + len(data)
+            if num_bytes > MAX_IMAGE_BYTES:
+                raise UserError(
+                    f"{self._path}: the files of sample {key} have more than {MAX_IMAGE_BYTES} bytes "
+                    f"(after {name}); split it, or leave out what is no image and no label."
+                )
             if suffix.lower() in sample:
                 raise UserError(f"{self._path}: member {name} occurs twice in its sample.")
             sample[suffix.lower()] = data
@@ -112,6 +121,7 @@ class WebDataset(Source):
             yield key, sample
 
 
+MAX_LABEL_BYTES = 2**20
 JSON_LABELS = ("cls", "class", *LABEL_KEYS[:5])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ssat_ray.data.importers.base import ImportOptions, open_source
+from ssat_ray.data.importers.base import MAX_IMAGE_BYTES, ImportOptions, open_source
 from ssat_ray.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -108,6 +109,15 @@ def test_what_is_refused(tmp_path: Path) -> None:
         read(tmp_path)
     Image.new("1", (8000, 8000)).save(tmp_path / "cat" / "z.png")
     with pytest.raises(UserError, match=r"z\.png is 8000x8000; at most"):
+        read(tmp_path)
+    (tmp_path / "cat" / "z.png").unlink()
+    os.mkfifo(tmp_path / "cat" / "z.png")
+    with pytest.raises(UserError, match=r"z\.png is no regular file"):
+        read(tmp_path)
+    (tmp_path / "cat" / "z.png").unlink()
+    with open(tmp_path / "cat" / "z.png", "wb") as file:
+        file.truncate(MAX_IMAGE_BYTES + 1)
+    with pytest.raises(UserError, match=r"z\.png is .*more than 67108864 bytes"):
         read(tmp_path)
     (tmp_path / "pool.json").write_text("{}")
     with pytest.raises(UserError, match=r"is a pool already; `ssat pool copy`"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,21 @@ def test_bad_files(tmp_path: Path) -> None:
     path.write_bytes(b"text")
     with pytest.raises(DamagedFile, match=r"no \.npy array"):
         open_source([path], ImportOptions())
+    np.lib.format.write_array_header_1_0(
+        header := io.BytesIO(),
+        {"descr": "|u1", "fortran_order": False, "shape": (2, -3, -8, 3)},
+    )
+    path.write_bytes(header.getvalue() + bytes(144))
+    with pytest.raises(UserError, match=r"uint8 \(2, -3, -8, 3\); allowed"):
+        open_source([path], ImportOptions())
     np.save(path, np.array([{}], object), allow_pickle=True)
     with pytest.raises(UserError, match="object array"):
+        open_source([path], ImportOptions())
+
+
+@pytest.mark.parametrize("text", [b"(" * 9000, b"-" * 9000 + b"1", b"{[]: 1}", b"\xff" * 100])
+def test_headers_that_are_no_header(tmp_path: Path, text: bytes) -> None:
+    path = tmp_path / "images.npy"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text)
+    with pytest.raises(DamagedFile, match=r"no \.npy array"):
         open_source([path], ImportOptions())

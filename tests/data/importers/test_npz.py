@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tracemalloc
 import zipfile
 from itertools import pairwise
 from pathlib import Path
@@ -232,6 +233,36 @@ def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
         for _ in range(1200):
             member.write(bytes(2**20))
     with pytest.raises(UserError, match=r"taken for a zip bomb"):
+        read(path)
+
+
+def test_a_long_header_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    size = 100 * 2**20
+    path = tmp_path / "a.npz"
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("image.npy", "w") as member,
+    ):
+        member.write(b"\x93NUMPY\x02\x00" + size.to_bytes(4, "little"))
+        for _ in range(100):
+            member.write(b" " * 2**20)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DamagedFile, match=r"its header has 104857600 bytes; allowed are 65536"):
+            read(path)
+        assert tracemalloc.get_traced_memory()[1] < 8 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("offset", [6, 8])
+def test_zip_features_that_are_not_read(tmp_path: Path, offset: int) -> None:
+    """The version that is needed to unpack a member, and its flag of patched data."""
+    path = save(tmp_path / "a.npz", image=IMAGES)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\x01\x02") + offset] |= 0xE0 if offset == 6 else 0x20
+    path.write_bytes(data)
+    with pytest.raises(DamagedFile, match=r"a\.npz"):
         read(path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ssat_ray.data.importers.base import DamagedFile, ImportOptions, open_source
+from ssat_ray.data.importers.base import (
+    BLOCK_BYTES,
+    DamagedFile,
+    ImportOptions,
+    open_source,
+)
 from ssat_ray.errors import UserError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (60, 5, 4, 3), dtype=np.uint8)
@@ -67,11 +73,30 @@ def test_every_kind_of_column(tmp_path_factory, kind, group, batch, start, codec
         columns["label"] = pa.array(LABELS, label)
     pq.write_table(pa.table(columns), path, row_group_size=group, compression=codec)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ssat_ray.data.importers.parquet.BATCH_ROWS", batch)
+        patch.setattr("ssat_ray.data.importers.parquet.ENCODED_ROWS", 1 + group % 9)
+        patch.setattr("ssat_ray.data.importers.encoded.BLOCK_BYTES", batch * 60)
         patch.setattr("ssat_ray.data.importers.parquet.BLOCK_BYTES", batch * 60)
         images, labels = read(path, options(kind), start)
     np.testing.assert_array_equal(images, IMAGES[start:])
     np.testing.assert_array_equal(labels, FOUND[start:] if label is not None else -1)
+
+
+def test_blocks_of_encoded_images_are_bounded_by_their_bytes(tmp_path: Path) -> None:
+    """256 x 256 x 3: 1024 rows at a time would be 192 MiB."""
+    image = np.random.default_rng(1).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    pngs = pa.array([encode(image)] * 300)
+    pq.write_table(pa.table({"image": pngs}), tmp_path / "a.parquet")
+    source = open_source([tmp_path / "a.parquet"], ImportOptions())
+    tracemalloc.start()
+    try:
+        rows = 0
+        for block in source.blocks():
+            assert block.images.nbytes <= BLOCK_BYTES + image.nbytes
+            rows += len(block.labels)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert rows == 300 and peak < 6 * BLOCK_BYTES
 
 
 def table(path: Path, **columns: Any) -> Path:

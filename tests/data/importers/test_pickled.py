@@ -128,6 +128,13 @@ def test_a_state_that_does_not_fit_its_bytes(tmp_path: Path) -> None:
         read(path)
 
 
+def test_an_array_without_a_state(tmp_path: Path) -> None:
+    path = tmp_path / "ti.pickle"
+    path.write_bytes(b"\x80\x02}(X\x04\x00\x00\x00datacnumpy.core.multiarray\n_reconstruct\n)Ru.")
+    with pytest.raises(DamagedFile, match=r"ti\.pickle: array data has no content"):
+        read(path)
+
+
 @pytest.mark.parametrize("protocol", [3, 4, 5])
 def test_the_array_is_in_memory_once(tmp_path: Path, protocol: int) -> None:
     images = np.zeros((20_000, 32, 32, 3), np.uint8)

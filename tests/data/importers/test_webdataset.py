@@ -117,6 +117,9 @@ def test_links_and_devices(tmp_path: Path, kind: bytes) -> None:
             {"label_key": "z"},
             r"there is no z \(--label-key",
         ),
+        ([("a.png", png(0)), ("a.json", b"[" * 99999)], {}, r"label of sample a is unreadable"),
+        ([("a.png", png(0)), ("a.json", b" " * 2**21)], {}, r"more than 1048576 bytes"),
+        ([("x/.png", png(0)), ("x/..png", b"")], {}, r"sample x/ has png, .png"),
         ([("a.png", b"text")], {}, r"a\.tar: a\.png is damaged"),
         ([], {}, r"holds no samples"),
     ],
@@ -151,6 +154,18 @@ def test_a_header_in_the_middle_that_is_garbage(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(DamagedFile):
         read(path)
+
+
+@pytest.mark.parametrize("count", [5, 600])
+def test_the_files_of_a_sample_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """However many they are, and however small."""
+    monkeypatch.setattr("ssat_ray.data.importers.webdataset.MAX_IMAGE_BYTES", 100_000)
+    members = [(f"a.{i}", bytes(99_000 // count)) for i in range(count)]
+    read(write(tmp_path / "a.tar", [("a.png", png(0)), *members[: count // 9]]))
+    with pytest.raises(UserError, match=r"files of sample a have more than 100000 bytes"):
+        read(write(tmp_path / "a.tar", [("a.png", png(0)), *members]))
 
 
 def test_a_header_that_asks_for_all_memory(tmp_path: Path) -> None:
