@@ -134,7 +134,7 @@ class PoolWriter:
 
     def _leave(self) -> None:
         """Keep what is known, also after an error; a journal that cannot be saved is only older."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, UserError):  # UserError: the disk is full
             clear_scratch(self.folder)
             self.journal.save()
 
@@ -142,9 +142,10 @@ class PoolWriter:
     def _writes(self, what: str) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
+        except (OSError, UserError) as error:
+            reason = getattr(error, "strerror", None) or str(error).rstrip(".")
             raise UserError(
-                f"{self.folder}: {what} could not be written: {error.strerror or error}. Shards written so "
+                f"{self.folder}: {what} could not be written: {reason}. Shards written so "
                 "far are kept; make room (or permit writing) and run the same command again."
             ) from error
 

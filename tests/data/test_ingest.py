@@ -54,6 +54,8 @@ class FullDisk(Folder):
         if name.endswith(".parquet"):
             if self.left == 0:
                 (Path(self.uri) / f".{name}.0.tmp").write_bytes(bytes(data)[:10])
+                if self.is_local:  # as `write_atomic` does
+                    raise UserError("No space left on the disk; free some.")
                 raise OSError(28, "No space left on device")
             self.left -= 1
             self.written += 1
