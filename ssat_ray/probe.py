@@ -16,7 +16,7 @@ import psutil
 from ssat_ray import pipeline, runtime
 from ssat_ray.config import Config
 from ssat_ray.costs import MOST_STEPS, Probe, Sizes, take_apart
-from ssat_ray.data.pool import rows_a_shard
+from ssat_ray.data.shard import rows_a_shard
 from ssat_ray.estimate import Measurements
 from ssat_ray.memory import MemoryWatch, read_memory, session_memory, shared_bytes
 from ssat_ray.models.base import num_flops

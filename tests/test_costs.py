@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ssat_ray.costs import Probe, Sizes, take_apart
-from ssat_ray.data.pool import MANIFEST, Shard, manifest, write_shard
+from ssat_ray.data.pool import MANIFEST, manifest
+from ssat_ray.data.shard import Shard, write_shard
 from ssat_ray.estimate import Target, estimate
 from ssat_ray.loading import load_config
 from ssat_ray.plan import build_plan

@@ -141,7 +141,8 @@ class _Setup:
 
 
 def _setup(folder: Path, overrides: list[str], num_images: int) -> _Setup:
-    from ssat_ray.data.pool import Pool, Shard
+    from ssat_ray.data.pool import Pool
+    from ssat_ray.data.shard import Shard
     from ssat_ray.models.files import load_classifier
     from ssat_ray.plan import build_plan
     from ssat_ray.selection.clusters import load_clusters

@@ -20,15 +20,9 @@ from ssat_ray.data.journal import (
     same_content,
     with_hashes,
 )
-from ssat_ray.data.pool import (
-    MANIFEST,
-    SHARD_BYTES,
-    Pool,
-    generation_digest,
-    manifest,
-    rows_a_shard,
-)
+from ssat_ray.data.pool import MANIFEST, Pool, generation_digest, manifest
 from ssat_ray.data.pool_writer import PoolWriter, Report, quiet
+from ssat_ray.data.shard import SHARD_BYTES, rows_a_shard
 from ssat_ray.errors import UserError
 
 IMPORT_JOURNAL, APPEND_JOURNAL, COPY_JOURNAL = "import.json", "append.json", "copy.json"

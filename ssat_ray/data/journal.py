@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from ssat_ray.data.folder import Folder
-from ssat_ray.data.pool import ShardEntry
+from ssat_ray.data.shard import ShardEntry
 from ssat_ray.errors import UserError
 
 END_BYTES, SAMPLE_BYTES, NUM_SAMPLES = 2**20, 2**14, 62

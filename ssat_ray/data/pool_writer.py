@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from ssat_ray.data.folder import Folder
 from ssat_ray.data.importers.base import DamagedFile, Joined
 from ssat_ray.data.journal import Journal, Note, clear_scratch
-from ssat_ray.data.pool import MANIFEST, Pool, Shard, ShardEntry, encode_shard, recut, shard_entry
+from ssat_ray.data.pool import MANIFEST, Pool
 from ssat_ray.data.prefetch import prefetch
+from ssat_ray.data.shard import Shard, ShardEntry, encode_shard, recut, shard_entry
 from ssat_ray.errors import UserError
 
 Report = Callable[[int, int | None, int], None]

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from ssat_ray.config import GenerateConfig
-from ssat_ray.data.pool import MANIFEST, Shard, manifest, write_shard
+from ssat_ray.data.pool import MANIFEST, manifest
+from ssat_ray.data.shard import Shard, write_shard
 from ssat_ray.diffusion.sampling import balanced_labels, initial_noise, sample
 from ssat_ray.stages.base import Stage, StageContext, Task
 from ssat_ray.stages.parts import Note, PartActor, record_of, run_parts

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import ray
 
 from ssat_ray.data.labelled import LabelledSet
-from ssat_ray.data.pool import Pool, Shard
+from ssat_ray.data.pool import Pool
+from ssat_ray.data.shard import Shard
 from ssat_ray.models.embedding import Embedder
 from ssat_ray.models.files import load_classifier
 from ssat_ray.report.figures import FigureData

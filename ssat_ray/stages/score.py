@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ssat_ray.data.pool import Shard, image_hash
+from ssat_ray.data.shard import Shard, image_hash
 from ssat_ray.selection.clusters import Clusters, mixture_columns, score_columns
 from ssat_ray.selection.gmm import GaussianMixture
 from ssat_ray.selection.scores import posterior_saturation, top_confidence

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import ray
 
 from ssat_ray.config import SelectConfig
-from ssat_ray.data.pool import MANIFEST, Shard, image_hash, manifest, rows_a_shard, write_shards
+from ssat_ray.data.pool import MANIFEST, manifest
+from ssat_ray.data.shard import Shard, image_hash, rows_a_shard, write_shards
 from ssat_ray.errors import UserError
 from ssat_ray.runtime import Meter, board, use_threads
 from ssat_ray.selection.choose import REASONS, Choice, DegenerateScoreError, Ranking, choose

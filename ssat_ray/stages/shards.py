@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from ssat_ray.data.pool import Pool, Shard, ShardEntry
+from ssat_ray.data.pool import Pool
+from ssat_ray.data.shard import Shard, ShardEntry
 from ssat_ray.errors import UserError
 from ssat_ray.stages.base import StageContext, Task
 from ssat_ray.store import Job

@@ -8,7 +8,7 @@ import numpy as np
 
 from ssat_ray.config import SynthConfig
 from ssat_ray.data.labelled import LabelledSet
-from ssat_ray.data.pool import Shard, rows_a_shard, write_shard
+from ssat_ray.data.shard import Shard, rows_a_shard, write_shard
 from ssat_ray.data.synth import SynthSource, synth
 from ssat_ray.data.synth_pool import settings_of, source_of
 from ssat_ray.stages.base import Stage, StageContext, Task

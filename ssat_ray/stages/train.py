@@ -10,7 +10,8 @@ import torch
 
 from ssat_ray.config import ObjectiveConfig, TrainConfig
 from ssat_ray.data.labelled import to_nchw
-from ssat_ray.data.pool import Pool, Shard
+from ssat_ray.data.pool import Pool
+from ssat_ray.data.shard import Shard
 from ssat_ray.errors import RunFailed
 from ssat_ray.models.files import DESCRIPTION, WEIGHTS
 from ssat_ray.stages.base import Stage, StageContext, Task

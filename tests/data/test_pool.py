@@ -13,16 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssat_ray.data.pool import (
-    MANIFEST,
-    Pool,
-    Shard,
-    encode_shard,
-    image_hash,
-    manifest,
-    write_shard,
-    write_shards,
-)
+from ssat_ray.data.pool import MANIFEST, Pool, manifest
+from ssat_ray.data.shard import Shard, encode_shard, image_hash, write_shard, write_shards
 from ssat_ray.errors import UserError
 
 

@@ -16,7 +16,8 @@ import torch
 from ssat_ray import pipeline, runtime
 from ssat_ray.config import Config, RuntimeConfig
 from ssat_ray.data.labelled import LabelledSet
-from ssat_ray.data.pool import MANIFEST, Pool, Shard, manifest, write_shards
+from ssat_ray.data.pool import MANIFEST, Pool, manifest
+from ssat_ray.data.shard import Shard, write_shards
 from ssat_ray.data.synth import SynthSource, synth
 from ssat_ray.loading import load_config
 from ssat_ray.models.files import load_classifier

@@ -200,6 +200,7 @@ def strike(
     victim = rng.choice(targets)
     session = workers(driver) if kill.process is None else [victim]
     done, total = progress(kill, folder, oracle)
+    finished = score_files(folder)
     victim.kill()
     seconds = time.perf_counter() - begun
     if kill.process is None:
@@ -215,7 +216,14 @@ def strike(
         "total": total,
         "seconds": round(seconds, 2),
         "worked": sorted(worked),
+        "finished": finished,
     }
+
+
+def score_files(folder: Path) -> dict[str, int]:
+    """Name and inode of the score files whose parts are done: one that is written again gets another."""
+    names = (f"scores-{path.stem}.parquet" for path in (folder / NOTES).glob("[0-9]*.json"))
+    return {name: (folder / name).stat().st_ino for name in names if (folder / name).exists()}
 
 
 @pytest.mark.parametrize("trial", range(NUM_TRIALS))
@@ -247,12 +255,16 @@ def test_a_kill_changes_no_byte(trial: int, oracle: Oracle, log: Path, tmp_path:
         "differing": differing[:10],
         "run_seconds": round(time.perf_counter() - begun, 1),
     }
-    worked = set(entry.pop("worked"))
+    worked, finished = set(entry.pop("worked")), entry.pop("finished")
     with open(log, "a") as file:
         print(json.dumps(entry), file=file, flush=True)
     assert EARLIEST <= entry["done"] / entry["total"] <= LATEST, entry
     assert not differing, entry
     assert worked <= set(actor_pids(store, JOBS[kill.stage])), "finished shards were done again"
+    assert bool(finished) == (kill.stage == "score")
+    for file, inode in finished.items():
+        path = store.folder(JOBS[kill.stage]) / file
+        assert path.stat().st_ino == inode, f"{file} was written again"
     clear(tmp_path)
 
 

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import multivariate_normal
 from sklearn.metrics import pairwise_distances
 
-from ssat_ray.data.pool import Shard
+from ssat_ray.data.shard import Shard
 from ssat_ray.models.embedding import Embedder
 from ssat_ray.models.preact_small import PreActSmall
 from ssat_ray.selection.clusters import Clusters, load_clusters

@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from ssat_ray.data.pool import MANIFEST, Pool, Shard, manifest, write_shard
+from ssat_ray.data.pool import MANIFEST, Pool, manifest
+from ssat_ray.data.shard import Shard, write_shard
 from ssat_ray.errors import UserError
 from ssat_ray.stages.base import Task
 from ssat_ray.stages.parts import NOTES
