@@ -84,8 +84,16 @@ class ModelConfig(Section):
 class ThreatConfig(Section):
     """The perturbation that training and evaluation allow."""
 
-    norm: Literal["linf"] = "linf"
-    eps: float = Field(0.15, gt=0, lt=1, description="radius, in units of the [0, 1] image scale")
+    norm: Literal["linf", "l2"] = "linf"
+    eps: float = Field(0.15, gt=0, description="radius, in units of the [0, 1] image scale")
+
+    @model_validator(mode="after")
+    def _some_pixel_stays(self) -> ThreatConfig:
+        if self.norm == "linf" and self.eps >= 1:
+            raise ValueError(
+                f"threat.eps={self.eps}: with threat.norm=linf it must be less than 1, the image scale"
+            )
+        return self
 
 
 class ObjectiveConfig(Section):

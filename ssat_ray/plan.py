@@ -254,7 +254,7 @@ def _attack_settings(config: Config, attack: str) -> dict[str, Any]:
     settings: dict[str, Any] = {"batch_size": options.batch_size}
     if attack == "clean":
         return settings
-    settings |= {"eps": config.threat.eps, "seed": options.attack_seed}
+    settings |= {**config.threat.model_dump(mode="json"), "seed": options.attack_seed}
     if attack == "pgd":
         settings |= {"num_steps": options.pgd_steps, "step_size": options.pgd_step_size}
     elif attack == "apgd-ce":

@@ -76,6 +76,8 @@ def test_a_later_override_wins_and_null_resets() -> None:
         ("select.ratio=1.5", ["select.ratio=1.5", "less than or equal to 1", "selected images"]),
         ("select.ratio=0", ["select.ratio=0", "greater than 0"]),
         ("threat.eps=.nan", ["threat.eps=nan", "finite"]),
+        ("threat.eps=1.5", ["threat.eps=1.5", "linf", "less than 1"]),
+        ("threat.norm=l1", ["threat.norm='l1'", "linf", "l2"]),
         ("embed.layer=poled", ["embed.layer='poled'", "'pooled', 'logits' or 'unpooled'"]),
         ("rows=[nonne, full]", ["'nonne'", "'none'", "'lcs-gmm'"]),
         ("rows=[none, full, none]", ["rows", "duplicates", "['none', 'full', 'none']"]),

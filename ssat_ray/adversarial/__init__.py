@@ -1,6 +1,6 @@
 """Adversarial attacks, training objectives, robust evaluation and intervals; imports no Ray."""
 
-from ssat_ray.adversarial.attacks import frozen, gaussian_start, pgd, uniform_start
+from ssat_ray.adversarial.attacks import frozen, gaussian_start, pgd, random_start
 from ssat_ray.adversarial.evaluation import (
     apgd_ce_flags,
     autoattack_flags,
@@ -30,6 +30,6 @@ __all__ = [
     "pgd",
     "pgd_at_loss",
     "pgd_flags",
+    "random_start",
     "trades_loss",
-    "uniform_start",
 ]

@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssat_ray.adversarial.attacks import frozen, pgd, uniform_start
+from ssat_ray.adversarial.attacks import RANDOM_NOISE, NoiseKind, Norm, frozen, pgd, random_start
 
 AUTOATTACK = "AutoAttack"
 ENSEMBLE = "ensemble (not standard AutoAttack)"
 _KEYS = ("clean", "pgd", "apgd-ce", "autoattack")
 _BALL_TOLERANCE = 1e-6
+_AUTOATTACK_NORMS: dict[Norm, Any] = {"linf": "Linf", "l2": "L2"}
 
 
 def _device(model: nn.Module, x: Tensor) -> torch.device:
@@ -84,15 +85,17 @@ def clean_flags(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 256) -
         return _batched_correct(model, x, y, batch_size)
 
 
-def _uniform_noise(shape: torch.Size, ids: Tensor, seed: int, restart: int) -> Tensor:
-    """(B, C, H, W) float32 in [-1, 1); row i depends on (seed, restart, ids[i]) only."""
+def _noise(kind: NoiseKind, shape: torch.Size, ids: Tensor, seed: int, restart: int) -> Tensor:
+    """(B, C, H, W) float32, in [-1, 1) or normal; row i depends on (seed, restart, ids[i]) only."""
     counter = np.array([0, 0, 0, restart], dtype=np.uint64)
     noise = np.empty(tuple(shape), dtype=np.float32)
     for row, image_id in enumerate(ids.tolist()):
         key = np.array([seed, image_id], dtype=np.uint64)
         generator = np.random.Generator(np.random.Philox(key=key, counter=counter))
-        noise[row] = generator.random(tuple(shape[1:]), dtype=np.float32)
-    return torch.from_numpy(noise).mul_(2.0).sub_(1.0)
+        draw = generator.random if kind == "uniform" else generator.standard_normal
+        noise[row] = draw(tuple(shape[1:]), dtype=np.float32)
+    drawn = torch.from_numpy(noise)
+    return drawn.mul_(2.0).sub_(1.0) if kind == "uniform" else drawn
 
 
 def pgd_flags(
@@ -107,6 +110,7 @@ def pgd_flags(
     seed: int,
     first_id: int = 0,
     ids: Tensor | None = None,
+    norm: Norm = "linf",
     batch_size: int = 256,
 ) -> Tensor:
     """Which images stay correct unattacked and at the end of every PGD-CE restart.
@@ -116,12 +120,13 @@ def pgd_flags(
 
     Args:
         model, x, y, batch_size: as in `clean_flags`.
-        eps, step_size: radius and step, pixel units of [0, 1].
+        eps, step_size: radius and step, on the image scale [0, 1].
         num_steps: gradient steps a restart.
         restarts: independent uniform starts, at least 1.
         seed: of the starts, 0 or more.
         first_id: id of the first image where `ids` is None; the next ones count up.
         ids: (N,) non-negative integer image ids, or None.
+        norm: of the ball.
 
     Returns:
         (N,) bool on the CPU.
@@ -148,7 +153,8 @@ def pgd_flags(
                 def ascent(logits: Tensor, labels: Tensor = labels) -> Tensor:
                     return F.cross_entropy(logits, labels, reduction="sum")
 
-                noise = _uniform_noise(images.shape, ids[rows], seed, restart).to(device)
+                kind = RANDOM_NOISE[norm]
+                noise = _noise(kind, images.shape, ids[rows], seed, restart).to(device)
                 x_adv = pgd(
                     model,
                     images,
@@ -156,7 +162,8 @@ def pgd_flags(
                     eps=eps,
                     step_size=step_size,
                     num_steps=num_steps,
-                    start=uniform_start(images, noise, eps),
+                    start=random_start(images, noise, eps, norm),
+                    norm=norm,
                 )
                 flags[rows] = _correct(model, x_adv, labels).cpu()
     return flags
@@ -185,12 +192,20 @@ def _margin_loss(logits: Tensor, y: Tensor) -> Tensor:
     return logits.masked_fill(own, -math.inf).amax(dim=1) - logits[own]
 
 
-def _apgd_ce(model: nn.Module, device: torch.device, eps: float, num_steps: int, seed: int) -> Any:
+def _apgd_ce(
+    model: nn.Module, device: torch.device, eps: float, norm: Norm, num_steps: int, seed: int
+) -> Any:
     from pyautoattack import AutoAttack  # type: ignore[import-untyped]
     from pyautoattack.autopgd_base import APGDAttack  # type: ignore[import-untyped]
 
     adversary = AutoAttack(
-        model, attacks=["apgd-ce"], device=device, eps=eps, seed=seed, version="custom"
+        model,
+        attacks=["apgd-ce"],
+        device=device,
+        eps=eps,
+        norm=_AUTOATTACK_NORMS[norm],
+        seed=seed,
+        version="custom",
     )
     # Built anew, as the attack derives its step-size checkpoints from n_iter when it is made.
     adversary.apgd = APGDAttack(
@@ -198,7 +213,7 @@ def _apgd_ce(model: nn.Module, device: torch.device, eps: float, num_steps: int,
         n_iter=num_steps,
         n_restarts=1,
         eps=eps,
-        norm="Linf",
+        norm=_AUTOATTACK_NORMS[norm],
         seed=seed,
         device=device,
         logger=adversary.logger,
@@ -207,24 +222,24 @@ def _apgd_ce(model: nn.Module, device: torch.device, eps: float, num_steps: int,
 
 
 def _full_adversary(
-    model: nn.Module, device: torch.device, eps: float, num_classes: int, seed: int
+    model: nn.Module, device: torch.device, eps: float, norm: Norm, num_classes: int, seed: int
 ) -> tuple[Any, str]:
     from pyautoattack import AutoAttack
 
+    settings: dict[str, Any] = {
+        "device": device,
+        "eps": eps,
+        "norm": _AUTOATTACK_NORMS[norm],
+        "seed": seed,
+    }
     if num_classes >= 4:
-        adversary = AutoAttack(model, device=device, eps=eps, seed=seed, version="standard")
+        adversary = AutoAttack(model, version="standard", **settings)
         num_targets = min(9, num_classes - 1)
         adversary.apgd_targeted.n_target_classes = num_targets
         adversary.fab.n_target_classes = num_targets
         return adversary, AUTOATTACK if num_classes >= 10 else ENSEMBLE
-    adversary = AutoAttack(
-        model,
-        attacks=["apgd-ce", "apgd-dlr", "fab", "square"],
-        device=device,
-        eps=eps,
-        seed=seed,
-        version="custom",
-    )
+    attacks = ["apgd-ce", "apgd-dlr", "fab", "square"]
+    adversary = AutoAttack(model, attacks=attacks, version="custom", **settings)
     # DLR needs three classes and targeted DLR four: APGD's second loss becomes the margin.
     adversary.apgd.dlr_loss = _margin_loss
     return adversary, ENSEMBLE
@@ -235,6 +250,7 @@ def _attack(
     x: Tensor,
     y: Tensor,
     eps: float,
+    norm: Norm,
     batch_size: int,
     build: Callable[[torch.device], Any],
 ) -> Tensor:
@@ -245,9 +261,12 @@ def _attack(
         adversary = build(device)
         adversary.verbose = False
         x_adv, _ = adversary.run_standard_evaluation(x, y, batch_size=batch_size)
-        distance = float((x_adv - x).abs().max())
+        order = math.inf if norm == "linf" else 2
+        distance = float(torch.linalg.vector_norm((x_adv - x).flatten(1), order, dim=1).max())
         low, high = float(x_adv.min()), float(x_adv.max())
-        if not (distance <= eps + _BALL_TOLERANCE and low >= 0.0 and high <= 1.0):
+        if not (
+            distance <= eps * (1 + _BALL_TOLERANCE) + _BALL_TOLERANCE and low >= 0.0 and high <= 1.0
+        ):
             raise RuntimeError(
                 f"pyautoattack returned images at distance {distance:.8g} in [{low:.8g}, "
                 f"{high:.8g}]; allowed: distance <= eps = {eps:.8g} and pixels in [0, 1]"
@@ -264,6 +283,7 @@ def apgd_ce_flags(
     eps: float,
     num_steps: int = 100,
     seed: int,
+    norm: Norm = "linf",
     batch_size: int = 256,
 ) -> Tensor:
     """Which images stay correct under APGD on the cross-entropy, one restart.
@@ -273,9 +293,10 @@ def apgd_ce_flags(
 
     Args:
         model, x, y, batch_size: as in `clean_flags`.
-        eps: radius, pixel units of [0, 1].
+        eps: radius, on the image scale [0, 1].
         num_steps: APGD iterations, at least 1.
         seed: of the random starts.
+        norm: of the ball.
 
     Returns:
         (N,) bool on the CPU.
@@ -291,13 +312,22 @@ def apgd_ce_flags(
         raise ValueError(f"num_steps is {num_steps}; must be 1 or more")
     if not len(x):
         return torch.zeros(0, dtype=torch.bool)
-    return _attack(
-        model, x, y, eps, batch_size, lambda device: _apgd_ce(model, device, eps, num_steps, seed)
-    )
+
+    def build(device: torch.device) -> Any:
+        return _apgd_ce(model, device, eps, norm, num_steps, seed)
+
+    return _attack(model, x, y, eps, norm, batch_size, build)
 
 
 def autoattack_flags(
-    model: nn.Module, x: Tensor, y: Tensor, *, eps: float, seed: int, batch_size: int = 256
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    seed: int,
+    norm: Norm = "linf",
+    batch_size: int = 256,
 ) -> tuple[Tensor, str]:
     """Which images stay correct under AutoAttack, and what the attack may be called.
 
@@ -308,8 +338,9 @@ def autoattack_flags(
 
     Args:
         model, x, y, batch_size: as in `clean_flags`.
-        eps: radius, pixel units of [0, 1].
+        eps: radius, on the image scale [0, 1].
         seed: of every attack.
+        norm: of the ball.
 
     Returns:
         (N,) bool on the CPU, and the name.
@@ -332,10 +363,10 @@ def autoattack_flags(
 
     def build(device: torch.device) -> Any:
         nonlocal name
-        adversary, name = _full_adversary(model, device, eps, num_classes, seed)
+        adversary, name = _full_adversary(model, device, eps, norm, num_classes, seed)
         return adversary
 
-    flags = _attack(model, x, y, eps, batch_size, build)
+    flags = _attack(model, x, y, eps, norm, batch_size, build)
     return flags, name
 
 

@@ -8,15 +8,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssat_ray.adversarial.attacks import (
+    RANDOM_NOISE,
     AutocastFactory,
+    NoiseKind,
+    Norm,
     frozen,
     gaussian_start,
     pgd,
-    uniform_start,
+    random_start,
 )
 
 ObjectiveName = Literal["trades", "pgd-at"]
-NoiseKind = Literal["normal", "uniform"]
 LossParts = dict[str, Tensor]
 
 
@@ -140,9 +142,10 @@ class AdversarialObjective(nn.Module):
         name: "trades" or "pgd-at".
         beta: weight of the KL term; not used by "pgd-at".
         label_smoothing: of the cross-entropy, in [0, 1).
+        norm: of the ball that `perturb` stays in.
 
     Raises:
-        ValueError: an unknown name, or a value out of range.
+        ValueError: an unknown name or norm, or a value out of range.
     """
 
     def __init__(
@@ -152,8 +155,11 @@ class AdversarialObjective(nn.Module):
         name: ObjectiveName,
         beta: float = 6.0,
         label_smoothing: float = 0.0,
+        norm: Norm = "linf",
     ) -> None:
         super().__init__()
+        if norm not in get_args(Norm):
+            raise ValueError(f"norm is {norm!r}; allowed: {', '.join(get_args(Norm))}")
         if name not in get_args(ObjectiveName):
             raise ValueError(
                 f"objective is {name!r}; allowed: {', '.join(get_args(ObjectiveName))}"
@@ -165,11 +171,12 @@ class AdversarialObjective(nn.Module):
         self.name: ObjectiveName = name
         self.beta = beta
         self.label_smoothing = label_smoothing
+        self.norm: Norm = norm
 
     @property
     def noise_kind(self) -> NoiseKind:
         """Which noise `perturb` expects: standard "normal", or "uniform" in [-1, 1]."""
-        return "normal" if self.name == "trades" else "uniform"
+        return "normal" if self.name == "trades" else RANDOM_NOISE[self.norm]
 
     def forward(
         self, x: Tensor, x_adv: Tensor, y: Tensor, weights: Tensor | None = None
@@ -246,7 +253,7 @@ class AdversarialObjective(nn.Module):
                 def ascent(logits: Tensor) -> Tensor:
                     return F.cross_entropy(logits, labels, reduction="sum")
 
-                start = uniform_start(x, noise, eps)
+                start = random_start(x, noise, eps, self.norm)
             return pgd(
                 model,
                 x,
@@ -255,6 +262,7 @@ class AdversarialObjective(nn.Module):
                 step_size=step_size,
                 num_steps=num_steps,
                 start=start,
+                norm=self.norm,
                 autocast=autocast,
             )
 

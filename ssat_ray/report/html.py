@@ -210,6 +210,8 @@ def render(results: dict[str, Any], figures: FigureData) -> str:
     template = environment().get_template("report.html.j2")
     return template.render(
         results=results,
+        radius=words.radius(results),
+        bound=words.bound(results),
         verdict=words.verdict(results).replace(" %", "\N{NO-BREAK SPACE}%"),
         rows=[_row_view(row, measures) for row in rows],
         headline=[_row_view(row, measures) for row in headline],

@@ -38,7 +38,7 @@ def markdown_table(results: dict[str, Any]) -> str:
     over = f"seeds and {images} together" if len(seeds) > 1 else f"{images} only"
     lines += [
         "",
-        f"{_seeds(seeds).capitalize()}; 95 % intervals over {over}; eps {results['eps']}. "
+        f"{_seeds(seeds).capitalize()}; 95 % intervals over {over}; {words.radius(results)}. "
         f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB; "
         f"torch {machine['versions']['torch']}, Ray {machine['versions']['ray']}; "
         f"{results['created'][:10]}, commit {words.short_commit(results['git_commit'])}.",

@@ -35,6 +35,18 @@ STAGES = (
 """Stages a row pays for, in the order of the pipeline; attacks and the report are not among them."""
 
 
+def radius(results: Row) -> str:
+    """How far an attack may go, for a sentence: `eps 0.15`, or `eps 0.5 (L2)`."""
+    return f"eps {results['eps']}" + (" (L2)" if results["norm"] == "l2" else "")
+
+
+def bound(results: Row) -> str:
+    """The same in words."""
+    if results["norm"] == "l2":
+        return f"the squared changes of an image's pixels add up to at most {results['eps']}²"
+    return f"each pixel changes by at most {results['eps']}"
+
+
 # -- numbers ------------------------------------------------------------------------------------------
 
 

@@ -48,6 +48,7 @@ class AttackActor(PartActor):
                     x,
                     y,
                     eps=config["eps"],
+                    norm=config["norm"],
                     step_size=config["step_size"],
                     num_steps=config["num_steps"],
                     seed=config["seed"],
@@ -61,13 +62,20 @@ class AttackActor(PartActor):
                     x,
                     y,
                     eps=config["eps"],
+                    norm=config["norm"],
                     num_steps=config["num_steps"],
                     seed=config["seed"],
                     batch_size=size,
                 )
             case "autoattack":
                 flags, name = autoattack_flags(
-                    model, x, y, eps=config["eps"], seed=config["seed"], batch_size=size
+                    model,
+                    x,
+                    y,
+                    eps=config["eps"],
+                    norm=config["norm"],
+                    seed=config["seed"],
+                    batch_size=size,
                 )
         assert flags is not None, f"no attack is called {task.job.params['attack']}"
         return {

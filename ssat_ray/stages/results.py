@@ -88,6 +88,7 @@ def build_results(artefacts: Artefacts) -> Record:
             "pool_images": _pool_images(artefacts),
         },
         "seeds": artefacts.seeds,
+        "norm": config["threat"]["norm"],
         "eps": config["threat"]["eps"],
         "warnings": [
             *_masking(rows),

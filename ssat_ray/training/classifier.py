@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssat_ray.adversarial.attacks import frozen, pgd, uniform_start
+from ssat_ray.adversarial.attacks import RANDOM_NOISE, NoiseKind, frozen, pgd, random_start
 from ssat_ray.adversarial.objectives import AdversarialObjective, CleanObjective, LossParts
 from ssat_ray.config import (
     IntermediateConfig,
@@ -77,6 +77,7 @@ class ClassifierTrainer:
                 name=task.objective.name,
                 beta=task.objective.beta,
                 label_smoothing=task.objective.label_smoothing,
+                norm=task.threat.norm,
             )
         else:
             self.objective = CleanObjective(self.model)
@@ -152,15 +153,10 @@ class ClassifierTrainer:
         x = unit_float(images[part]).contiguous(memory_format=torch.channels_last)
         return x, labels[part]
 
-    def attack_noise(self, kind: str, shape: torch.Size) -> Tensor:
+    def attack_noise(self, kind: NoiseKind, shape: torch.Size) -> Tensor:
         """This rank's rows of the noise drawn for the whole global batch."""
         rng = generator(self.task.seed, "attack", self.step)
-        full = (self.config.batch_size, *shape[1:])
-        noise = (
-            torch.randn(full, generator=rng)
-            if kind == "normal"
-            else torch.rand(full, generator=rng) * 2 - 1
-        )
+        noise = drawn(kind, (self.config.batch_size, *shape[1:]), rng)
         return noise[self.world.part(self.config.batch_size)].contiguous(
             memory_format=torch.channels_last
         )
@@ -200,17 +196,19 @@ class ClassifierTrainer:
         images, labels = self.task.validation
         part = self.world.part(len(images))
         x = unit_float(images[part]).contiguous(memory_format=torch.channels_last)
-        y, eps = labels[part], self.task.threat.eps
-        noise = torch.rand(images.shape, generator=generator(0, "evaluate", 0))[part] * 2 - 1
+        y, threat = labels[part], self.task.threat
+        rng = generator(0, "evaluate", 0)
+        noise = drawn(RANDOM_NOISE[threat.norm], images.shape, rng)[part]
         with frozen(self.ema.model) as model:
             x_adv = pgd(
                 model,
                 x,
                 lambda logits: F.cross_entropy(logits, y, reduction="sum"),
-                eps=eps,
-                step_size=eps / 4,
+                eps=threat.eps,
+                step_size=threat.eps / 4,
                 num_steps=VALIDATION_STEPS,
-                start=uniform_start(x, noise, eps),
+                start=random_start(x, noise, threat.eps, threat.norm),
+                norm=threat.norm,
             )
             with torch.no_grad():
                 right = torch.stack([(model(v).argmax(1) == y).sum() for v in (x, x_adv)]).double()
@@ -321,6 +319,13 @@ class ClassifierTrainer:
         self.rule = PlateauRule.restore(state["rule"])
         for name in ("step", "seconds", "history", "loss_sums", "loss_count"):
             setattr(self, name, state[name])
+
+
+def drawn(kind: NoiseKind, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
+    """Standard normal noise, or uniform in [-1, 1)."""
+    if kind == "normal":
+        return torch.randn(shape, generator=rng)
+    return torch.rand(shape, generator=rng) * 2 - 1
 
 
 def sgd(model: nn.Module, config: OptimiserConfig) -> torch.optim.SGD:

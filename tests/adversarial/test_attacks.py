@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssat_ray.adversarial.attacks import frozen, gaussian_start, pgd, uniform_start
+from ssat_ray.adversarial.attacks import frozen, gaussian_start, pgd, random_start
 
 
 def _images(*shape: int, seed: int = 0) -> Tensor:
@@ -36,6 +36,86 @@ def test_linear_model_reaches_the_closed_form_minimum_of_the_margin() -> None:
     )
     away = torch.where(y == 0, -1.0, 1.0).view(-1, 1, 1, 1) * weight.sign().view(1, 1, 3, 3)
     assert torch.allclose(x_adv, (x + eps * away).clamp(0, 1), atol=1e-6)
+
+
+def test_linear_model_reaches_the_closed_form_in_the_l2_ball() -> None:
+    """Off the borders of [0, 1]: the point at distance eps along the gradient, for any images."""
+    x = 0.4 + 0.2 * _images(6, 1, 3, 3)
+    weight = torch.linspace(-1, 1, 9).roll(4) + 0.01
+    eps = 0.3
+    for scale in (1.0, 1e-25):  # squares of such gradients are 0 in float32
+        x_adv = pgd(
+            lambda images, scale=scale: scale * images.flatten(1) @ weight[:, None],
+            x,
+            Tensor.sum,
+            eps=eps,
+            step_size=0.1,
+            num_steps=60,
+            start=random_start(x, torch.randn(x.shape), eps, "l2"),
+            norm="l2",
+        )
+        expected = x + eps * (weight / weight.norm()).view(1, 1, 3, 3)
+        torch.testing.assert_close(x_adv, expected, atol=1e-5, rtol=0)
+
+
+def test_l2_iterates_equal_a_float64_loop() -> None:
+    rng = np.random.default_rng(2)
+    first, second = rng.normal(size=(12, 7)), 3 * rng.normal(size=(7, 4))
+    x, y = rng.random((5, 12)), rng.integers(0, 4, 5)
+    start = x + 0.3 * rng.normal(size=x.shape)
+    eps, step_size = 0.4, 0.15
+
+    def projected(adv: np.ndarray) -> np.ndarray:
+        length = np.sqrt(((adv - x) ** 2).sum(1, keepdims=True))
+        return np.clip(x + (adv - x) * np.minimum(1, eps / length), 0, 1)
+
+    adv = projected(start)
+    for _ in range(7):
+        adv = projected(adv + step_size * _unit_gradient(first, second, adv, y))
+    a, b = torch.tensor(first).float(), torch.tensor(second).float()
+    images = torch.tensor(x).float().view(5, 3, 2, 2).to(memory_format=torch.channels_last)
+    found = pgd(
+        lambda z: torch.tanh(z.flatten(1) @ a) @ b,
+        images,
+        lambda z: F.cross_entropy(z, torch.tensor(y), reduction="sum"),
+        eps=eps,
+        step_size=step_size,
+        num_steps=7,
+        start=torch.tensor(start).float().view(5, 3, 2, 2),
+        norm="l2",
+    )
+    np.testing.assert_allclose(found.flatten(1).numpy(), adv, atol=5e-6)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    length = np.sqrt(((adv - x) ** 2).sum(1))
+    assert (length > 0.3).any() and (adv == 0).any() and (adv == 1).any()
+
+
+def _unit_gradient(
+    first: np.ndarray, second: np.ndarray, adv: np.ndarray, y: np.ndarray
+) -> np.ndarray:
+    """Of the cross-entropy of z = tanh(x A) B with respect to x, each row of length 1, in float64."""
+    hidden = np.tanh(adv @ first)
+    logits = hidden @ second
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    p[np.arange(len(y)), y] -= 1
+    gradient = ((p @ second.T) * (1 - hidden**2)) @ first.T
+    return gradient / np.sqrt((gradient**2).sum(1, keepdims=True))
+
+
+def test_an_image_without_gradient_stays_in_the_l2_ball() -> None:
+    x = _images(3, 1, 2, 2)
+    x_adv = pgd(
+        lambda z: 0 * z.flatten(1),
+        x,
+        Tensor.sum,
+        eps=1,
+        step_size=1,
+        num_steps=2,
+        start=x,
+        norm="l2",
+    )
+    assert torch.equal(x_adv, x)
 
 
 def _numpy_pgd(
@@ -95,7 +175,7 @@ def test_no_steps_projects_the_start_on_ball_and_range() -> None:
 
 def test_keeps_channels_last_and_leaves_inputs_alone() -> None:
     x = _images(2, 3, 4, 5).to(memory_format=torch.channels_last)
-    start = uniform_start(x, 2 * _images(2, 3, 4, 5, seed=1) - 1, 0.1).contiguous()
+    start = random_start(x, 2 * _images(2, 3, 4, 5, seed=1) - 1, 0.1).contiguous()
     before = x.clone(), start.clone()
     with torch.no_grad():
         x_adv = pgd(
@@ -180,6 +260,8 @@ def test_frozen_restores_every_flag_also_after_an_error() -> None:
 def test_starts() -> None:
     x = torch.tensor([0.0, 0.5, 1.0]).view(1, 1, 1, 3)
     noise = torch.tensor([-1.0, 0.5, -1.0]).view(1, 1, 1, 3)
-    assert torch.allclose(uniform_start(x, noise, 0.1).flatten(), torch.tensor([0.0, 0.55, 0.9]))
+    assert torch.allclose(random_start(x, noise, 0.1).flatten(), torch.tensor([0.0, 0.55, 0.9]))
+    length = (random_start(x, noise, 0.1, "l2") - x).flatten()
+    assert torch.allclose(length, torch.tensor([0.0, 0.5, -1.0]) * 0.1 / 1.5, atol=1e-7)
     found = gaussian_start(x, noise).flatten()
     assert torch.allclose(found, torch.tensor([0.0, 0.5005, 0.999]), atol=1e-7)

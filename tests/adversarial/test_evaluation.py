@@ -79,6 +79,26 @@ def test_pgd_flags_of_a_linear_model_are_exact() -> None:
     assert flags.tolist() == truth
 
 
+@pytest.mark.usefixtures("short_attacks")
+def test_flags_of_a_linear_model_are_exact_in_the_l2_ball() -> None:
+    """Off the borders of [0, 1] an image stays correct exactly if the boundary is farther than eps."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 2)).requires_grad_(False)
+    model[1].bias.copy_(-0.5 * model[1].weight.sum(1))
+    x = 0.4 + 0.2 * torch.rand(60, 1, 6, 6)  # Square's L2 version wants more than 4 x 4
+    logits, weight = model(x), model[1].weight
+    y = logits.argmax(1)
+    distance = (logits[:, 0] - logits[:, 1]).abs() / (weight[0] - weight[1]).norm()
+    eps = float(distance.sort().values[29:31].mean())
+    assert eps < 0.4
+    truth = (distance > eps).tolist()
+    assert sum(truth) == 30
+    settings: dict[str, Any] = {"eps": eps, "norm": "l2", "seed": 0}
+    assert pgd_flags(model, x, y, step_size=0.04, num_steps=60, **settings).tolist() == truth
+    assert apgd_ce_flags(model, x, y, num_steps=30, **settings).tolist() == truth
+    assert autoattack_flags(model, x, y, **settings)[0].tolist() == truth
+
+
 def test_pgd_flags_do_not_depend_on_batches_shards_or_order() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 32), nn.Tanh(), _linear_head())
     x, y = _data(model, 60, 4)
@@ -135,22 +155,33 @@ def test_restarts_combine_and_their_starts_are_keyed_by_seed_restart_and_id() ->
     assert counts[0] > counts[1] > counts[3]
 
 
-def test_apgd_ce_equals_pyautoattack_called_directly() -> None:
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.05), ("l2", 0.2)])
+def test_apgd_ce_equals_pyautoattack_called_directly(norm: Any, eps: float) -> None:
     from pyautoattack.autopgd_base import APGDAttack  # type: ignore[import-untyped]
 
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 32), nn.Tanh(), _linear_head())
     x, y = _data(model, 40, 4)
-    flags = apgd_ce_flags(model, x, y, eps=0.05, num_steps=10, seed=7, batch_size=40)
+    flags = apgd_ce_flags(model, x, y, eps=eps, num_steps=10, seed=7, norm=norm, batch_size=40)
     clean = clean_flags(model, x, y)
-    attack = APGDAttack(model, n_iter=10, n_restarts=1, eps=0.05, norm="Linf", seed=7, device="cpu")
+    name = {"linf": "Linf", "l2": "L2"}[norm]
+    attack = APGDAttack(model, n_iter=10, n_restarts=1, eps=eps, norm=name, seed=7, device="cpu")
     x_adv = attack.perturb(x[clean], y[clean])
     with torch.no_grad():
         expected = clean.clone()
         expected[clean] = model(x_adv).argmax(dim=1) == y[clean]
     assert torch.equal(flags, expected)
     assert 0 < int(flags.sum()) < int(clean.sum())
-    built = evaluation._apgd_ce(model, torch.device("cpu"), 0.05, 10, 7).apgd
-    checkpoints = ("n_iter", "n_iter_2", "n_iter_min", "size_decr", "n_restarts", "eps", "seed")
+    built = evaluation._apgd_ce(model, torch.device("cpu"), eps, norm, 10, 7).apgd
+    checkpoints = (
+        "norm",
+        "n_iter",
+        "n_iter_2",
+        "n_iter_min",
+        "size_decr",
+        "n_restarts",
+        "eps",
+        "seed",
+    )
     assert [getattr(built, k) for k in checkpoints] == [getattr(attack, k) for k in checkpoints]
 
 
@@ -183,10 +214,11 @@ def test_autoattack_is_exact_on_linear_models(num_classes: int) -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize(("norm", "name"), [("linf", "Linf"), ("l2", "L2")])
 @pytest.mark.parametrize("num_classes", [2, 3, 4, 9, 10, 100])
-def test_settings_of_the_full_adversary(num_classes: int) -> None:
+def test_settings_of_the_full_adversary(num_classes: int, norm: Any, name: str) -> None:
     device = torch.device("cpu")
-    adversary, _ = evaluation._full_adversary(_linear(2), device, 0.1, num_classes, 3)
+    adversary, _ = evaluation._full_adversary(_linear(2), device, 0.1, norm, num_classes, 3)
     if num_classes < 4:
         assert adversary.attacks_to_run == ["apgd-ce", "apgd-dlr", "fab", "square"]
         assert adversary.apgd.dlr_loss is evaluation._margin_loss
@@ -196,7 +228,7 @@ def test_settings_of_the_full_adversary(num_classes: int) -> None:
         assert adversary.apgd_targeted.n_target_classes == targets
         assert adversary.fab.n_target_classes == targets
         assert adversary.apgd.n_restarts == adversary.fab.n_restarts == 1
-    assert (adversary.norm, adversary.epsilon, adversary.seed) == ("Linf", 0.1, 3)
+    assert (adversary.norm, adversary.epsilon, adversary.seed) == (name, 0.1, 3)
     assert (adversary.apgd.n_iter, adversary.fab.n_iter) == (100, 100)
     assert adversary.square.n_queries == 5000
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssat_ray.adversarial.attacks import random_start
 from ssat_ray.adversarial.objectives import (
     AdversarialObjective,
     CleanObjective,
@@ -183,6 +184,32 @@ def test_perturb_leaves_the_model_as_it_was(net: Net, name: Any) -> None:
     assert torch.equal(x_adv, objective.perturb(x, y, noise.clamp(-1, 1), **ATTACK))
 
 
+@pytest.mark.parametrize("name", ["trades", "pgd-at"])
+def test_perturb_in_the_l2_ball(net: Net, name: Any) -> None:
+    """On the sphere, along the gradient: the loss is higher there than at any of some random points."""
+    objective = AdversarialObjective(net, name=name, beta=6.0, norm="l2")
+    assert objective.noise_kind == "normal"
+    x, y, noise = _batch()
+    y = y.clamp(min=0)
+    x_adv = objective.perturb(x, y, noise, eps=0.5, step_size=0.2, num_steps=8)
+    length = (x_adv - x).flatten(1).norm(dim=1)
+    assert bool((length <= 0.5 * (1 + 1e-5)).all()) and bool((length > 0.3).all())
+    assert float(x_adv.min()) >= 0 and float(x_adv.max()) <= 1
+    model = deepcopy(net).eval()
+
+    def loss(images: Tensor) -> Tensor:
+        if name == "pgd-at":
+            return F.cross_entropy(model(images), y, reduction="none")
+        p = model(x).softmax(1)
+        return F.kl_div(model(images).log_softmax(1), p, reduction="none").sum(1)
+
+    with torch.no_grad():
+        for seed in range(5):
+            generator = torch.Generator().manual_seed(seed)
+            other = random_start(x, torch.randn(x.shape, generator=generator), 0.5, "l2")
+            assert bool((loss(x_adv) > loss(other)).all())
+
+
 def test_trades_perturb_equals_the_reference_loop_and_runs_the_clean_batch_once(net: Net) -> None:
     x, y, noise = _batch()
     objective = AdversarialObjective(net, name="trades", beta=6.0)
@@ -256,6 +283,8 @@ def test_settings_are_checked() -> None:
     model = nn.Flatten()
     with pytest.raises(ValueError, match="'mart'; allowed: trades, pgd-at"):
         AdversarialObjective(model, name="mart", beta=1.0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="norm is 'l1'; allowed: linf, l2"):
+        AdversarialObjective(model, name="trades", norm="l1")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="beta is -1"):
         AdversarialObjective(model, name="trades", beta=-1.0)
     with pytest.raises(ValueError, match="label_smoothing is 1"):

@@ -126,6 +126,7 @@ def make_results(
             "pool_images": 10000,
         },
         "seeds": list(seeds),
+        "norm": "linf",
         "eps": 0.15,
         "warnings": [],
         "rows": [make_row(row, rows, list(seeds), autoattack) for row in rows],

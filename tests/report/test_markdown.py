@@ -32,6 +32,7 @@ def make_results() -> dict[str, Any]:
     return {
         "rows": [baseline, row],
         "seeds": [0, 1],
+        "norm": "linf",
         "eps": 0.15,
         "data": {"num_test": 797},
         "machine": {

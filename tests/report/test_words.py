@@ -171,5 +171,12 @@ def test_unknown_rows_and_stages_come_last(results):
     rows[0]["seconds"] = {"own": 1.0, **rows[0]["seconds"]}
     names = [row["row"] for row in words.in_order(rows)]
     assert (names[0], names[-1]) == ("none", "mine")
-    known = [stage for stage in words.STAGES if stage not in ("pool", "synth")]
+    known = [stage for stage in words.STAGES if stage not in ("pool", "checkpoint", "synth")]
     assert words.stages_in(rows) == [*known, "own"]
+
+
+def test_the_radius_in_both_norms():
+    assert words.radius({"norm": "linf", "eps": 0.15}) == "eps 0.15"
+    assert words.radius({"norm": "l2", "eps": 0.5}) == "eps 0.5 (L2)"
+    assert words.bound({"norm": "linf", "eps": 0.15}) == "each pixel changes by at most 0.15"
+    assert "add up to at most 0.5²" in words.bound({"norm": "l2", "eps": 0.5})
