@@ -30,17 +30,41 @@ class Section(BaseModel):
 class DataConfig(Section):
     """The labelled set and how it is split. The split is fixed by `split_seed`, not by the run's seeds."""
 
-    name: Literal["digits", "npz"] = "digits"
-    path: str | None = Field(None, description="npz with `image` (N,H,W[,C]) and `label` (N,)")
-    num_test: Positive = Field(797, description="images that only `evaluate` sees")
-    num_labelled: Positive = Field(300, description="labelled training images")
+    name: Literal["digits", "npz", "cifar10", "cifar100", "svhn", "tiny-imagenet", "folder"] = (
+        "digits"
+    )
+    path: str | None = Field(
+        None,
+        description="npz with `image` (N,H,W[,C]) and `label` (N,), or the folder of a published set",
+    )
+    verify: bool = Field(True, description="refuse files that are not the published ones (MD5)")
+    size: tuple[Positive, Positive] | None = Field(
+        None,
+        strict=False,
+        description="folder: height and width to resize to; null: all have one size",
+    )
+    channels: Literal[1, 3] | None = Field(
+        None, description="folder: 1 grey, 3 colour; null: as in the first image"
+    )
+    num_test: Positive | None = Field(
+        797, description="images that only `evaluate` sees; null: the set's own test images"
+    )
+    num_labelled: Positive | None = Field(
+        300, description="labelled training images; null: all but the others"
+    )
     num_validation: Positive = Field(700, description="images for the stopping rule only")
     split_seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")
-    def _path_with_npz(self) -> DataConfig:
-        if self.name == "npz" and not self.path:
-            raise ValueError("data.name=npz needs data.path, the npz file to read")
+    def _path_unless_digits(self) -> DataConfig:
+        if (self.name == "digits") != (self.path is None):
+            raise ValueError(
+                f"data.name={self.name} with data.path={self.path}: every set but digits has a path"
+            )
+        if self.num_test is None and self.name in ("digits", "npz"):
+            raise ValueError(
+                f"data.num_test=null: data.name={self.name} has no test images of its own"
+            )
         return self
 
 

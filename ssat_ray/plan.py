@@ -10,6 +10,7 @@ from typing import Any
 
 from ssat_ray.config import Config
 from ssat_ray.data.pool import Pool
+from ssat_ray.data.published import fingerprint
 from ssat_ray.errors import UserError
 from ssat_ray.loading import load_config
 from ssat_ray.stages import (
@@ -110,7 +111,7 @@ def _shared_jobs(config: Config, seed: int) -> dict[str, Job]:
     of, about = {"seed": seed}, f"seed {seed}"
     data = _job("labelled", {}, _part(config, "data"), {})
     if config.data.path:  # another file under the same name is another labelled set
-        digest = _sha256("data.path", config.data.path)
+        digest = fingerprint(config.data)
         data = _job("labelled", {"sha256": digest}, _part(config, "data"), {})
     inter = _intermediate_job(config, seed, data)
     shared = {"labelled": data, "intermediate": inter, **_pool_jobs(config, seed, data)}
@@ -138,21 +139,16 @@ def _shared_jobs(config: Config, seed: int) -> dict[str, Job]:
     return shared
 
 
-def _sha256(key: str, path: str) -> str:
-    """Of the file that a setting names."""
-    if not Path(path).is_file():
-        raise UserError(f"{key}: {path} does not exist.")
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _intermediate_job(config: Config, seed: int, data: Job) -> Job:
     """The intermediate model: trained, or a file's, which is the same for every seed."""
     path = config.intermediate.checkpoint
     if path is None:
         part = _part(config, "model", "intermediate", "threat")
         return _job("intermediate", {"seed": seed}, part, {"labelled": data}, f"seed {seed}")
-    params = {"sha256": _sha256("intermediate.checkpoint", path)}
+    if not Path(path).is_file():
+        raise UserError(f"intermediate.checkpoint: {path} does not exist.")
+    with open(path, "rb") as file:
+        params = {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
     version, part = STAGES["checkpoint"].version, _part(config, "model")
     return Job("checkpoint", version, params, part, {"labelled": data}, Path(path).name, path)
 

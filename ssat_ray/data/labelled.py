@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +17,15 @@ from ssat_ray.config import DataConfig
 from ssat_ray.errors import UserError
 
 SPLITS = ("labelled", "validation", "test")
+Rows = tuple[NDArray[np.uint8], NDArray[np.int64]]
+"""Images (N, H, W, C) and labels (N,)."""
 
 
 @dataclass(frozen=True)
 class LabelledSet:
     """Three disjoint splits: name -> (images (N, H, W, C) uint8, labels (N,) int64)."""
 
-    splits: dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]]
+    splits: dict[str, Rows]
     num_classes: int
 
     @property
@@ -68,29 +71,37 @@ def read_labelled(config: DataConfig) -> LabelledSet:
         UserError: a file is missing or is no npz; arrays are missing, of differing lengths, of an
             object type, out of range or NaN; fewer than two classes; fewer images than the splits need.
     """
+    test: Rows | None = None
     if config.name == "digits":
-        images, labels = _sklearn_digits()
+        train = _sklearn_digits()
+    elif config.name == "npz":
+        train = _npz(Path(str(config.path)))
     else:
-        images, labels = _npz(Path(str(config.path)))
-    return split(images, labels, config)
+        from ssat_ray.data.published import read_published
+
+        train, test = read_published(config)
+    return split(train, config, test)
 
 
-def split(images: NDArray[np.uint8], labels: NDArray[np.int64], config: DataConfig) -> LabelledSet:
-    """Seeded split; the test images come first, so they do not depend on the other sizes."""
-    needed = config.num_test + config.num_labelled + config.num_validation
-    if needed > len(images):
-        raise UserError(
-            f"the labelled set has {len(images)} images, data.num_test + data.num_labelled + "
-            f"data.num_validation ask for {needed}."
-        )
-    order = np.random.default_rng(config.split_seed).permutation(len(images))
-    bounds = np.cumsum([0, config.num_test, config.num_labelled, config.num_validation])
-    names = ("test", "labelled", "validation")
-    parts = {
-        name: (images[order[a:b]], labels[order[a:b]])
-        for name, a, b in zip(names, bounds[:-1], bounds[1:], strict=True)
-    }
-    num_classes = int(labels.max()) + 1
+def split(train: Rows, config: DataConfig, test: Rows | None = None) -> LabelledSet:
+    """Seeded split; the test images come first, so they do not depend on the other sizes.
+
+    Args:
+        test: the set's own test images, of which `data.num_test` are drawn; without them the test
+            images are taken from `train`.
+    """
+    parts = {}
+    if test is not None:
+        chosen = _drawn(len(test[0]), {"num_test": config.num_test}, config)
+        parts["test"] = _at(test, chosen["num_test"])
+    elif config.num_test is None:
+        raise UserError("data.num_test=null, but the set has no test images of its own; set it.")
+    sizes = {"num_labelled": config.num_labelled, "num_validation": config.num_validation}
+    if test is None:
+        sizes = {"num_test": config.num_test, **sizes}
+    chosen = _drawn(len(train[0]), sizes, config)
+    parts |= {name.removeprefix("num_"): _at(train, rows) for name, rows in chosen.items()}
+    num_classes = 1 + max(int(labels.max()) for _, labels in (train, test or train))
     found = np.unique(parts["labelled"][1])
     if len(found) < 2:
         raise UserError(
@@ -107,7 +118,29 @@ def split(images: NDArray[np.uint8], labels: NDArray[np.int64], config: DataConf
     return LabelledSet({name: parts[name] for name in SPLITS}, num_classes)
 
 
-def _sklearn_digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _drawn(
+    count: int, sizes: Mapping[str, int | None], config: DataConfig
+) -> dict[str, NDArray[np.int64]]:
+    """Rows of each part, by a seeded permutation; the part whose size is None gets what is left."""
+    asked = sum(size for size in sizes.values() if size is not None)
+    if asked + (None in sizes.values()) > count:
+        raise UserError(
+            f"the labelled set has {count} images, {' + '.join(f'data.{name}' for name in sizes)} "
+            f"ask for {asked}{' and some more' if None in sizes.values() else ''}."
+        )
+    order = np.random.default_rng(config.split_seed).permutation(count)
+    found, start = {}, 0
+    for name, size in sizes.items():
+        stop = start + (count - asked if size is None else size)
+        found[name], start = order[start:stop], stop
+    return found
+
+
+def _at(rows: Rows, index: NDArray[np.int64]) -> Rows:
+    return rows[0][index], rows[1][index]
+
+
+def _sklearn_digits() -> Rows:
     """UCI digits as shipped with scikit-learn: (1797, 8, 8, 1) uint8; 0..16 scaled to 0..255."""
     from sklearn.datasets import load_digits
 
@@ -116,7 +149,7 @@ def _sklearn_digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     return images, bunch.target.astype(np.int64)
 
 
-def _npz(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _npz(path: Path) -> Rows:
     if not path.is_file():
         raise UserError(f"data.path: {path} does not exist.")
     try:

@@ -54,7 +54,7 @@ def test_splits_are_disjoint_seeded_and_the_test_set_ignores_the_other_sizes() -
     labels = np.arange(100) % 2
 
     def rows(**changes: object) -> dict[str, list[int]]:
-        found = split(images, labels, _config(**changes))
+        found = split((images, labels), _config(**changes))
         for name in SPLITS:
             image, label = found.splits[name]
             np.testing.assert_array_equal(label, image.ravel() % 2)

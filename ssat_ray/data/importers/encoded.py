@@ -76,7 +76,7 @@ class Decoder:
             raise UserError(
                 f"{name} is {array.shape[0]}x{array.shape[1]}, {self._first[0]} is "
                 f"{self._first[1][0]}x{self._first[1][1]} (height x width); all images of a pool have one "
-                "size. --size HxW resizes them."
+                "size. --size HxW (of a labelled set, data.size=[H,W]) resizes them."
             )
         return array
 
@@ -88,7 +88,8 @@ class Decoder:
             self._channels = 1 if is_grey else 3
         if self._channels == 1 and not is_grey and not self._convert:
             raise UserError(
-                f"{name} has colours, the images before it are grey. --channels 3 (or 1) says what is meant."
+                f"{name} has colours, the images before it are grey. --channels 3 or 1 (of a labelled set, "
+                "data.channels) says what is meant."
             )
         if image.mode in ("P", "PA"):
             image = image.convert("RGBA")  # a palette may hold transparency

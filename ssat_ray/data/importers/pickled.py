@@ -31,16 +31,7 @@ def open_file(path: Path, options: ImportOptions) -> Source:
         UserError: the pickle asks for anything but plain arrays, or lacks the images.
         DamagedFile: it is no pickle, or truncated.
     """
-    content = _load(path)
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}; a dict of arrays is read.")
-    arrays: dict[str, NDArray[Any]] = {}
-    for key, value in content.items():
-        if isinstance(key, str | bytes) and isinstance(value, _Array):
-            name = key.decode("latin1") if isinstance(key, bytes) else key
-            if value.array is None:
-                raise DamagedFile(f"{path}: array {name} has no content. Get the file again.")
-            arrays[name] = value.array
+    arrays = {key: value for key, value in read_dict(path).items() if isinstance(value, np.ndarray)}
     image = choose_key(list(arrays), options.image_key, IMAGE_KEYS, "--image-key", str(path))
     if image is None:
         raise UserError(f"{path} has no array `data`; found {', '.join(arrays) or 'none'}.")
@@ -50,6 +41,25 @@ def open_file(path: Path, options: ImportOptions) -> Source:
         raise UserError(f"{path}: {image} is a single value; images must be (N, H, W, C).")
     labels = None if label is None else InMemory(np.atleast_1d(arrays[label]), f"{path}: {label}")
     return ArraySource(InMemory(arrays[image], f"{path}: {image}"), labels, options, str(path))
+
+
+def read_dict(path: Path) -> dict[str, Any]:
+    """The pickled dict: arrays, and plain values as they are; keys as text.
+
+    Raises:
+        UserError: the pickle asks for anything but plain arrays and values, or is no dict.
+        DamagedFile: it is no pickle, or truncated.
+    """
+    content, found = _load(path), {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}; a dict of arrays is read.")
+    for key, value in content.items():
+        if isinstance(key, str | bytes):
+            name = key.decode("latin1") if isinstance(key, bytes) else key
+            if isinstance(value, _Array) and value.array is None:
+                raise DamagedFile(f"{path}: array {name} has no content. Get the file again.")
+            found[name] = value.array if isinstance(value, _Array) else value
+    return found
 
 
 def _load(path: Path) -> Any:

@@ -1,0 +1,178 @@
+"""Labelled sets as published: CIFAR-10 and CIFAR-100, SVHN, Tiny ImageNet, and folders of images."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssat_ray.config import DataConfig
+from ssat_ray.data.importers.base import ImportOptions, open_source
+from ssat_ray.data.importers.encoded import Decoder
+from ssat_ray.data.importers.pickled import read_dict
+from ssat_ray.data.labelled import Rows
+from ssat_ray.errors import UserError
+
+
+def read_published(config: DataConfig) -> tuple[Rows, Rows | None]:
+    """Training and test images of the set at `data.path`; no test images for a folder without a `test`.
+
+    Raises:
+        UserError: files are missing, damaged, of another format, or (with `data.verify`) not those
+            that were published.
+    """
+    root = Path(str(config.path))
+    if not root.is_dir():
+        raise UserError(f"data.path: {root} is no folder.")
+    match config.name:
+        case "cifar10" | "cifar100":
+            return _cifar(config, root)
+        case "svhn":
+            return _svhn(config, root)
+        case "tiny-imagenet":
+            return _tiny_imagenet(root)
+    return _folder(config, root)
+
+
+def fingerprint(config: DataConfig) -> str:
+    """What tells this set's files from others: the SHA-256 of a file's content, or of a folder's listing.
+
+    The files of CIFAR and SVHN are read; for image folders name, size and time of each file must do.
+    """
+    root, found = Path(str(config.path)), hashlib.sha256()
+    if root.is_file():
+        with open(root, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    if not root.is_dir():
+        raise UserError(f"data.path: {root} does not exist.")
+    published = list(_published_files(config, root))
+    if published:
+        for path, _ in published:
+            with open(path, "rb") as file:
+                found.update(hashlib.file_digest(file, "sha256").digest())
+        return found.hexdigest()
+    for path in sorted(p for p in root.rglob("*") if p.is_file()):
+        about = path.stat()
+        line = f"{path.relative_to(root)} {about.st_size} {about.st_mtime_ns}\n"
+        found.update(line.encode())
+    return found.hexdigest()
+
+
+def _published_files(config: DataConfig, root: Path) -> Iterable[tuple[Path, str]]:
+    """The files that the set consists of, and their MD5 as published; none for folders of images.
+
+    Raises:
+        UserError: one is missing.
+    """
+    from torchvision import datasets  # type: ignore[import-untyped]
+
+    if config.name in ("cifar10", "cifar100"):
+        about: Any = datasets.CIFAR10 if config.name == "cifar10" else datasets.CIFAR100
+        inner = root / about.base_folder
+        root = inner if inner.is_dir() else root
+        listed = [*about.train_list, *about.test_list]
+    elif config.name == "svhn":
+        listed = [datasets.SVHN.split_list[split][1:] for split in ("train", "test")]
+    else:
+        return
+    for name, md5 in listed:
+        if not (root / name).is_file():
+            raise UserError(
+                f"data.path: {root} has no {name}; {config.name} consists of "
+                f"{', '.join(listed_name for listed_name, _ in listed)}."
+            )
+        yield root / name, md5
+
+
+def _verified(config: DataConfig, root: Path) -> list[Path]:
+    """The set's files; with `data.verify` only if they are those that were published."""
+    paths = []
+    for path, md5 in _published_files(config, root):
+        if config.verify:
+            with open(path, "rb") as file:
+                found = hashlib.file_digest(file, "md5").hexdigest()
+            if found != md5:
+                raise UserError(
+                    f"{path} is not the published file: its MD5 is {found}, not {md5}. Get it again, or set "
+                    "data.verify=false if it is meant to differ."
+                )
+        paths.append(path)
+    return paths
+
+
+def _cifar(config: DataConfig, root: Path) -> tuple[Rows, Rows]:
+    label = "labels" if config.name == "cifar10" else "fine_labels"
+    parts = [_batch(path, label) for path in _verified(config, root)]
+    return _joined(parts[:-1]), parts[-1]
+
+
+def _batch(path: Path, label: str) -> Rows:
+    """One python batch: `data` (N, 3072) uint8, red, green and blue planes of 32 x 32, and labels."""
+    content = read_dict(path)
+    data, labels = content.get("data"), content.get(label)
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (3072,):
+        raise UserError(f"{path}: `data` must be (N, 3072) uint8, as in CIFAR's python version.")
+    if not isinstance(labels, list) or len(labels) != len(data):
+        raise UserError(f"{path}: `{label}` must be a list of {len(data)} labels.")
+    images = data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(images), np.array(labels)
+
+
+def _svhn(config: DataConfig, root: Path) -> tuple[Rows, Rows]:
+    train, test = (_rows(path, ImportOptions()) for path in _verified(config, root))
+    return train, test
+
+
+def _tiny_imagenet(root: Path) -> tuple[Rows, Rows]:
+    """`train/<wnid>/…`, classes in the order of their ids; `val` is the test set, as everywhere."""
+    inner = root / "tiny-imagenet-200"
+    root = inner if inner.is_dir() else root
+    listing = root / "val" / "val_annotations.txt"
+    if not (root / "train").is_dir() or not listing.is_file():
+        raise UserError(f"data.path: {root} has no train/ or no val/val_annotations.txt.")
+    options = ImportOptions(format="folders", channels=3)
+    train, decoder = _rows(root / "train", options), Decoder(options)
+    classes = {name: i for i, name in enumerate(_class_names(root / "train"))}
+    images, labels = [], []
+    for number, line in enumerate(listing.read_text().splitlines(), 1):
+        name, _, rest = line.partition("\t")
+        wnid, path = rest.split("\t")[0], root / "val" / "images" / name
+        if wnid not in classes or not path.is_file():
+            raise UserError(f"{listing} line {number}: no class {wnid!r}, or no image {path}.")
+        images.append(decoder(path.read_bytes(), str(path)))
+        labels.append(classes[wnid])
+    return train, (np.stack(images), np.array(labels))
+
+
+def _folder(config: DataConfig, root: Path) -> tuple[Rows, Rows | None]:
+    """A folder for each class; or such folders in `train` and in `test`."""
+    options = ImportOptions(format="folders", size=config.size, channels=config.channels)
+    if not ((root / "train").is_dir() and (root / "test").is_dir()):
+        return _labelled(root, options), None
+    names = [_class_names(root / part) for part in ("train", "test")]
+    if names[0] != names[1]:
+        raise UserError(f"{root}: train has the classes {names[0]}, test has {names[1]}.")
+    return _labelled(root / "train", options), _labelled(root / "test", options)
+
+
+def _labelled(root: Path, options: ImportOptions) -> Rows:
+    images, labels = _rows(root, options)
+    if (labels < 0).any():
+        raise UserError(f"{root} has images but no folders; put each class into its own folder.")
+    return images, labels
+
+
+def _class_names(root: Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
+
+
+def _rows(path: Path, options: ImportOptions) -> Rows:
+    """All rows of a file or folder that a pool's importer reads."""
+    return _joined([(b.images, b.labels) for b in open_source([path], options).blocks()])
+
+
+def _joined(parts: list[Rows]) -> Rows:
+    return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
