@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -231,3 +235,63 @@ def test_settings() -> None:
         DataConfig(path="somewhere")
     with pytest.raises(ValueError, match=r"data\.num_test=null"):
         DataConfig(num_test=None)
+
+
+PRESET = """\
+seeds: [0]
+rows: [none, random, lcs-km]
+data: {name: NAME, path: set, verify: false, num_test: TEST, num_labelled: null, num_validation: 6DATA}
+model: {widths: [8, 16], strides: [2, 2]}
+intermediate: {num_steps: 20, batch_size: 16, warmup_steps: 2}
+pool: {source: synth}
+synth: {num_images: 200, shard_rows: 50}
+objective: {num_steps: 2, step_size: 0.01}
+threat: {eps: 0.03}
+select: {ratio: 0.25}
+train: {max_steps: 20, eval_every: 10, batch_size: 16, warmup_steps: 2}
+evaluate: {pgd_steps: 2, apgd_steps: 2}
+"""
+
+
+def small_svhn(root: Path) -> None:
+    for name, count in (("train_32x32.mat", 60), ("test_32x32.mat", 12)):
+        labels = 1 + np.arange(count)[:, None] % 10  # 10 stands for 0
+        savemat(root / name, {"X": np.moveaxis(pictures(count), 0, 3), "y": labels})
+
+
+SETS: dict[str, tuple[Callable[[Path], Any], str, str, list[int], int, int]] = {
+    "cifar10": (lambda root: cifar(root, "cifar10"), "null", "", [3, 32, 32], 10, 20),
+    "cifar100": (lambda root: cifar(root, "cifar100", 40), "null", "", [3, 32, 32], 10, 40),
+    "svhn": (small_svhn, "null", "", [3, 32, 32], 10, 12),
+    "tiny-imagenet": (lambda root: tiny_imagenet(root, 4, 10), "null", "", [3, 64, 64], 4, 4),
+    "folder": (medical, "10", ", size: [24, 16], channels: 1", [1, 24, 16], 2, 10),
+}
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SETS)
+def test_a_comparison(name: str, tmp_path: Path) -> None:
+    make, test, more, shape, num_classes, num_test = SETS[name]
+    (tmp_path / "set").mkdir()
+    make(tmp_path / "set")
+    text = PRESET.replace("NAME", name).replace("TEST", test).replace("DATA", more)
+    (tmp_path / "mine.yaml").write_text(text)
+    ssat = str(Path(sys.executable).with_name("ssat"))
+    done = subprocess.run(
+        [ssat, "run", "mine.yaml", "--name", "mine"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    results = json.loads((tmp_path / "runs" / "mine" / "results.json").read_text())
+    assert results["data"]["image_shape"] == shape
+    assert results["data"]["num_classes"] == num_classes
+    assert results["data"]["num_test"] == num_test
+    assert results["config"]["data"]["verify"] is False
+    rows = {row["row"]: row for row in results["rows"]}
+    assert rows["lcs-km"]["images"]["pool"] == rows["random"]["images"]["pool"] == 50
+    for row in rows.values():
+        assert 0 <= row["accuracy"]["pgd"]["mean"] <= row["accuracy"]["clean"]["mean"] <= 100
