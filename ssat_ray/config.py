@@ -57,10 +57,10 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _path_unless_digits(self) -> DataConfig:
-        if (self.name == "digits") != (self.path is None):
-            raise ValueError(
-                f"data.name={self.name} with data.path={self.path}: every set but digits has a path"
-            )
+        if self.name != "digits" and not self.path:
+            raise ValueError(f"data.name={self.name} needs data.path, the file or folder to read")
+        if self.name == "digits" and self.path:
+            raise ValueError(f"data.path={self.path} needs a data.name other than digits")
         if self.num_test is None and self.name in ("digits", "npz"):
             raise ValueError(
                 f"data.num_test=null: data.name={self.name} has no test images of its own"

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from ssat_ray.data.mix64 import hash_ids, unit
 
@@ -80,12 +79,16 @@ class _Shortlist:
     among the two nearest (B,)."""
 
     def __init__(self, centroids: Float32) -> None:
+        import torch  # which a selection from scores alone does without
+
         self._mean = torch.from_numpy(centroids.mean(axis=0, dtype=np.float64).astype(np.float32))
         self._c = torch.from_numpy(np.ascontiguousarray(centroids)) - self._mean
         self._half = 0.5 * self._c.square().sum(1)
         self._reach = float(self._half.max())
 
     def __call__(self, h: Float32) -> tuple[Int64, npt.NDArray[np.bool_]]:
+        import torch
+
         x = torch.from_numpy(np.ascontiguousarray(h)) - self._mean
         halves = torch.addmm(self._half, x, self._c.t(), alpha=-1)  # of d^2 - |x|^2
         size = min(_CANDIDATES + 1, len(self._c))

@@ -8,6 +8,7 @@ from ssat_ray.bench.select import CASES, run, write_table
 from ssat_ray.selection.table import PATTERN, ScoreTable
 
 
+@pytest.mark.slow  # tests/test_bench_cli.py runs it too
 def test_run_compares_both_sides_in_every_case_and_removes_the_table(tmp_path):
     found = run(rows=20_000, repeats=1, folder=tmp_path)
     assert [row.what for row in found] == [f"20,000 scores, {case}" for case in CASES]
