@@ -185,3 +185,22 @@ def test_a_class_without_labelled_images_is_a_user_error(tmp_path: Path) -> None
     np.savez(tmp_path / "gap.npz", **{**GOOD, "label": GOOD["label"] * 3})
     with pytest.raises(UserError, match=r"no labelled image has class 1, 2.*data\.num_labelled"):
         read_labelled(_config(tmp_path / "gap.npz"))
+
+
+def test_too_few_images_or_classes_are_user_errors(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has 20 images, data\.num_test \+ data\.num_labelled \+"):
+        read_labelled(_config(_npz(tmp_path), num_test=6))
+    with pytest.raises(UserError, match=r"all of one class"):
+        read_labelled(_config(_npz(tmp_path, label=np.zeros(20, int))))
+
+
+def test_what_is_left_is_labelled() -> None:
+    images, labels = np.zeros((20, 4, 4, 1), np.uint8), np.arange(20) % 3
+    found = split((images, labels), _config(num_labelled=None, num_test=4))
+    assert {name: len(y) for name, (_, y) in found.splits.items()} == {
+        "labelled": 10,
+        "validation": 6,
+        "test": 4,
+    }
+    with pytest.raises(UserError, match=r"ask for 20 and some more"):
+        split((images, labels), _config(num_labelled=None, num_test=14))
