@@ -79,8 +79,10 @@ class Plan:
 def build_plan(config: Config) -> Plan:
     """Jobs of every row and seed; equal work has equal digests and is done once."""
     jobs: dict[tuple[str, int, str], Job] = {}
+    data = _labelled_job(config)
+    adopted = _checkpoint_job(config, data)
     for seed in config.seeds:
-        shared = _shared_jobs(config, seed)
+        shared = _shared_jobs(config, seed, data, adopted)
         for row in config.rows:
             for stage, job in _row_jobs(config, row, seed, shared).items():
                 jobs[row, seed, stage] = job
@@ -106,14 +108,30 @@ def _part(config: Config, *sections: str) -> dict[str, Any]:
     return {section: tree[section] for section in sections}
 
 
-def _shared_jobs(config: Config, seed: int) -> dict[str, Job]:
+def _labelled_job(config: Config) -> Job:
+    """Another file under the same name is another labelled set."""
+    params = {"sha256": fingerprint(config.data)} if config.data.path else {}
+    return _job("labelled", params, _part(config, "data"), {})
+
+
+def _checkpoint_job(config: Config, data: Job) -> Job | None:
+    """The intermediate model of every seed, if a file has it."""
+    path = config.intermediate.checkpoint
+    if path is None:
+        return None
+    if not Path(path).is_file():
+        raise UserError(f"intermediate.checkpoint: {path} does not exist.")
+    with open(path, "rb") as file:
+        params = {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    version, part = STAGES["checkpoint"].version, _part(config, "model")
+    return Job("checkpoint", version, params, part, {"labelled": data}, Path(path).name, path)
+
+
+def _shared_jobs(config: Config, seed: int, data: Job, adopted: Job | None) -> dict[str, Job]:
     """Jobs that several rows of one seed read."""
     of, about = {"seed": seed}, f"seed {seed}"
-    data = _job("labelled", {}, _part(config, "data"), {})
-    if config.data.path:  # another file under the same name is another labelled set
-        digest = fingerprint(config.data)
-        data = _job("labelled", {"sha256": digest}, _part(config, "data"), {})
-    inter = _intermediate_job(config, seed, data)
+    part = _part(config, "model", "intermediate", "threat")
+    inter = adopted or _job("intermediate", of, part, {"labelled": data}, about)
     shared = {"labelled": data, "intermediate": inter, **_pool_jobs(config, seed, data)}
     pools = _numbered(shared, "pool")
     fields = config.cluster.model_dump(mode="json")
@@ -137,20 +155,6 @@ def _shared_jobs(config: Config, seed: int) -> dict[str, Job]:
                 "score", {**of, "scorer": scorer}, reading, inputs, label
             )
     return shared
-
-
-def _intermediate_job(config: Config, seed: int, data: Job) -> Job:
-    """The intermediate model: trained, or a file's, which is the same for every seed."""
-    path = config.intermediate.checkpoint
-    if path is None:
-        part = _part(config, "model", "intermediate", "threat")
-        return _job("intermediate", {"seed": seed}, part, {"labelled": data}, f"seed {seed}")
-    if not Path(path).is_file():
-        raise UserError(f"intermediate.checkpoint: {path} does not exist.")
-    with open(path, "rb") as file:
-        params = {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-    version, part = STAGES["checkpoint"].version, _part(config, "model")
-    return Job("checkpoint", version, params, part, {"labelled": data}, Path(path).name, path)
 
 
 def _pool_jobs(config: Config, seed: int, data: Job) -> dict[str, Job]:

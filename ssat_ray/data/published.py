@@ -67,6 +67,8 @@ def _published_files(config: DataConfig, root: Path) -> Iterable[tuple[Path, str
     Raises:
         UserError: one is missing.
     """
+    if config.name not in ("cifar10", "cifar100", "svhn"):
+        return
     from torchvision import datasets  # type: ignore[import-untyped]
 
     if config.name in ("cifar10", "cifar100"):
@@ -74,10 +76,8 @@ def _published_files(config: DataConfig, root: Path) -> Iterable[tuple[Path, str
         inner = root / about.base_folder
         root = inner if inner.is_dir() else root
         listed = [*about.train_list, *about.test_list]
-    elif config.name == "svhn":
-        listed = [datasets.SVHN.split_list[split][1:] for split in ("train", "test")]
     else:
-        return
+        listed = [datasets.SVHN.split_list[split][1:] for split in ("train", "test")]
     for name, md5 in listed:
         if not (root / name).is_file():
             raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -10,14 +11,16 @@ from torch import Tensor, nn
 LAYERS = ("pooled", "logits", "unpooled")
 
 
-class EmbeddingClassifier(nn.Module):
+class EmbeddingClassifier(nn.Module, ABC):
     """Base of classifiers that pool a last feature map; input (B, C, H, W) float in [0, 1].
 
-    Subclasses implement `features` and `head`, and call `set_input_scale` first.
+    Subclasses call `set_input_scale`, implement `features` and have the last layer as `logits`, or
+    their own `head`.
     """
 
     mean: Tensor
     std: Tensor
+    logits: nn.Module
 
     def set_input_scale(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """The model sees (x - mean) / std; one number for all channels or one a channel.
@@ -31,13 +34,14 @@ class EmbeddingClassifier(nn.Module):
         """The images as the first convolution sees them."""
         return (x - self.mean) / self.std
 
+    @abstractmethod
     def features(self, x: Tensor) -> Tensor:
         """Last feature map (B, D, H', W'), activated."""
-        raise NotImplementedError
 
     def head(self, pooled: Tensor) -> Tensor:
         """(B, D) pooled features -> logits (B, num_classes)."""
-        raise NotImplementedError
+        logits: Tensor = self.logits(pooled)
+        return logits
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, num_classes)."""

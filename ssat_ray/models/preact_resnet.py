@@ -71,7 +71,3 @@ class PreActResNet18(EmbeddingClassifier):
         for group in range(len(_WIDTHS)):
             x = getattr(self, f"layer_{group}")(x)
         return self.activation(self.batchnorm(x))
-
-    def head(self, pooled: Tensor) -> Tensor:
-        logits: Tensor = self.logits(pooled)
-        return logits

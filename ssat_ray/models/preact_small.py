@@ -66,7 +66,3 @@ class PreActSmall(EmbeddingClassifier):
 
     def features(self, x: Tensor) -> Tensor:
         return F.relu(self.batchnorm(self.layer(self.init_conv(self.scaled(x)))))
-
-    def head(self, pooled: Tensor) -> Tensor:
-        logits: Tensor = self.logits(pooled)
-        return logits

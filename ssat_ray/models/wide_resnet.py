@@ -110,7 +110,3 @@ class WideResNet(EmbeddingClassifier):
 
     def features(self, x: Tensor) -> Tensor:
         return self.activation(self.batchnorm(self.layer(self.init_conv(self.scaled(x)))))
-
-    def head(self, pooled: Tensor) -> Tensor:
-        logits: Tensor = self.logits(pooled)
-        return logits

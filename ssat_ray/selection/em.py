@@ -138,7 +138,7 @@ def em_statistics(points: torch.Tensor, mixture: GaussianMixture, grid: Grid) ->
     if kind == "full" or (isinstance(log_joint, _Diagonal) and log_joint.narrow):
         rest = ExactSum(shape, RESPONSIBILITIES.times(Grid(2 * grid.exponent, grid.bits)))
     r = torch.empty(num_components, log_joint.rows, dtype=torch.float64)
-    x, square = torch.empty(2, log_joint.rows, width, dtype=torch.float64)
+    x, square, rounded = torch.empty(3, log_joint.rows, width, dtype=torch.float64)
     for group in points.split(group_rows):
         masses, likelihood = torch.zeros(num_components, dtype=torch.float64), 0.0
         firsts, seconds = np.zeros((num_components, width)), np.zeros(shape)
@@ -164,7 +164,7 @@ def em_statistics(points: torch.Tensor, mixture: GaussianMixture, grid: Grid) ->
             else:
                 for target, left, r_j in zip(seconds, rests, r, strict=True):
                     torch.mul(r_j[:, None], x, out=square)
-                    rounded = grid.round(square)
+                    grid.round_(rounded.copy_(square))
                     add_product(target, rounded.t(), x)
                     add_product(left, square.sub_(rounded).t(), x)
             log_p = top.add_(norm.log_())[:real].double().clamp_(min=_LEAST_LOG_LIKELIHOOD)

@@ -47,12 +47,8 @@ class Grid:
     def unit(self) -> float:
         return math.ldexp(1.0, self.exponent)
 
-    def round(self, x: torch.Tensor) -> torch.Tensor:
-        """x rounded to the grid (half to even), same dtype; float32 holds grids of up to 24 bits."""
-        return torch.round(x * math.ldexp(1.0, -self.exponent)) * self.unit
-
     def round_(self, x: torch.Tensor) -> torch.Tensor:
-        """The same in place and faster: adding a large number drops what is below the unit.
+        """x rounded to the grid (half to even) in place: adding a large number drops what is below the unit.
 
         Numbers from 2**(mantissa bits - 2) units on need not be on the grid afterwards if they are
         negative; positive ones are, rounded to coarser multiples.
