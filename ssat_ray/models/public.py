@@ -1,4 +1,4 @@
-"""Checkpoints as others publish and load them: one file of `torch.save`, whatever is wrapped around it."""
+"""Checkpoints as others publish them: one file of `torch.save`, whatever is wrapped around the weights."""
 
 from __future__ import annotations
 
@@ -81,8 +81,3 @@ def _tensors(content: Any) -> list[str]:
 def _some(keys: list[str], count: int = 3) -> str:
     shown = ", ".join(keys[:count]) or "no tensors"
     return shown if len(keys) <= count else f"{shown} and {len(keys) - count} more"
-
-
-def save_public(model: nn.Module, path: Path) -> None:
-    """Write the model's state dict alone, as RobustBench loads it."""
-    torch.save({key: value.detach().cpu() for key, value in model.state_dict().items()}, path)

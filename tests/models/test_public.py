@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 from ssat_ray.config import ModelConfig
 from ssat_ray.errors import UserError
 from ssat_ray.models.base import LAYERS, EmbeddingClassifier
-from ssat_ray.models.public import load_public, save_public
+from ssat_ray.models.files import WEIGHTS, classifier_files
+from ssat_ray.models.public import load_public
 from ssat_ray.models.registry import build_classifier
 
 NAMES = ["wrn-16-4-silu", "preact-resnet-18-silu"]
@@ -50,7 +52,7 @@ def filled(model: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_recorded_keys_shapes_and_logits(name: str, tmp_path: Path) -> None:
+def test_recorded_keys_shapes_and_logits(name: str) -> None:
     place = os.environ.get("SSAT_GOLDEN")
     if not place:
         pytest.skip("SSAT_GOLDEN does not name robustbench_golden.json")
@@ -62,8 +64,8 @@ def test_recorded_keys_shapes_and_logits(name: str, tmp_path: Path) -> None:
     x = (0.5 + 0.5 * torch.sin(0.37 * pixels)).reshape(2, 3, 32, 32).float()
     with torch.no_grad():
         assert (model(x) - torch.tensor(golden["logits"])).abs().max() <= 1e-4
-    save_public(model, tmp_path / "saved.pt")
-    assert set(torch.load(tmp_path / "saved.pt", weights_only=True)) == set(golden["keys"])
+    files = classifier_files(model, ModelConfig(name=name), (3, 32, 32), 10)
+    assert set(safetensors.torch.load(files[WEIGHTS])) == set(golden["keys"])
 
 
 def conv(x: Tensor, weight: Tensor, stride: int) -> Tensor:
@@ -195,15 +197,6 @@ def test_a_checkpoint_loads_from_any_wrapping(wrapping: str, tmp_path: Path) -> 
     load_public(found, path)
     for key, value in model.state_dict().items():
         assert torch.equal(found.state_dict()[key], value), key
-
-
-def test_what_is_saved_loads_again(tmp_path: Path) -> None:
-    model = filled(build("preact-resnet-18-relu"))
-    save_public(model, tmp_path / "model.pt")
-    found = build("preact-resnet-18-relu")
-    load_public(found, tmp_path / "model.pt")
-    x = torch.rand(1, 3, 16, 16)
-    assert torch.equal(found(x), model(x))
 
 
 class Harmful:
