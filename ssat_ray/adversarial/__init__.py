@@ -1,13 +1,8 @@
 """Adversarial attacks, training objectives, robust evaluation and intervals; imports no Ray."""
 
 from ssat_ray.adversarial.attacks import frozen, gaussian_start, pgd, random_start
-from ssat_ray.adversarial.evaluation import (
-    apgd_ce_flags,
-    autoattack_flags,
-    clean_flags,
-    masking_warnings,
-    pgd_flags,
-)
+from ssat_ray.adversarial.autoattack import apgd_ce_flags, autoattack_flags
+from ssat_ray.adversarial.evaluation import clean_flags, masking_warnings, pgd_flags
 from ssat_ray.adversarial.intervals import bootstrap_interval, paired_difference
 from ssat_ray.adversarial.objectives import (
     AdversarialObjective,

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ssat_ray.adversarial.evaluation import apgd_ce_flags, autoattack_flags, clean_flags, pgd_flags
+from ssat_ray.adversarial.autoattack import apgd_ce_flags, autoattack_flags
+from ssat_ray.adversarial.evaluation import clean_flags, pgd_flags
 from ssat_ray.data.labelled import LabelledSet, unit_float
 from ssat_ray.models.files import load_classifier
 from ssat_ray.stages.base import Stage, StageContext, Task

@@ -9,14 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssat_ray.adversarial import evaluation
-from ssat_ray.adversarial.evaluation import (
-    apgd_ce_flags,
-    autoattack_flags,
-    clean_flags,
-    masking_warnings,
-    pgd_flags,
-)
+from ssat_ray.adversarial import autoattack
+from ssat_ray.adversarial.autoattack import apgd_ce_flags, autoattack_flags
+from ssat_ray.adversarial.evaluation import clean_flags, masking_warnings, pgd_flags
 
 PGD: dict[str, Any] = {"eps": 0.05, "step_size": 0.02, "num_steps": 5, "seed": 0}
 
@@ -171,7 +166,7 @@ def test_apgd_ce_equals_pyautoattack_called_directly(norm: Any, eps: float) -> N
         expected[clean] = model(x_adv).argmax(dim=1) == y[clean]
     assert torch.equal(flags, expected)
     assert 0 < int(flags.sum()) < int(clean.sum())
-    built = evaluation._apgd_ce(model, torch.device("cpu"), eps, norm, 10, 7).apgd
+    built = autoattack._apgd_ce(model, torch.device("cpu"), eps, norm, 10, 7).apgd
     checkpoints = (
         "norm",
         "n_iter",
@@ -188,7 +183,7 @@ def test_apgd_ce_equals_pyautoattack_called_directly(norm: Any, eps: float) -> N
 @pytest.fixture
 def short_attacks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The real adversaries with fewer iterations and queries."""
-    build = evaluation._full_adversary
+    build = autoattack._full_adversary
 
     def short(*arguments: Any) -> tuple[Any, str]:
         adversary, name = build(*arguments)
@@ -197,7 +192,7 @@ def short_attacks(monkeypatch: pytest.MonkeyPatch) -> None:
         adversary.square.n_queries = 30
         return adversary, name
 
-    monkeypatch.setattr(evaluation, "_full_adversary", short)
+    monkeypatch.setattr(autoattack, "_full_adversary", short)
 
 
 @pytest.mark.parametrize("num_classes", [2, 3, 4, 5, 9, 10, 12])
@@ -218,10 +213,10 @@ def test_autoattack_is_exact_on_linear_models(num_classes: int) -> None:
 @pytest.mark.parametrize("num_classes", [2, 3, 4, 9, 10, 100])
 def test_settings_of_the_full_adversary(num_classes: int, norm: Any, name: str) -> None:
     device = torch.device("cpu")
-    adversary, _ = evaluation._full_adversary(_linear(2), device, 0.1, norm, num_classes, 3)
+    adversary, _ = autoattack._full_adversary(_linear(2), device, 0.1, norm, num_classes, 3)
     if num_classes < 4:
         assert adversary.attacks_to_run == ["apgd-ce", "apgd-dlr", "fab", "square"]
-        assert adversary.apgd.dlr_loss is evaluation._margin_loss
+        assert adversary.apgd.dlr_loss is autoattack._margin_loss
     else:
         assert adversary.attacks_to_run == ["apgd-ce", "apgd-t", "fab-t", "square"]
         targets = min(num_classes - 1, 9)
@@ -235,9 +230,9 @@ def test_settings_of_the_full_adversary(num_classes: int, norm: Any, name: str) 
 
 def test_margin_loss() -> None:
     logits = torch.tensor([[1.0, 3.0, 2.0], [1.0, 3.0, 2.0], [0.0, 0.0, 5.0]])
-    found = evaluation._margin_loss(logits, torch.tensor([1, 2, 2]))
+    found = autoattack._margin_loss(logits, torch.tensor([1, 2, 2]))
     assert found.tolist() == [-1.0, 1.0, -5.0]
-    assert evaluation._margin_loss(logits[:, :2], torch.tensor([0, 1, 1])).tolist() == [2, -2, 0]
+    assert autoattack._margin_loss(logits[:, :2], torch.tensor([0, 1, 1])).tolist() == [2, -2, 0]
 
 
 @pytest.mark.usefixtures("short_attacks")
@@ -270,7 +265,7 @@ def test_images_outside_the_ball_are_refused(monkeypatch: pytest.MonkeyPatch, va
         def run_standard_evaluation(self, x: Tensor, y: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
             return torch.full_like(x, value), y
 
-    monkeypatch.setattr(evaluation, "_apgd_ce", lambda *_: Cheat())
+    monkeypatch.setattr(autoattack, "_apgd_ce", lambda *_: Cheat())
     x = torch.full((3, 1, 4, 4), 0.5)
     with pytest.raises(RuntimeError, match="distance"):
         apgd_ce_flags(_linear(2), x, torch.zeros(3, dtype=torch.long), eps=0.01, seed=0)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from ssat_ray.adversarial.evaluation import apgd_ce_flags, clean_flags, pgd_flags
+from ssat_ray.adversarial.autoattack import apgd_ce_flags
+from ssat_ray.adversarial.evaluation import clean_flags, pgd_flags
 from ssat_ray.data.labelled import LabelledSet, unit_float
 from ssat_ray.models.files import load_classifier
 from ssat_ray.stages.evaluate import read_flags
