@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ssat_ray.config import Config
+from ssat_ray.data.folder import file_digest
 from ssat_ray.data.pool import Pool
 from ssat_ray.data.published import fingerprint
 from ssat_ray.errors import UserError
@@ -121,8 +122,7 @@ def _checkpoint_job(config: Config, data: Job) -> Job | None:
         return None
     if not Path(path).is_file():
         raise UserError(f"intermediate.checkpoint: {path} does not exist.")
-    with open(path, "rb") as file:
-        params = {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    params = {"sha256": file_digest(Path(path))}
     version, part = STAGES["checkpoint"].version, _part(config, "model")
     return Job("checkpoint", version, params, part, {"labelled": data}, Path(path).name, path)
 

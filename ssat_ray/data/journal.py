@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-from ssat_ray.data.folder import Folder
+from ssat_ray.data.folder import Folder, file_digest
 from ssat_ray.data.shard import ShardEntry
 from ssat_ray.errors import UserError
 
@@ -85,16 +85,8 @@ def with_hashes(paths: Sequence[Path], files: Sequence[FileRecord]) -> list[File
             raise UserError(
                 f"{path} changed while it was imported. Run the same command again: it reads the file anew."
             )
-        found.append(record if path.is_dir() else {**record, "sha256": _sha256(path)})
+        found.append(record if path.is_dir() else {**record, "sha256": file_digest(path)})
     return found
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
 def same_content(
@@ -106,7 +98,9 @@ def same_content(
     """
     content = [[(f["bytes"], f["sample"]) for f in records] for records in (known, files)]
     return content[0] == content[1] and all(
-        "sha256" not in old or old["mtime_ns"] == new["mtime_ns"] or old["sha256"] == _sha256(path)
+        "sha256" not in old
+        or old["mtime_ns"] == new["mtime_ns"]
+        or old["sha256"] == file_digest(path)
         for old, path, new in zip(known, paths, files, strict=True)
     )
 

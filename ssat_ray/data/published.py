@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ssat_ray.config import DataConfig
+from ssat_ray.data.folder import file_digest
 from ssat_ray.data.importers.base import ImportOptions, open_source
 from ssat_ray.data.importers.encoded import Decoder
 from ssat_ray.data.importers.pickled import read_dict
@@ -44,15 +45,13 @@ def fingerprint(config: DataConfig) -> str:
     """
     root, found = Path(str(config.path)), hashlib.sha256()
     if root.is_file():
-        with open(root, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_digest(root)
     if not root.is_dir():
         raise UserError(f"data.path: {root} does not exist.")
     published = list(_published_files(config, root))
     if published:
         for path, _ in published:
-            with open(path, "rb") as file:
-                found.update(hashlib.file_digest(file, "sha256").digest())
+            found.update(file_digest(path).encode())
         return found.hexdigest()
     for path in sorted(p for p in root.rglob("*") if p.is_file()):
         about = path.stat()
@@ -92,8 +91,7 @@ def _verified(config: DataConfig, root: Path) -> list[Path]:
     paths = []
     for path, md5 in _published_files(config, root):
         if config.verify:
-            with open(path, "rb") as file:
-                found = hashlib.file_digest(file, "md5").hexdigest()
+            found = file_digest(path, "md5")
             if found != md5:
                 raise UserError(
                     f"{path} is not the published file: its MD5 is {found}, not {md5}. Get it again, or set "
