@@ -134,6 +134,9 @@ class OptimiserConfig(Section):
     """What every gradient descent here shares."""
 
     batch_size: Positive = Field(128, description="images a step over all workers")
+    bn_group: Positive = Field(
+        64, description="images whose BatchNorm statistics are one; divides batch_size"
+    )
     lr: float = Field(0.1, gt=0)
     weight_decay: float = Field(5e-4, ge=0)
     warmup_steps: int = Field(20, ge=0)
@@ -351,7 +354,8 @@ class EvaluateConfig(Section):
 class RuntimeConfig(Section):
     """Where and with how much; nothing here enters a digest.
 
-    Nothing here changes a result either, except `train_workers`: it changes BatchNorm statistics.
+    Nothing here changes a result by more than rounding, and on CPUs not that: not with the same
+    `exact`, `compile` and threads.
     """
 
     store: str = Field("store", description="folder of all artefacts")
@@ -359,7 +363,25 @@ class RuntimeConfig(Section):
     address: str | None = Field(None, description="Ray cluster to join; null: start one here")
     num_cpus: int | None = Field(None, ge=1, description="CPUs of a local Ray; null: all")
     object_store_mib: int = Field(512, ge=80)
-    train_workers: Positive = Field(2, description="DDP workers of each Ray Train group")
+    train_workers: Positive | Annotated[tuple[Positive, Positive], Field(strict=False)] = Field(
+        2,
+        description="DDP workers of each Ray Train group; [min, max]: as many as there is room for",
+    )
+    cpus_per_worker: Positive = Field(1, description="CPUs, and threads, of each DDP worker")
+    gpus_per_worker: float = Field(0.0, ge=0, description="GPUs of each DDP worker; NCCL with any")
+    micro_batch: Positive | None = Field(
+        None, description="most images of a forward and backward on a worker; null: all of its part"
+    )
+    exact: bool | None = Field(
+        None, description="a pass a BatchNorm group, gradients summed in float64; null: on CPUs"
+    )
+    compile: bool | None = Field(None, description="torch.compile the model; null: on GPUs")
+    checkpoints: str | None = Field(
+        None, description="folder or URI of training states; null: in the store"
+    )
+    checkpoint_minutes: float = Field(5.0, ge=0, description="most time between training states")
+    checkpoints_kept: Positive = Field(2, description="newest training states that stay")
+    max_failures: int = Field(3, ge=-1, description="restarts of a worker group; -1: no limit")
     actors: Positive = Field(2, description="actors of each Ray Data stage, and for clustering")
     read_retries: int = Field(2, ge=0, description="further attempts to read a pool shard")
     gpus_per_actor: float = Field(0.0, ge=0, description="GPUs of each embedding actor")
@@ -367,6 +389,22 @@ class RuntimeConfig(Section):
         4096, ge=1, description="embeddings that the clustering actors keep in memory, in total"
     )
     tracking_uri: str | None = Field(None, description="MLflow; null: <store>/mlflow.db")
+
+    @model_validator(mode="after")
+    def _least_first(self) -> RuntimeConfig:
+        if self.most_workers < self.least_workers:
+            raise ValueError(
+                f"runtime.train_workers={list(self.train_workers)}: the least comes first"  # type: ignore[arg-type]
+            )
+        return self
+
+    @property
+    def least_workers(self) -> int:
+        return self.train_workers if isinstance(self.train_workers, int) else self.train_workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        return self.train_workers if isinstance(self.train_workers, int) else self.train_workers[1]
 
 
 class Config(Section):
@@ -444,19 +482,21 @@ class Config(Section):
             raise ValueError(f"select.ratio={ratio} of {key}={size} rounds to no image; raise one")
 
     @model_validator(mode="after")
-    def _every_worker_has_a_row(self) -> Config:
-        sizes = {
-            f"{section}.batch_size": getattr(self, section).batch_size
-            for section in ("intermediate", "pretrain", "train")
-        }
-        for name, overrides in self.train.none_recipes.items():
-            if "batch_size" in overrides:
-                sizes[f"train.none_recipes.{name}.batch_size"] = overrides["batch_size"]
-        workers = self.runtime.train_workers
-        small = [f"{key}={size}" for key, size in sizes.items() if size < workers]
-        if small:
-            raise ValueError(
-                f"{', '.join(small)}: must be at least runtime.train_workers={workers}, "
-                "so that every worker has an image"
-            )
+    def _every_worker_has_a_group(self) -> Config:
+        sizes = {"pretrain": (self.pretrain.batch_size, 1)}
+        for name, section in {"intermediate": self.intermediate, "train": self.train}.items():
+            sizes[name] = section.batch_size, section.bn_group
+        for name in self.train.none_recipes:
+            recipe = self.train.recipe(name)
+            sizes[f"train.none_recipes.{name}"] = recipe.batch_size, recipe.bn_group
+        workers = self.runtime.most_workers
+        for key, (size, group) in sizes.items():
+            stated = f"{key}.batch_size={size}" + (f", {key}.bn_group={group}" if group > 1 else "")
+            if size % group:
+                raise ValueError(f"{stated}: a batch is made of whole BatchNorm groups")
+            if size // group < workers:
+                raise ValueError(
+                    f"{stated}: too few for runtime.train_workers={workers}; every worker needs an image"
+                    + (", and a whole BatchNorm group" if group > 1 else "")
+                )
         return self

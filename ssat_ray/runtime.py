@@ -46,14 +46,13 @@ def ray_session(config: RuntimeConfig) -> Iterator[None]:
             )
     except ConnectionError as error:
         raise UserError(f"no Ray cluster answers at {address}: {error}") from error
-    needed, found = (
-        max(config.train_workers, config.actors),
-        int(ray.cluster_resources().get("CPU", 0)),
-    )
+    least, found = config.least_workers, int(ray.cluster_resources().get("CPU", 0))
+    needed = max(least * config.cpus_per_worker, config.actors)
     if needed > found:
         ray.shutdown()
+        each = f" of {config.cpus_per_worker} CPUs" if config.cpus_per_worker > 1 else ""
         raise UserError(
-            f"runtime.train_workers={config.train_workers} and runtime.actors={config.actors} need "
+            f"runtime.train_workers={least}{each} and runtime.actors={config.actors} need "
             f"{needed} CPUs, Ray has {found}; lower them or raise runtime.num_cpus."
         )
     context = ray.data.DataContext.get_current()

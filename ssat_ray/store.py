@@ -26,8 +26,8 @@ LEASE_SECONDS = 30.0
 RECORD = "stage.json"
 RAY_TRAIN = "ray-train"
 LEASE = "lease.json"
-LEFTOVERS = ("parts", "state.pt", LEASE, "failed.txt")
-"""What a stage keeps in its folder while it runs (`stages.parts`, `stages.group`, `training.state`)."""
+LEFTOVERS = ("parts", "state", LEASE, "failed.txt")
+"""What a stage keeps in its folder while it runs (`stages.parts`, `stages.group`)."""
 SCRATCH = ".*.tmp"
 """Names under which `write_atomic` writes."""
 

@@ -21,14 +21,15 @@ from ssat_ray.store import Store
 TINY = """\
 rows: [none, random, pcs, lcs-km, lcs-gmm, gmm-ll, easy, full]
 model: {widths: [8, 16], strides: [2, 2]}
-intermediate: {num_steps: 150, batch_size: 64, warmup_steps: 5}
+intermediate: {num_steps: 150, batch_size: 64, bn_group: 32, warmup_steps: 5}
 pretrain: {num_steps: 300, channels: [16, 16], norm_num_groups: 4, batch_size: 32}
 generate: {num_images: 400, num_inference_steps: 4, shard_rows: 100}
 objective: {num_steps: 2, step_size: 0.1}
 select: {ratio: 0.25}
 train:
-  {max_steps: 100, eval_every: 20, batch_size: 32, warmup_steps: 5, none_recipes: {half: {lr: 0.05}}}
+  {max_steps: 100, eval_every: 20, batch_size: 32, bn_group: 16, warmup_steps: 5, none_recipes: {half: {lr: 0.05}}}
 evaluate: {pgd_steps: 3, apgd_steps: 3, batch_size: 200}
+runtime: {checkpoint_minutes: 0.01}
 """
 
 

@@ -379,18 +379,17 @@ def test_gc_with_a_damaged_run_is_a_user_error_and_removes_nothing(tmp_path: Pat
 
 def _unfinished(folder: Path, size: int = 10) -> list[Path]:
     """What a stage keeps while it runs, as a kill leaves it; `lease.json` names a dead process."""
-    for name in ("state.pt", "failed.txt", "parts/00000.json", "parts/embeddings-00000.npy"):
+    for name in ("state/1.pt", "failed.txt", "parts/00000.json", "parts/embeddings-00000.npy"):
         write_atomic(folder / name, b"x" * size)
     _write_lease(folder / "lease.json", owner="other", pid=_dead_pid())
     return [folder / name for name in LEFTOVERS]
 
 
 def test_gc_knows_what_the_stages_keep_while_they_run() -> None:
-    from ssat_ray.stages.group import FAILED
+    from ssat_ray.stages.group import FAILED, STATE
     from ssat_ray.stages.parts import NOTES
-    from ssat_ray.training.state import NAME
 
-    assert set(LEFTOVERS) == {NOTES, NAME, FAILED, "lease.json"}
+    assert set(LEFTOVERS) == {NOTES, STATE, FAILED, "lease.json"}
 
 
 def test_gc_sweeps_published_artefacts_and_leaves_unfinished_ones(tmp_path: Path) -> None:
@@ -402,7 +401,7 @@ def test_gc_sweeps_published_artefacts_and_leaves_unfinished_ones(tmp_path: Path
     _write_lease(live / "lease.json", owner="other")
     named = [folder.name for folder in (done, live, open_)]
     write_atomic(runs / "one" / "run.json", json.dumps({"digests": named}))
-    old = [f / ".state.pt.0123.tmp" for f in (done, done / "parts", live, open_, runs / "one")]
+    old = [f / ".failed.txt.0123.tmp" for f in (done, done / "parts", live, open_, runs / "one")]
     young = done / ".shard.4567.tmp"
     for path in (*old, young):
         path.write_bytes(b"12345")
@@ -427,7 +426,7 @@ def test_taking_a_lease_sweeps_what_the_dead_holder_was_writing(tmp_path: Path) 
     store = Store(tmp_path)
     folder = store.folder(JOB)
     left = _unfinished(folder)
-    stale = [folder / ".state.pt.0123.tmp", folder / "parts" / ".00001.json.4567.tmp"]
+    stale = [folder / ".failed.txt.0123.tmp", folder / "parts" / ".00001.json.4567.tmp"]
     for path in stale:
         path.write_bytes(b"half")
     with store.lease(JOB) as mine:

@@ -20,15 +20,28 @@ from ssat_ray.adversarial.attacks import (
 
 ObjectiveName = Literal["trades", "pgd-at"]
 LossParts = dict[str, Tensor]
+Totals = tuple[Tensor, Tensor]
+"""Denominators of the means over labelled rows and over all rows: sums of row weights, scalars."""
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
-def _weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Sum of weights * values over the sum of weights; 0 where all weights are 0."""
-    total = weights.sum()
+def totals(y: Tensor, weights: Tensor | None = None) -> Totals:
+    """The denominators of a batch (B,) of labels and row weights (None for ones), in float32.
+
+    A rank or a micro-batch that holds a part of the rows gives its losses these of the whole batch: the
+    parts' losses then add up to the whole batch's.
+    """
+    rows = torch.ones_like(y, dtype=torch.float32) if weights is None else weights.float()
+    return (rows * (y >= 0)).sum(), rows.sum()
+
+
+def _weighted_mean(values: Tensor, weights: Tensor, total: Tensor | None) -> Tensor:
+    """Sum of weights * values over `total` (None: the sum of weights); 0 where that is 0."""
+    if total is None:
+        total = weights.sum()
     return (weights * values).sum() / torch.where(total > 0, total, torch.ones_like(total))
 
 
@@ -43,13 +56,13 @@ def _row_weights(logits: Tensor, y: Tensor, weights: Tensor | None) -> Tensor:
 
 
 def _labelled_cross_entropy(
-    logits: Tensor, y: Tensor, weights: Tensor, label_smoothing: float
+    logits: Tensor, y: Tensor, weights: Tensor, label_smoothing: float, of: Totals | None
 ) -> Tensor:
     labelled = y >= 0
     rows = F.cross_entropy(
         logits, y.clamp(min=0).long(), reduction="none", label_smoothing=label_smoothing
     )
-    return _weighted_mean(rows, weights * labelled)
+    return _weighted_mean(rows, weights * labelled, None if of is None else of[0])
 
 
 def trades_loss(
@@ -60,12 +73,11 @@ def trades_loss(
     beta: float,
     label_smoothing: float = 0.0,
     weights: Tensor | None = None,
+    of: Totals | None = None,
 ) -> tuple[Tensor, LossParts]:
     """Mean over labelled rows of CE(z, y) + beta * mean over all rows of KL(f(x) || f(x')).
 
-    The gradient flows through both arguments of the KL, as in the reference code. Means are over
-    the rows given here: ranks or micro-batches with different numbers of labelled rows must be
-    combined by the caller.
+    The gradient flows through both arguments of the KL, as in the reference code.
 
     Args:
         logits: (B, K) of the clean images, z.
@@ -75,6 +87,7 @@ def trades_loss(
         label_smoothing: share of the target spread over all classes, for the CE only.
         weights: (B,) non-negative per-sample weights (coresets): both means become
             sum(w * l) / sum(w). None for ones.
+        of: `totals` of the batch that these rows are a part of; None: they are all of it.
 
     Returns:
         The scalar loss and detached scalars `loss`, `ce` and `kl` (nats; `kl` without beta).
@@ -91,9 +104,10 @@ def trades_loss(
         )
     logits, logits_adv = _at_least_float32(logits), _at_least_float32(logits_adv)
     row_weights = _row_weights(logits, y, weights)
-    ce = _labelled_cross_entropy(logits, y, row_weights, label_smoothing)
+    ce = _labelled_cross_entropy(logits, y, row_weights, label_smoothing, of)
     log_p, log_q = logits.log_softmax(dim=1), logits_adv.log_softmax(dim=1)
-    kl = _weighted_mean((log_p.exp() * (log_p - log_q)).sum(dim=1), row_weights)
+    divergence = (log_p.exp() * (log_p - log_q)).sum(dim=1)
+    kl = _weighted_mean(divergence, row_weights, None if of is None else of[1])
     loss = ce + beta * kl
     return loss, {"loss": loss.detach(), "ce": ce.detach(), "kl": kl.detach()}
 
@@ -104,6 +118,7 @@ def pgd_at_loss(
     *,
     label_smoothing: float = 0.0,
     weights: Tensor | None = None,
+    of: Totals | None = None,
 ) -> tuple[Tensor, LossParts]:
     """Mean over labelled rows of CE(z', y), the loss of PGD adversarial training.
 
@@ -112,6 +127,7 @@ def pgd_at_loss(
         y: (B,) integer labels; rows with -1 are ignored.
         label_smoothing: share of the target spread over all classes.
         weights: (B,) non-negative per-sample weights; the mean becomes sum(w * l) / sum(w).
+        of: as in `trades_loss`.
 
     Returns:
         The scalar loss and detached scalars `loss` and `ce`; 0 without labelled rows.
@@ -123,7 +139,7 @@ def pgd_at_loss(
     """
     logits_adv = _at_least_float32(logits_adv)
     row_weights = _row_weights(logits_adv, y, weights)
-    loss = _labelled_cross_entropy(logits_adv, y, row_weights, label_smoothing)
+    loss = _labelled_cross_entropy(logits_adv, y, row_weights, label_smoothing, of)
     return loss, {"loss": loss.detach(), "ce": loss.detach()}
 
 
@@ -143,6 +159,7 @@ class AdversarialObjective(nn.Module):
         beta: weight of the KL term; not used by "pgd-at".
         label_smoothing: of the cross-entropy, in [0, 1).
         norm: of the ball that `perturb` stays in.
+        every_row_labelled: promises that no label is -1; the attack of "pgd-at" then needs no prediction.
 
     Raises:
         ValueError: an unknown name or norm, or a value out of range.
@@ -156,6 +173,7 @@ class AdversarialObjective(nn.Module):
         beta: float = 6.0,
         label_smoothing: float = 0.0,
         norm: Norm = "linf",
+        every_row_labelled: bool = False,
     ) -> None:
         super().__init__()
         if norm not in get_args(Norm):
@@ -172,6 +190,7 @@ class AdversarialObjective(nn.Module):
         self.beta = beta
         self.label_smoothing = label_smoothing
         self.norm: Norm = norm
+        self.every_row_labelled = every_row_labelled
 
     @property
     def noise_kind(self) -> NoiseKind:
@@ -179,7 +198,12 @@ class AdversarialObjective(nn.Module):
         return "normal" if self.name == "trades" else RANDOM_NOISE[self.norm]
 
     def forward(
-        self, x: Tensor, x_adv: Tensor, y: Tensor, weights: Tensor | None = None
+        self,
+        x: Tensor,
+        x_adv: Tensor,
+        y: Tensor,
+        weights: Tensor | None = None,
+        of: Totals | None = None,
     ) -> tuple[Tensor, LossParts]:
         """The loss of one batch, on float32 logits, in the module's current mode (train).
 
@@ -192,13 +216,16 @@ class AdversarialObjective(nn.Module):
             x_adv: (B, C, H, W) what `perturb` returned for `x`.
             y: (B,) integer labels, -1 for none.
             weights: (B,) per-sample weights or None.
+            of: `totals` of the batch that these rows are a part of, or None.
 
         Returns:
             The scalar loss and its detached parts, see `trades_loss` and `pgd_at_loss`.
         """
         if self.name == "pgd-at":
             logits_adv = self.model(x_adv).float()
-            return pgd_at_loss(logits_adv, y, label_smoothing=self.label_smoothing, weights=weights)
+            return pgd_at_loss(
+                logits_adv, y, label_smoothing=self.label_smoothing, weights=weights, of=of
+            )
         logits, logits_adv = self.model(x).float(), self.model(x_adv).float()
         return trades_loss(
             logits,
@@ -207,6 +234,7 @@ class AdversarialObjective(nn.Module):
             beta=self.beta,
             label_smoothing=self.label_smoothing,
             weights=weights,
+            of=of,
         )
 
     def perturb(
@@ -246,7 +274,7 @@ class AdversarialObjective(nn.Module):
                 start = gaussian_start(x, noise)
             else:
                 labels = y.long()
-                if bool((labels < 0).any()):
+                if not self.every_row_labelled:
                     predicted = self._clean_logits(x, autocast).argmax(dim=1)
                     labels = torch.where(labels < 0, predicted, labels)
 
@@ -294,7 +322,11 @@ class CleanObjective(nn.Module):
         self.label_smoothing = label_smoothing
 
     def forward(
-        self, x: Tensor, y: Tensor, weights: Tensor | None = None
+        self,
+        x: Tensor,
+        y: Tensor,
+        weights: Tensor | None = None,
+        of: Totals | None = None,
     ) -> tuple[Tensor, LossParts]:
         """Mean cross-entropy over the rows with a label.
 
@@ -302,11 +334,12 @@ class CleanObjective(nn.Module):
             x: (B, C, H, W) float in [0, 1].
             y: (B,) integer labels; rows with -1 are ignored.
             weights: (B,) per-sample weights or None.
+            of: `totals` of the batch that these rows are a part of, or None.
 
         Returns:
             The scalar loss and detached scalars `loss` and `ce`; 0 without labelled rows.
         """
         logits = self.model(x).float()
         row_weights = _row_weights(logits, y, weights)
-        loss = _labelled_cross_entropy(logits, y, row_weights, self.label_smoothing)
+        loss = _labelled_cross_entropy(logits, y, row_weights, self.label_smoothing, of)
         return loss, {"loss": loss.detach(), "ce": loss.detach()}

@@ -69,7 +69,11 @@ def trainer(case: Case) -> ClassifierTrainer:
         ClassifierTask(
             model=build_classifier(case.model, case.image_shape, 10, seed=0),
             optimiser=TrainConfig(
-                batch_size=case.batch_size, precision=case.precision, lr=0.01, warmup_steps=0
+                batch_size=case.batch_size,
+                bn_group=case.batch_size,
+                precision=case.precision,
+                lr=0.01,
+                warmup_steps=0,
             ),
             objective=ObjectiveConfig(num_steps=10, step_size=0.007),
             threat=ThreatConfig(eps=8 / 255),
@@ -87,8 +91,8 @@ def _compare(case: Case, repeats: int) -> Comparison:
     model = copy.deepcopy(ours.model).to(memory_format=torch.contiguous_format)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     set_lr(optimiser, 0.01)
-    x, y = (t.contiguous() for t in ours.batch())
-    noise = ours.attack_noise("normal", x.shape).contiguous()
+    batch = ours.feed.batch(0)
+    x, y, noise = (t.contiguous() for t in (batch.x, batch.y, ours.feed.noise("normal", 0)))
     objective, eps = ours.task.objective, ours.task.threat.eps
 
     def bare() -> float:

@@ -9,6 +9,8 @@ from typing import Any
 
 from ssat_ray.config import RuntimeConfig
 from ssat_ray.store import Job, Store, write_atomic
+from ssat_ray.training.state import States
+from ssat_ray.training.step import Engine
 from ssat_ray.training.world import World
 
 
@@ -72,7 +74,24 @@ class Task:
         Store(self.store_root).publish(self.job, record)
 
 
-TrainFunction = Callable[
-    [Task, World, Callable[[int, int, str], None]], tuple[dict[str, bytes], dict[str, Any]]
-]
+@dataclass(frozen=True)
+class Session:
+    """What one rank has for training one job.
+
+    Args:
+        world: the ranks.
+        engine: how to compute.
+        states: where training states are kept; the same place whenever the job is started again.
+        due: whether to save one after so many steps; the same answer on every rank.
+        progress: called with steps done, steps expected, and a note.
+    """
+
+    world: World
+    engine: Engine
+    states: States
+    due: Callable[[int], bool]
+    progress: Callable[[int, int, str], None]
+
+
+TrainFunction = Callable[[Task, Session], tuple[dict[str, bytes], dict[str, Any]]]
 """Trains one job; returns the artefact's files and what to record. Runs on every rank."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from ssat_ray.config import (
@@ -15,15 +14,14 @@ from ssat_ray.config import (
 from ssat_ray.data.labelled import LabelledSet
 from ssat_ray.models.files import classifier_files
 from ssat_ray.models.registry import build_classifier
-from ssat_ray.stages.base import Task
-from ssat_ray.training.classifier import ClassifierTask, ClassifierTrainer, Images
-from ssat_ray.training.world import World
+from ssat_ray.stages.base import Session, Task
+from ssat_ray.training.classifier import ClassifierTask, ClassifierTrainer
+from ssat_ray.training.feed import Images
 
 
 def fit_classifier(
     task: Task,
-    world: World,
-    progress: Callable[[int, int, str], None],
+    session: Session,
     optimiser: IntermediateConfig | TrainConfig,
     objective: ObjectiveConfig,
     unlabelled: Images | None = None,
@@ -43,9 +41,10 @@ def fit_classifier(
             unlabelled=unlabelled,
             seed=task.seed,
         ),
-        world,
+        session.world,
+        session.engine,
     )
-    result = trainer.run(task.folder, progress)
+    result = trainer.run(session.states, session.due, session.progress)
     images = {
         "labelled": len(labelled.splits["labelled"][1]),
         "pool": len(unlabelled[1]) if unlabelled else 0,

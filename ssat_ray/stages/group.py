@@ -13,17 +13,25 @@ from typing import Any
 import psutil
 import ray
 import ray.train
+import ray.train.torch
+import torch
 import torch.distributed as dist
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from ssat_ray.config import RuntimeConfig
+from ssat_ray.data.folder import Folder
 from ssat_ray.errors import RunFailed
 from ssat_ray.runtime import Meter, board, release_memory, use_threads
-from ssat_ray.stages.base import StageContext, Task, TrainFunction
+from ssat_ray.stages.base import Session, StageContext, Task, TrainFunction
 from ssat_ray.store import RAY_TRAIN, Job, write_atomic
-from ssat_ray.training.state import drop_state
+from ssat_ray.training.cadence import Cadence
+from ssat_ray.training.state import States
+from ssat_ray.training.step import Engine
 from ssat_ray.training.world import World
 
 FAILED = "failed.txt"
+STATE = "state"
+"""Folder of training states within a job's own."""
 DIVERGED = "diverged"
 """Key of a record that has no files: the one recipe of a search whose loss became NaN, and why."""
 
@@ -33,14 +41,18 @@ def run_group(functions: dict[str, TrainFunction], jobs: list[Job], context: Sta
 
     `functions` has the train function of each stage among the jobs.
 
-    A dead worker restarts the group up to three times; jobs already published are skipped and the one
-    under way continues at its last state.
+    A dead worker restarts the group up to `runtime.max_failures` times, a node that is taken away any
+    number of times, with as many workers as there is room for; jobs already published are skipped and the
+    one under way continues at its last state.
 
     Raises:
         RunFailed: the group could not finish, or a job's loss became NaN (the others still finish).
             A diverging recipe of a search is a result instead: its record says so.
     """
-    tasks = [Task.of(job, context.store) for job in jobs]
+    tasks, runtime = [Task.of(job, context.store) for job in jobs], context.runtime
+    resources = {"CPU": float(runtime.cpus_per_worker)}
+    if runtime.gpus_per_worker:
+        resources["GPU"] = runtime.gpus_per_worker
     key = hashlib.sha256("".join(sorted(job.digest for job in jobs)).encode()).hexdigest()[:12]
     name, storage = f"{jobs[0].stage}-{key}-{time.time_ns()}", context.store.root / RAY_TRAIN
     started = storage / name / "started"
@@ -49,17 +61,20 @@ def run_group(functions: dict[str, TrainFunction], jobs: list[Job], context: Sta
         train_loop_config={
             "functions": functions,
             "tasks": tasks,
+            "runtime": runtime,
             "since": time.time(),
             "started": started,
         },
-        torch_config=TorchConfig(backend="gloo"),
+        torch_config=TorchConfig(backend="nccl" if runtime.gpus_per_worker else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=context.runtime.train_workers, resources_per_worker={"CPU": 1}
+            num_workers=runtime.train_workers,
+            use_gpu=runtime.gpus_per_worker > 0,
+            resources_per_worker=resources,
         ),
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=str(storage),
-            failure_config=ray.train.FailureConfig(max_failures=3),
+            failure_config=ray.train.FailureConfig(max_failures=runtime.max_failures),
         ),
     )
     on_interrupt = signal.getsignal(signal.SIGINT)
@@ -82,8 +97,10 @@ def run_group(functions: dict[str, TrainFunction], jobs: list[Job], context: Sta
 
 def _worker(config: dict[str, Any]) -> None:
     """The loop on each worker."""
-    use_threads(1)
-    world, progress_board = World.current(), board()
+    runtime: RuntimeConfig = config["runtime"]
+    use_threads(runtime.cpus_per_worker)
+    engine = engine_of(runtime)
+    world, progress_board = World.current(engine.device), board()
     startup = _startup_seconds(config["since"], config["started"], world)
     for task in config["tasks"]:
         world.barrier()  # all ranks see the same published jobs
@@ -98,16 +115,23 @@ def _worker(config: dict[str, Any]) -> None:
         if world.rank == 0:
             (task.folder / FAILED).unlink(missing_ok=True)
         release_memory()
+        session = Session(
+            world=world,
+            engine=engine,
+            states=states_of(task, runtime),
+            due=Cadence(world, runtime.checkpoint_minutes, _preempted).due,
+            progress=progress,
+        )
         try:
             with Meter() as meter:
-                files, record = config["functions"][task.job.stage](task, world, progress)
+                files, record = config["functions"][task.job.stage](task, session)
         except FloatingPointError as error:  # raised on every rank alike
             if world.rank == 0 and task.job.params.get("search"):
                 task.publish({DIVERGED: str(error), "seconds": meter.seconds})
-                drop_state(task.folder)
+                session.states.drop()
             elif world.rank == 0:
                 write_atomic(task.folder / FAILED, str(error))
-                drop_state(task.folder)
+                session.states.drop()
             continue
         own = (os.getpid(), meter.peak_pss, meter.baseline_pss)
         ranks = [own] * world.size
@@ -127,9 +151,34 @@ def _worker(config: dict[str, Any]) -> None:
                     "bytes_written": written,
                 }
             )
-            drop_state(task.folder)
+            session.states.drop()
         startup = 0.0
         ray.train.report({"job": label})
+
+
+def engine_of(runtime: RuntimeConfig) -> Engine:
+    """How a worker computes: what is set, and otherwise what suits its device."""
+    on_gpu = runtime.gpus_per_worker > 0
+    device = ray.train.torch.get_device() if on_gpu else torch.device("cpu")
+    return Engine(
+        device=device,
+        exact=not on_gpu if runtime.exact is None else runtime.exact,
+        micro_batch=runtime.micro_batch,
+        compile=on_gpu if runtime.compile is None else runtime.compile,
+    )
+
+
+def states_of(task: Task, runtime: RuntimeConfig) -> States:
+    """Where a job's training states are, on whatever storage; found again by the job's digest."""
+    place: str | Path = task.folder / STATE
+    if runtime.checkpoints is not None:
+        place = Folder(runtime.checkpoints).path(task.job.digest)
+    return States(place, runtime.checkpoints_kept)
+
+
+def _preempted() -> bool:
+    """Whether Ray has said that a node of this group is to be taken away."""
+    return ray.train.get_preemption_info() is not None
 
 
 def _startup_seconds(since: float, started: Path, world: World) -> float:

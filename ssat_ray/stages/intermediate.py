@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from ssat_ray.config import IntermediateConfig, ObjectiveConfig
-from ssat_ray.stages.base import Stage, StageContext, Task
+from ssat_ray.stages.base import Session, Stage, StageContext, Task
 from ssat_ray.stages.fit import fit_classifier
 from ssat_ray.stages.group import run_group
 from ssat_ray.store import Job
-from ssat_ray.training.world import World
 
 
-def train(
-    task: Task, world: World, progress: Callable[[int, int, str], None]
-) -> tuple[dict[str, bytes], dict[str, Any]]:
+def train(task: Task, session: Session) -> tuple[dict[str, bytes], dict[str, Any]]:
     optimiser = IntermediateConfig(**task.job.config["intermediate"])
-    return fit_classifier(task, world, progress, optimiser, ObjectiveConfig())
+    return fit_classifier(task, session, optimiser, ObjectiveConfig())
 
 
 def run(jobs: list[Job], context: StageContext) -> None:

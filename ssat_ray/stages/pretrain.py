@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,13 @@ from ssat_ray.config import PretrainConfig
 from ssat_ray.data.labelled import LabelledSet
 from ssat_ray.diffusion.noise import build_scheduler
 from ssat_ray.models.unet import build_unet
-from ssat_ray.stages.base import Stage, StageContext, Task
+from ssat_ray.stages.base import Session, Stage, StageContext, Task
 from ssat_ray.stages.group import run_group
 from ssat_ray.store import Job
 from ssat_ray.training.ddpm import DDPMTask, train_ddpm
-from ssat_ray.training.world import World
 
 
-def train(
-    task: Task, world: World, progress: Callable[[int, int, str], None]
-) -> tuple[dict[str, bytes], dict[str, Any]]:
+def train(task: Task, session: Session) -> tuple[dict[str, bytes], dict[str, Any]]:
     config = PretrainConfig(**task.job.config["pretrain"])
     labelled = LabelledSet.load(task.inputs["labelled"])
     images, labels = labelled.tensors("labelled")
@@ -29,9 +25,10 @@ def train(
     scheduler = build_scheduler(config)
     ema, result = train_ddpm(
         DDPMTask(unet, scheduler, config, images, labels, task.seed),
-        world,
-        task.folder,
-        progress,
+        session.world,
+        session.states,
+        session.due,
+        session.progress,
     )
     return pipeline_files(ema.model, scheduler), result
 

@@ -281,8 +281,8 @@ def _world_sizes(rows: list[Record]) -> list[str]:
         f"{size} for {', '.join(names)}" for size, names in sorted(found.items()) if size != usual
     )
     return [
-        f"trainings differ in world_size: {others}; {usual} for the rest. BatchNorm statistics depend "
-        "on it, so these rows are not strictly comparable"
+        f"trainings differ in world_size: {others}; {usual} for the rest. Their seconds are not "
+        "comparable"
     ]
 
 

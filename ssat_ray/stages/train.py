@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,13 +13,12 @@ from ssat_ray.data.pool import Pool
 from ssat_ray.data.shard import Shard
 from ssat_ray.errors import RunFailed
 from ssat_ray.models.files import DESCRIPTION, WEIGHTS
-from ssat_ray.stages.base import Stage, StageContext, Task
+from ssat_ray.stages.base import Session, Stage, StageContext, Task
 from ssat_ray.stages.fit import fit_classifier
 from ssat_ray.stages.group import DIVERGED, run_group
 from ssat_ray.stages.parts import record_of
 from ssat_ray.store import Job
-from ssat_ray.training.classifier import Images
-from ssat_ray.training.world import World
+from ssat_ray.training.feed import Images
 
 BEST = "best-of-recipes"
 CARRIED = (
@@ -43,15 +41,13 @@ CARRIED = (
 """What the record of the kept recipe says of its own training."""
 
 
-def train(
-    task: Task, world: World, progress: Callable[[int, int, str], None]
-) -> tuple[dict[str, bytes], dict[str, Any]]:
+def train(task: Task, session: Session) -> tuple[dict[str, bytes], dict[str, Any]]:
     config = task.job.config
     start = time.perf_counter()
     unlabelled, read = _pool(task)
     load_seconds = time.perf_counter() - start
     optimiser, objective = TrainConfig(**config["train"]), ObjectiveConfig(**config["objective"])
-    files, record = fit_classifier(task, world, progress, optimiser, objective, unlabelled)
+    files, record = fit_classifier(task, session, optimiser, objective, unlabelled)
     record["seconds"] += load_seconds
     return files, {**record, "bytes_read": read}
 

@@ -5,34 +5,26 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssat_ray.adversarial.attacks import RANDOM_NOISE, NoiseKind, frozen, pgd, random_start
-from ssat_ray.adversarial.objectives import AdversarialObjective, CleanObjective, LossParts
-from ssat_ray.config import (
-    IntermediateConfig,
-    ObjectiveConfig,
-    OptimiserConfig,
-    ThreatConfig,
-    TrainConfig,
-)
-from ssat_ray.data.batches import epoch_indices, generator, interleave, random_shift
+from ssat_ray.adversarial.attacks import RANDOM_NOISE, frozen, pgd, random_start
+from ssat_ray.adversarial.objectives import LossParts
+from ssat_ray.config import IntermediateConfig, ObjectiveConfig, ThreatConfig, TrainConfig
+from ssat_ray.data.batches import generator
 from ssat_ray.data.labelled import unit_float
 from ssat_ray.models.base import num_flops
-from ssat_ray.models.ema import EMA
-from ssat_ray.training.schedule import PlateauRule, fixed_lr_factor, set_lr
-from ssat_ray.training.state import load_state, save_state
+from ssat_ray.training.feed import Feed, Images, drawn
+from ssat_ray.training.schedule import PlateauRule, fixed_lr_factor
+from ssat_ray.training.state import States
+from ssat_ray.training.step import Engine, TrainingStep
 from ssat_ray.training.world import World
 
-Images = tuple[Tensor, Tensor]
-"""(N, C, H, W) uint8 images and (N,) int64 labels, -1 = none."""
 Progress = Callable[[int, int, str], None]
 """Called with steps done, steps expected, and a note."""
 
@@ -50,7 +42,6 @@ class ClassifierTask:
         objective, threat: the adversarial objective and radius; the threat also sets validation.
         labelled, validation: real images. unlabelled: pool images with pseudo-labels, or None.
         seed: decides batches, augmentation and noise.
-        checkpoint_steps: steps between saved states.
     """
 
     model: nn.Module
@@ -61,29 +52,29 @@ class ClassifierTask:
     validation: Images
     unlabelled: Images | None
     seed: int
-    checkpoint_steps: int = 50
 
 
 class ClassifierTrainer:
-    """The state of one training run and the step that advances it."""
+    """The state of one training run, and the loop that advances it."""
 
-    def __init__(self, task: ClassifierTask, world: World) -> None:
-        self.task, self.world, self.config = task, world, task.optimiser
-        self.model = task.model
+    def __init__(self, task: ClassifierTask, world: World, engine: Engine | None = None) -> None:
+        engine = engine or Engine()
+        self.task, self.world, self.config, self.engine = task, world, task.optimiser, engine
         self.adversarial = isinstance(self.config, TrainConfig)
-        if self.adversarial:
-            self.objective: AdversarialObjective | CleanObjective = AdversarialObjective(
-                self.model,
-                name=task.objective.name,
-                beta=task.objective.beta,
-                label_smoothing=task.objective.label_smoothing,
-                norm=task.threat.norm,
-            )
-        else:
-            self.objective = CleanObjective(self.model)
-        self.parallel = world.wrap(self.objective)
-        self.optimiser = sgd(self.model, self.config)
-        self.ema = EMA(self.model, self.config.ema_decay)
+        self.feed = Feed(
+            task.labelled, task.unlabelled, self.config, task.seed, world, engine.device
+        )
+        self.update = TrainingStep(
+            task.model,
+            self.config,
+            task.objective,
+            task.threat,
+            world,
+            engine,
+            every_row_labelled=not self.feed.lacks_labels,
+        )
+        self.model, self.ema = self.update.model, self.update.ema
+        self.optimiser = self.update.optimiser
         self.rule = stopping_rule(self.config)
         self.step = 0
         self.seconds = 0.0
@@ -91,34 +82,12 @@ class ClassifierTrainer:
         self.loss_sums: dict[str, Tensor] = {}
         self.loss_count = 0
 
-    # -- one step -------------------------------------------------------------------------------------
-
     def advance(self) -> None:
         """One optimisation step on this rank's part of global batch `self.step`."""
-        set_lr(self.optimiser, self.config.lr * self.lr_factor())
-        x, y = self.batch()
-        with torch.set_grad_enabled(True):
-            if isinstance(self.objective, AdversarialObjective):
-                x_adv = self.objective.perturb(
-                    x,
-                    y,
-                    self.attack_noise(self.objective.noise_kind, x.shape),
-                    eps=self.task.threat.eps,
-                    step_size=self.task.objective.step_size,
-                    num_steps=self.task.objective.num_steps,
-                    autocast=self.autocast,
-                )
-                with self.autocast():
-                    loss, parts = self.parallel(x, x_adv, y)
-            else:
-                with self.autocast():
-                    loss, parts = self.parallel(x, y)
-            self.optimiser.zero_grad(set_to_none=False)
-            loss.backward()
-        self.optimiser.step()
-        self.world.average_buffers(self.model)
-        self.ema.update(self.model)
-        self.collect(parts)
+        kind = self.update.noise_kind
+        noise = None if kind is None else self.feed.noise(kind, self.step)
+        lr = self.config.lr * self.lr_factor()
+        self.collect(self.update(self.feed.batch(self.step), noise, lr))
         self.step += 1
 
     def lr_factor(self) -> float:
@@ -126,63 +95,24 @@ class ClassifierTrainer:
             return self.rule.lr_factor(self.step, self.config.warmup_steps)
         return fixed_lr_factor(self.step, self.config.num_steps, self.config.warmup_steps)
 
-    def batch(self) -> Images:
-        """This rank's rows of the global batch: float32 images in [0, 1], channels-last, and labels."""
-        task, total, part = (
-            self.task,
-            self.config.batch_size,
-            self.world.part(self.config.batch_size),
-        )
-        num_pool = 0
-        if task.unlabelled is not None and isinstance(self.config, TrainConfig):
-            num_pool = round(total * self.config.unsup_fraction)
-        rows = epoch_indices(
-            len(task.labelled[0]), total - num_pool, task.seed, "labelled", self.step
-        )
-        images, labels = task.labelled[0][rows], task.labelled[1][rows]
-        if num_pool and task.unlabelled is not None:
-            rows = epoch_indices(
-                len(task.unlabelled[0]), num_pool, task.seed, "unlabelled", self.step
-            )
-            order = interleave(total - num_pool, num_pool)
-            images = torch.cat([images, task.unlabelled[0][rows]])[order]
-            labels = torch.cat([labels, task.unlabelled[1][rows]])[order]
-        images = random_shift(
-            images, self.config.augment_shift, generator(task.seed, "shift", self.step)
-        )
-        x = unit_float(images[part]).contiguous(memory_format=torch.channels_last)
-        return x, labels[part]
-
-    def attack_noise(self, kind: NoiseKind, shape: torch.Size) -> Tensor:
-        """This rank's rows of the noise drawn for the whole global batch."""
-        rng = generator(self.task.seed, "attack", self.step)
-        noise = drawn(kind, (self.config.batch_size, *shape[1:]), rng)
-        return noise[self.world.part(self.config.batch_size)].contiguous(
-            memory_format=torch.channels_last
-        )
-
-    def autocast(self) -> AbstractContextManager[object]:
-        return torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bf16")
-
     # -- what the log and the rule need ---------------------------------------------------------------
 
     def collect(self, parts: LossParts) -> None:
-        """Sum losses without reading them: no host synchronisation in the loop."""
+        """Sum losses, in float64, without reading them: no host synchronisation in the loop."""
         for name, value in parts.items():
-            self.loss_sums[name] = (
-                self.loss_sums[name] + value if name in self.loss_sums else value.clone()
-            )
+            wide = value.double()
+            self.loss_sums[name] = self.loss_sums[name] + wide if name in self.loss_sums else wide
         self.loss_count += 1
 
     def mean_losses(self) -> dict[str, float]:
-        """Means since the last call over steps and ranks.
+        """Means since the last call over steps, of all ranks.
 
         Raises:
             FloatingPointError: a loss was not finite, on every rank alike.
         """
         names = sorted(self.loss_sums)
-        sums = self.world.sum(torch.stack([self.loss_sums[n] for n in names]).double())
-        means = (sums / (self.loss_count * self.world.size)).tolist()
+        sums = self.world.sum(torch.stack([self.loss_sums[n] for n in names]))
+        means = (sums / self.loss_count).tolist()
         self.loss_sums, self.loss_count = {}, 0
         if not all(math.isfinite(m) for m in means):
             raise FloatingPointError(
@@ -194,26 +124,21 @@ class ClassifierTrainer:
     def validate(self) -> tuple[float, float]:
         """Clean and PGD-10 accuracy (percent) of the averaged model on the validation images, in float32."""
         images, labels = self.task.validation
-        part = self.world.part(len(images))
-        x = unit_float(images[part]).contiguous(memory_format=torch.channels_last)
-        y, threat = labels[part], self.task.threat
-        rng = generator(0, "evaluate", 0)
-        noise = drawn(RANDOM_NOISE[threat.norm], images.shape, rng)[part]
+        rows, noise = self.world.part(len(images)), self.validation_noise
+        right = torch.zeros(2, dtype=torch.float64, device=self.engine.device)
         with frozen(self.ema.model) as model:
-            x_adv = pgd(
-                model,
-                x,
-                lambda logits: F.cross_entropy(logits, y, reduction="sum"),
-                eps=threat.eps,
-                step_size=threat.eps / 4,
-                num_steps=VALIDATION_STEPS,
-                start=random_start(x, noise, threat.eps, threat.norm),
-                norm=threat.norm,
-            )
-            with torch.no_grad():
-                right = torch.stack([(model(v).argmax(1) == y).sum() for v in (x, x_adv)]).double()
+            for start in range(rows.start, rows.stop, self.config.batch_size):
+                at = slice(start, min(start + self.config.batch_size, rows.stop))
+                x, y, n = (v[at].to(self.engine.device) for v in (images, labels, noise))
+                right += right_answers(model, unit_float(x), y, n, self.task.threat)
         clean, robust = (100 * self.world.sum(right) / len(images)).tolist()
         return clean, robust
+
+    @cached_property
+    def validation_noise(self) -> Tensor:
+        """(N, C, H, W) start of the validation attack, the same at every evaluation of every run."""
+        kind = RANDOM_NOISE[self.task.threat.norm]
+        return drawn(kind, self.task.validation[0].shape, generator(0, "evaluate", 0))
 
     # -- the loop -------------------------------------------------------------------------------------
 
@@ -231,9 +156,12 @@ class ClassifierTrainer:
             return self.step >= self.config.num_steps
         return self.rule.last_step is not None and self.step >= self.rule.last_step
 
-    def run(self, folder: Path, progress: Progress) -> dict[str, Any]:
-        """Train to the end, going on from the state in `folder` if there is one. Returns the result."""
-        self.restore(load_state(folder))
+    def run(self, states: States, due: Callable[[int], bool], progress: Progress) -> dict[str, Any]:
+        """Train to the end, going on from the last of `states` if there is one. Returns the result.
+
+        A state is saved after every step, told as their number, that is `due`.
+        """
+        self.restore(states.load())
         every = (
             self.config.eval_every
             if isinstance(self.config, TrainConfig)
@@ -257,9 +185,9 @@ class ClassifierTrainer:
                 progress(self.step, self.expected_steps, note)
             elif self.step % 10 == 0:
                 progress(self.step, self.expected_steps, "")
-            if self.step % self.task.checkpoint_steps == 0 and not self.finished:
+            if due(self.step) and not self.finished:
                 self.seconds = time.perf_counter() - started
-                self.save(folder)
+                self.save(states)
         self.seconds = time.perf_counter() - started
         return self.result()
 
@@ -287,29 +215,26 @@ class ClassifierTrainer:
 
     # -- state ----------------------------------------------------------------------------------------
 
-    def save(self, folder: Path) -> None:
+    def save(self, states: States) -> None:
+        """Write the state of the run; all ranks call, the first writes."""
+        losses = {name: self.world.sum(value.clone()) for name, value in self.loss_sums.items()}
         if self.world.rank == 0:
-            save_state(
-                folder,
-                {
-                    "step": self.step,
-                    "seconds": self.seconds,
-                    "model": self.model.state_dict(),
-                    "optimiser": self.optimiser.state_dict(),
-                    "ema": self.ema.model.state_dict(),
-                    "ema_updates": self.ema.num_updates,
-                    "rule": self.rule.state(),
-                    "history": self.history,
-                    "loss_sums": self.loss_sums,
-                    "loss_count": self.loss_count,
-                },
-            )
+            state = {
+                "step": self.step,
+                "seconds": self.seconds,
+                "model": self.model.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "ema": self.ema.model.state_dict(),
+                "ema_updates": self.ema.num_updates,
+                "rule": self.rule.state(),
+                "history": self.history,
+                "loss_sums": losses,
+                "loss_count": self.loss_count,
+            }
+            states.save(self.step, state)
 
     def restore(self, state: dict[str, Any] | None) -> None:
-        """Take up a saved state. Batches and noise are functions of the step, so no RNG is needed.
-
-        The sums of losses are rank 0's; they feed the log only.
-        """
+        """Take up a saved state. Batches and noise are functions of the step, so no RNG is needed."""
         if state is None:
             return
         self.model.load_state_dict(state["model"])
@@ -317,31 +242,31 @@ class ClassifierTrainer:
         self.ema.model.load_state_dict(state["ema"])
         self.ema.num_updates = state["ema_updates"]
         self.rule = PlateauRule.restore(state["rule"])
-        for name in ("step", "seconds", "history", "loss_sums", "loss_count"):
+        for name in ("step", "seconds", "history", "loss_count"):
             setattr(self, name, state[name])
+        self.loss_sums = {  # of all ranks: the others begin at nothing
+            name: value.to(self.engine.device) * (self.world.rank == 0)
+            for name, value in state["loss_sums"].items()
+        }
 
 
-def drawn(kind: NoiseKind, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
-    """Standard normal noise, or uniform in [-1, 1)."""
-    if kind == "normal":
-        return torch.randn(shape, generator=rng)
-    return torch.rand(shape, generator=rng) * 2 - 1
-
-
-def sgd(model: nn.Module, config: OptimiserConfig) -> torch.optim.SGD:
-    """Nesterov SGD; no weight decay on biases and BatchNorm."""
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim <= 1]
-    momentum = getattr(config, "momentum", 0.9)
-    return torch.optim.SGD(
-        [
-            {"params": decayed, "weight_decay": config.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ],
-        lr=config.lr,
-        momentum=momentum,
-        nesterov=momentum > 0,
+def right_answers(
+    model: nn.Module, x: Tensor, y: Tensor, noise: Tensor, threat: ThreatConfig
+) -> Tensor:
+    """(2,) float64: how many images (B, C, H, W) a frozen model gets right, clean and under PGD-10."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    x_adv = pgd(
+        model,
+        x,
+        lambda logits: F.cross_entropy(logits, y, reduction="sum"),
+        eps=threat.eps,
+        step_size=threat.eps / 4,
+        num_steps=VALIDATION_STEPS,
+        start=random_start(x, noise, threat.eps, threat.norm),
+        norm=threat.norm,
     )
+    with torch.no_grad():
+        return torch.stack([(model(v).argmax(1) == y).sum() for v in (x, x_adv)]).double()
 
 
 def stopping_rule(config: TrainConfig | IntermediateConfig) -> PlateauRule:

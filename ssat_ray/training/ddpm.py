@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssat_ray.config import PretrainConfig
-from ssat_ray.data.batches import epoch_indices, generator, random_shift
+from ssat_ray.data.batches import epoch_indices, generator, shift_offsets, shifted
 from ssat_ray.data.labelled import unit_float
 from ssat_ray.diffusion.noise import training_target
 from ssat_ray.models.ema import EMA
 from ssat_ray.training.schedule import fixed_lr_factor, set_lr
-from ssat_ray.training.state import load_state, save_state
+from ssat_ray.training.state import States
 from ssat_ray.training.world import World
 
 if TYPE_CHECKING:
@@ -38,13 +37,18 @@ class DDPMTask:
     images: Tensor
     labels: Tensor
     seed: int
-    checkpoint_steps: int = 100
 
 
 def train_ddpm(
-    task: DDPMTask, world: World, folder: Path, progress: Callable[[int, int, str], None]
+    task: DDPMTask,
+    world: World,
+    states: States,
+    due: Callable[[int], bool],
+    progress: Callable[[int, int, str], None],
 ) -> tuple[EMA, dict[str, Any]]:
-    """Train to the end, going on from the state in `folder`; returns the averaged model and the result.
+    """Train to the end, going on from the last of `states`; returns the averaged model and the result.
+
+    A state is saved after every step, told as their number, that is `due`.
 
     Source: Ho et al. 2020, algorithm 1; v-prediction: Salimans and Ho 2022. Timesteps and noise are drawn
     for the whole global batch from (seed, step).
@@ -57,7 +61,7 @@ def train_ddpm(
     optimiser = torch.optim.AdamW(unet.parameters(), config.lr, weight_decay=1e-4)
     ema = EMA(unet, config.ema_decay)
     step, seconds, history = 0, 0.0, []
-    state = load_state(folder)
+    state = states.load()
     loss_sum, count = torch.zeros(()), 0
     if state is not None:
         unet.load_state_dict(state["unet"])
@@ -90,9 +94,9 @@ def train_ddpm(
                 )
             history.append({"step": step, "seconds": time.perf_counter() - started, "loss": mean})
             progress(step, config.num_steps, f"loss {mean:.4f}")
-        if step % task.checkpoint_steps == 0 and step < config.num_steps and world.rank == 0:
-            save_state(
-                folder,
+        if due(step) and step < config.num_steps and world.rank == 0:
+            states.save(
+                step,
                 {
                     "step": step,
                     "seconds": time.perf_counter() - started,
@@ -113,11 +117,12 @@ def _batch(task: DDPMTask, world: World, step: int) -> tuple[Tensor, Tensor, Ten
     """This rank's x0 in [-1, 1], noise, timesteps and labels of global batch `step`."""
     total, part = task.config.batch_size, world.part(task.config.batch_size)
     rows = epoch_indices(len(task.images), total, task.seed, "labelled", step)
-    shift = generator(task.seed, "shift", step)
-    images = random_shift(task.images[rows], task.config.augment_shift, shift)
+    size = task.config.augment_shift
+    offsets = shift_offsets(total, size, generator(task.seed, "shift", step))
+    images = shifted(task.images[rows[part]], size, offsets[part])
     x0 = unit_float(images) * 2 - 1
-    noise = torch.randn(x0.shape, generator=generator(task.seed, "noise", step))
+    noise = torch.randn((total, *x0.shape[1:]), generator=generator(task.seed, "noise", step))
     timesteps = torch.randint(
         0, task.config.num_timesteps, (total,), generator=generator(task.seed, "timestep", step)
     )
-    return x0[part], noise[part], timesteps[part], task.labels[rows][part]
+    return x0, noise[part], timesteps[part], task.labels[rows[part]]

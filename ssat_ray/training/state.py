@@ -1,4 +1,4 @@
-"""Training state on disk: everything a killed run needs to go on as if nothing had happened."""
+"""Training states on any file system: everything a killed run needs to go on as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -8,27 +8,48 @@ from typing import Any
 
 import torch
 
-from ssat_ray.store import write_atomic
-
-NAME = "state.pt"
+from ssat_ray.data.folder import Folder
 
 
-def save_state(folder: Path, state: dict[str, Any]) -> None:
-    """Write tensors and plain values atomically, replacing the previous state."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_atomic(folder / NAME, buffer.getvalue())
+class States:
+    """The saved states of one training run.
 
+    Args:
+        location: a folder or URI of this run's own, the same whenever the run is started again.
+        keep: newest states that stay; older ones go once a newer one is whole.
+    """
 
-def load_state(folder: Path) -> dict[str, Any] | None:
-    """The last state or None. Loaded with `weights_only`: no code in it can run."""
-    path = folder / NAME
-    if not path.exists():
+    def __init__(self, location: str | Path, keep: int = 2) -> None:
+        self.folder, self.keep = Folder(location), keep
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Write tensors and plain values, all of them or nothing."""
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        self.folder.write(f"{step:010d}.pt", buffer.getvalue())
+        for name in self._names()[: -self.keep]:
+            self.folder.delete(name)
+
+    def load(self) -> dict[str, Any] | None:
+        """The newest whole state, or None; a damaged one is passed over for the one before it.
+
+        Loaded with `weights_only`: no code in it can run, pickle.UnpicklingError is raised instead.
+        """
+        for name in reversed(self._names()):
+            content = io.BytesIO(self.folder.read(name))
+            try:
+                state: dict[str, Any] = torch.load(content, weights_only=True, map_location="cpu")
+            except (RuntimeError, EOFError, ValueError):  # cut short, or a checksum is wrong
+                continue
+            return state
         return None
-    state: dict[str, Any] = torch.load(path, weights_only=True)
-    return state
 
+    def drop(self) -> None:
+        """Remove the states of a run that has finished."""
+        for name in self._names():
+            self.folder.delete(name)
+        if self.folder.is_local and Path(self.folder.uri).is_dir():
+            Path(self.folder.uri).rmdir()
 
-def drop_state(folder: Path) -> None:
-    """Remove the state of a run that has finished."""
-    (folder / NAME).unlink(missing_ok=True)
+    def _names(self) -> list[str]:
+        return list(self.folder.names(".pt"))

@@ -28,15 +28,14 @@ def test_both_sides_train_alike() -> None:
     """From the same weights and noise the losses differ by the order of operations only."""
     ours = step.trainer(TINY)
     model = copy.deepcopy(ours.model)
-    x, y = ours.batch()
-    noise = ours.attack_noise("normal", x.shape)
+    batch, noise = ours.feed.batch(0), ours.feed.noise("normal", 0)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.01)
     objective = ours.task.objective
     found = trades_step(
         model,
         optimiser,
-        x.contiguous(),
-        y,
+        batch.x.contiguous(),
+        batch.y,
         noise.contiguous(),
         eps=ours.task.threat.eps,
         step_size=objective.step_size,
@@ -51,11 +50,10 @@ def test_the_textbook_attack_raises_the_loss() -> None:
     losses = []
     for num_steps in (0, 10):
         ours = step.trainer(TINY)
-        x, y = ours.batch()
+        batch, noise = ours.feed.batch(0), ours.feed.noise("normal", 0)
         optimiser = torch.optim.SGD(ours.model.parameters(), lr=0.0)
         settings = {"eps": 0.3, "step_size": 0.1, "num_steps": num_steps, "beta": 5.0}
-        noise = ours.attack_noise("normal", x.shape)
-        losses.append(trades_step(ours.model, optimiser, x, y, noise, **settings))
+        losses.append(trades_step(ours.model, optimiser, batch.x, batch.y, noise, **settings))
     assert losses[1] > losses[0] + 0.01
 
 

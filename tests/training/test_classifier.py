@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,8 +22,8 @@ from ssat_ray.config import (
 from ssat_ray.data.batches import generator
 from ssat_ray.data.labelled import read_labelled
 from ssat_ray.models.registry import build_classifier
-from ssat_ray.training.classifier import ClassifierTask, ClassifierTrainer, sgd
-from ssat_ray.training.state import load_state
+from ssat_ray.training.classifier import ClassifierTask, ClassifierTrainer
+from ssat_ray.training.state import States
 from ssat_ray.training.world import World
 
 SMALL = ModelConfig(widths=(4, 8), strides=(2, 2))
@@ -37,6 +38,7 @@ class Killed(Exception):
 def _train(**changes: object) -> TrainConfig:
     options = {
         "batch_size": 24,
+        "bn_group": 24,
         "lr": 0.05,
         "warmup_steps": 4,
         "precision": "float32",
@@ -48,7 +50,13 @@ def _train(**changes: object) -> TrainConfig:
 
 
 def _intermediate(**changes: object) -> IntermediateConfig:
-    options = {"batch_size": 24, "lr": 0.05, "warmup_steps": 4, "precision": "float32"}
+    options = {
+        "batch_size": 24,
+        "bn_group": 24,
+        "lr": 0.05,
+        "warmup_steps": 4,
+        "precision": "float32",
+    }
     return IntermediateConfig(**{**options, "num_steps": 24, **changes})
 
 
@@ -67,17 +75,20 @@ def _trainer(
         "validation": DIGITS.tensors("validation"),
         "unlabelled": (pool, pseudo),
         "seed": seed,
-        "checkpoint_steps": 8,
     }
     return ClassifierTrainer(ClassifierTask(**{**options, **changes}), World())
 
 
-def _wider() -> nn.Module:
-    return build_classifier(ModelConfig(widths=(8, 16), strides=(1, 2)), (1, 8, 8), 10, 0)
-
-
 def _quiet(done: int, total: int, note: str) -> None:
     """A progress callback that looks away."""
+
+
+def _run(trainer: ClassifierTrainer, folder: Path, progress=_quiet) -> dict[str, Any]:
+    return trainer.run(States(folder), lambda step: step % 8 == 0, progress)
+
+
+def _wider() -> nn.Module:
+    return build_classifier(ModelConfig(widths=(8, 16), strides=(1, 2)), (1, 8, 8), 10, 0)
 
 
 def _weights(trainer: ClassifierTrainer) -> dict[str, Tensor]:
@@ -93,60 +104,6 @@ def _assert_identical(a: ClassifierTrainer, b: ClassifierTrainer) -> None:
     x, y = _weights(a), _weights(b)
     assert x.keys() == y.keys()
     assert [key for key in x if not torch.equal(x[key], y[key])] == []
-
-
-# -- batches ----------------------------------------------------------------------------------------------
-
-
-def test_a_batch_mixes_real_and_pool_images_in_the_asked_shares() -> None:
-    """Every image is one grey level that tells where it came from."""
-    real = torch.arange(0, 30, dtype=torch.uint8)[:, None, None, None].expand(30, 1, 4, 4)
-    pool = torch.arange(100, 150, dtype=torch.uint8)[:, None, None, None].expand(50, 1, 4, 4)
-    trainer = _trainer(
-        _train(unsup_fraction=0.7, batch_size=20, augment_shift=0),
-        labelled=(real, torch.arange(30)),
-        unlabelled=(pool, torch.arange(50) + 1000),
-    )
-    seen: list[int] = []
-    for step in range(5):
-        trainer.step = step
-        x, y = trainer.batch()
-        assert x.dtype == torch.float32 and x.is_contiguous(memory_format=torch.channels_last)
-        assert float(x.min()) >= 0 and float(x.max()) <= 1
-        levels = (x * 255).round().long()
-        assert bool((levels == levels[:, :, :1, :1]).all())
-        level = levels[:, 0, 0, 0]
-        assert int((level < 30).sum()) == 6 and int((level >= 100).sum()) == 14
-        assert torch.equal(y, torch.where(level < 30, level, level + 900))
-        seen += level[level < 30].tolist()
-    assert sorted(seen) == list(range(30)), "five batches of 6 are one epoch of the real images"
-
-
-def test_without_a_pool_or_for_the_intermediate_model_all_rows_are_real() -> None:
-    pool = torch.full((50, 1, 8, 8), 255, dtype=torch.uint8), torch.full((50,), -1)
-    for trainer in (
-        _trainer(_intermediate(), unlabelled=pool),
-        _trainer(_train(), unlabelled=None),
-        _trainer(_train(unsup_fraction=0.0), unlabelled=pool),
-    ):
-        x, y = trainer.batch()
-        assert len(x) == 24 and int(y.min()) >= 0
-
-
-def test_batches_and_noise_are_functions_of_seed_and_step() -> None:
-    def draw(seed: int, step: int, kind: str = "normal") -> Tensor:
-        trainer = _trainer(_train(), seed=seed)
-        trainer.step = step
-        x, _ = trainer.batch()
-        return torch.cat([x, trainer.attack_noise(kind, x.shape)])
-
-    assert torch.equal(draw(0, 3), draw(0, 3))
-    for other in (draw(1, 3), draw(0, 4)):
-        assert not torch.equal(other[:24], draw(0, 3)[:24])
-        assert not torch.equal(other[24:], draw(0, 3)[24:])
-    uniform = draw(0, 3, "uniform")[24:]
-    assert -1 <= float(uniform.min()) < -0.9 and 0.9 < float(uniform.max()) <= 1
-    assert float(draw(0, 3)[24:].std()) == pytest.approx(1, abs=0.1)
 
 
 # -- one step ---------------------------------------------------------------------------------------------
@@ -186,11 +143,11 @@ def _attack(
 @pytest.mark.parametrize("objective", ["trades", "pgd-at"])
 def test_two_steps_equal_hand_written_ones(objective: str) -> None:
     trainer = _trainer(_train(), objective=objective)
-    reference = deepcopy(trainer.model)
+    reference = build_classifier(SMALL, (1, 8, 8), 10, 0)
     velocity = {name: torch.zeros_like(p) for name, p in reference.named_parameters()}
     for step in range(2):
-        x, y = trainer.batch()
-        noise = trainer.attack_noise("normal" if objective == "trades" else "uniform", x.shape)
+        x, y = trainer.feed.batch(step).x, trainer.feed.batch(step).y
+        noise = trainer.feed.noise("normal" if objective == "trades" else "uniform", step)
         x_adv = _attack(reference, x, y, noise, objective)
         reference.train()
         if objective == "trades":
@@ -225,19 +182,6 @@ def test_a_step_leaves_the_model_trainable_and_in_train_mode() -> None:
     assert trainer.ema.num_updates == 1 and not trainer.ema.model.training
 
 
-def test_weight_decay_spares_biases_and_batchnorm() -> None:
-    model = build_classifier(SMALL, (1, 8, 8), 10, 0)
-    groups = sgd(model, _train(momentum=0.0)).param_groups
-    names = {id(p): name for name, p in model.named_parameters()}
-    decayed, plain = ({names[id(p)] for p in group["params"]} for group in groups)
-    assert decayed == {n for n in names.values() if "conv" in n or "shortcut" in n} | {
-        "logits.weight"
-    }
-    assert decayed | plain == set(names.values()) and not decayed & plain
-    assert [g["weight_decay"] for g in groups] == [DECAY, 0.0] and not groups[0]["nesterov"]
-    assert sgd(model, _intermediate()).param_groups[0]["momentum"] == 0.9
-
-
 def test_validation_equals_a_hand_written_pgd_10_on_the_averaged_model() -> None:
     trainer = _trainer(_intermediate(num_steps=60, lr=0.3, ema_decay=0.8), model=_wider())
     for _ in range(60):
@@ -267,7 +211,7 @@ def test_validation_equals_a_hand_written_pgd_10_on_the_averaged_model() -> None
 
 @pytest.mark.parametrize("kind", ["clean", "trades", "pgd-at"])
 def test_a_short_run_learns(kind: str) -> None:
-    changes = {"lr": 0.3, "batch_size": 48}
+    changes = {"lr": 0.3, "batch_size": 48, "bn_group": 48}
     config = _intermediate(num_steps=90, **changes) if kind == "clean" else _train(**changes)
     trainer = _trainer(
         config,
@@ -286,7 +230,7 @@ def test_a_short_run_learns(kind: str) -> None:
 def test_a_run_ends_at_the_plateau_plus_the_cool_down(tmp_path: Path) -> None:
     calls: list[tuple[int, int, str]] = []
     trainer = _trainer(_train(max_steps=15, cooldown_fraction=0.4))
-    result = trainer.run(tmp_path, lambda *call: calls.append(call))
+    result = _run(trainer, tmp_path, lambda *call: calls.append(call))
     assert trainer.finished and (result["steps"], result["plateau_step"]) == (21, 15)
     assert result["hit_max_steps"] is True
     assert [row["step"] for row in result["history"]] == [5, 10, 15, 20, 21]
@@ -294,12 +238,12 @@ def test_a_run_ends_at_the_plateau_plus_the_cool_down(tmp_path: Path) -> None:
     assert rates == pytest.approx([0.05, 0.05, 0.05, 0.05 * 2 / 6, 0.05 * 1 / 6])
     assert result["val_pgd"] == result["history"][-1]["val_pgd"]
     assert (calls[-1][0], calls[-1][1]) == (21, 21) and calls[0][:2] == (5, 21)
-    assert result["seconds"] > 0 and load_state(tmp_path) is not None
+    assert result["seconds"] > 0 and States(tmp_path).load() is not None
 
 
 def test_an_intermediate_run_takes_its_steps_and_no_more(tmp_path: Path) -> None:
     trainer = _trainer(_intermediate(num_steps=13))
-    result = trainer.run(tmp_path, _quiet)
+    result = _run(trainer, tmp_path)
     assert (result["steps"], result["plateau_step"], result["hit_max_steps"]) == (13, None, False)
     assert [row["step"] for row in result["history"]] == [13]
 
@@ -309,7 +253,7 @@ def test_an_intermediate_run_takes_its_steps_and_no_more(tmp_path: Path) -> None
 def test_a_killed_run_continues_to_the_same_bits(tmp_path: Path, kind: str, killed_at: int) -> None:
     config = _train(max_steps=15, cooldown_fraction=0.5) if kind == "train" else _intermediate()
     whole = _trainer(config)
-    expected = whole.run(tmp_path / "whole", _quiet)
+    expected = _run(whole, tmp_path / "whole")
 
     def kill(done: int, total: int, note: str) -> None:
         if done == killed_at:
@@ -317,12 +261,12 @@ def test_a_killed_run_continues_to_the_same_bits(tmp_path: Path, kind: str, kill
 
     broken = tmp_path / "broken"
     with pytest.raises(Killed):
-        _trainer(config).run(broken, kill)
-    state = load_state(broken)
+        _run(_trainer(config), broken, kill)
+    state = States(broken).load()
     assert state is not None and state["step"] == 8 * (killed_at // 8)
     again = _trainer(config, model=build_classifier(SMALL, (1, 8, 8), 10, 99))
     steps: list[int] = []
-    found = again.run(broken, lambda done, *_: steps.append(done))
+    found = _run(again, broken, lambda done, *_: steps.append(done))
     assert min(steps) > state["step"], "it went on, it did not start again"
     _assert_identical(whole, again)
     assert _untimed(found["history"]) == _untimed(expected["history"])
@@ -336,7 +280,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(tmp_path: Path) 
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         trainer = _trainer(_intermediate(num_steps=6), seed=seed)
         torch.rand(5)  # the global generator must not matter
-        trainer.run(tmp_path / name, _quiet)
+        _run(trainer, tmp_path / name)
         runs.append(trainer)
     _assert_identical(runs[0], runs[1])
     assert not torch.equal(runs[0].model.logits.weight, runs[2].model.logits.weight)
@@ -347,7 +291,7 @@ def test_an_exploding_run_says_what_to_do(tmp_path: Path, kind: str) -> None:
     changes = {"lr": 1e30, "warmup_steps": 0}
     config = _train(**changes) if kind == "train" else _intermediate(**changes)
     with pytest.raises(FloatingPointError, match=r"NaN or infinite.*lr 1e\+30.*lower the learning"):
-        _trainer(config).run(tmp_path, _quiet)
+        _run(_trainer(config), tmp_path)
 
 
 class FlopCounter(TorchDispatchMode):
@@ -377,14 +321,15 @@ def test_flops_are_those_of_a_counted_step(tmp_path: Path, objective: str) -> No
 
 def test_max_steps_is_kept_between_evaluations(tmp_path: Path) -> None:
     trainer = _trainer(_train(max_steps=6, eval_every=5, cooldown_fraction=0.5))
-    result = trainer.run(tmp_path, _quiet)
+    result = _run(trainer, tmp_path)
     assert (result["plateau_step"], result["hit_max_steps"], result["steps"]) == (6, True, 9)
 
 
 def test_pseudo_labels_of_minus_one_are_skipped_by_the_cross_entropy() -> None:
     pool, _ = DIGITS.tensors("test")
     trainer = _trainer(_train(), unlabelled=(pool, torch.full((len(pool),), -1)))
-    x, y = trainer.batch()
+    batch = trainer.feed.batch(0)
+    x, y = batch.x, batch.y
     reference = deepcopy(trainer.model).train()
     expected = F.cross_entropy(reference(x)[y >= 0], y[y >= 0])
     assert int((y < 0).sum()) == 12

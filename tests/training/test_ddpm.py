@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from ssat_ray.data.labelled import read_labelled
 from ssat_ray.diffusion.noise import build_scheduler
 from ssat_ray.models.unet import build_unet
 from ssat_ray.training.ddpm import DDPMTask, train_ddpm
-from ssat_ray.training.state import load_state
+from ssat_ray.training.state import States
 from ssat_ray.training.world import World
 
 DIGITS = read_labelled(DataConfig(num_test=900, num_labelled=100, num_validation=60))
@@ -39,7 +40,11 @@ def _config(**changes: object) -> PretrainConfig:
 def _task(config: PretrainConfig, seed: int = 0, unet_seed: int = 0, **changes) -> DDPMTask:
     images, labels = DIGITS.tensors("labelled")
     unet = build_unet(config, (1, 8, 8), 10, unet_seed)
-    return DDPMTask(unet, build_scheduler(config), config, images, labels, seed, 20, **changes)
+    return DDPMTask(unet, build_scheduler(config), config, images, labels, seed, **changes)
+
+
+def _run(task: DDPMTask, folder: Path, progress) -> Any:
+    return train_ddpm(task, World(), States(folder), lambda step: step % 20 == 0, progress)
 
 
 def _quiet(done: int, total: int, note: str) -> None:
@@ -71,14 +76,14 @@ def test_the_first_loss_equals_the_definition(tmp_path: Path, kind: str) -> None
         noisy = (a * x0 + b * noise).float()
         found = task.unet.train()(noisy, t, class_labels=task.labels[rows]).sample
     expected = float((found.double() - target).square().mean())
-    _, result = train_ddpm(task, World(), tmp_path, _quiet)
+    _, result = _run(task, tmp_path, _quiet)
     assert result["loss"] == pytest.approx(expected, rel=1e-3) and result["steps"] == 1
 
 
 def test_the_loss_falls_and_a_killed_run_continues_to_the_same_bits(tmp_path: Path) -> None:
     config, calls = _config(), []
     whole = _task(config)
-    ema, result = train_ddpm(whole, World(), tmp_path / "whole", lambda *c: calls.append(c[:2]))
+    ema, result = _run(whole, tmp_path / "whole", lambda *c: calls.append(c[:2]))
     assert calls == [(50, 100), (100, 100)]
     assert [row["step"] for row in result["history"]] == [50, 100]
     assert result["history"][1]["loss"] < 0.8 * result["history"][0]["loss"]
@@ -88,11 +93,11 @@ def test_the_loss_falls_and_a_killed_run_continues_to_the_same_bits(tmp_path: Pa
         raise Killed
 
     with pytest.raises(Killed):
-        train_ddpm(_task(config), World(), tmp_path / "broken", kill)
-    state = load_state(tmp_path / "broken")
+        _run(_task(config), tmp_path / "broken", kill)
+    state = States(tmp_path / "broken").load()
     assert state is not None and (state["step"], state["count"]) == (40, 40)
     again = _task(config, unet_seed=99)
-    again_ema, again_result = train_ddpm(again, World(), tmp_path / "broken", _quiet)
+    again_ema, again_result = _run(again, tmp_path / "broken", _quiet)
     x, y = _weights(whole, ema), _weights(again, again_ema)
     assert x.keys() == y.keys() and [k for k in x if not torch.equal(x[k], y[k])] == []
     for a, b in zip(result["history"], again_result["history"], strict=True):
@@ -105,7 +110,7 @@ def test_the_seed_decides_the_batches(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         task = _task(_config(num_steps=3), seed=seed)
         torch.rand(3)  # the global generator must not matter
-        train_ddpm(task, World(), tmp_path / name, _quiet)
+        _run(task, tmp_path / name, _quiet)
         weights.append(task.unet.state_dict())
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
     assert any(not torch.equal(weights[0][k], weights[2][k]) for k in weights[0])
@@ -114,4 +119,4 @@ def test_the_seed_decides_the_batches(tmp_path: Path) -> None:
 def test_an_exploding_run_says_what_to_do(tmp_path: Path) -> None:
     task = _task(_config(num_steps=8, lr=1e30, warmup_steps=0))
     with pytest.raises(FloatingPointError, match=r"NaN or infinite.*pretrain\.lr \(1e\+30\)"):
-        train_ddpm(task, World(), tmp_path, _quiet)
+        _run(task, tmp_path, _quiet)

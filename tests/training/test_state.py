@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssat_ray.training.state import NAME, drop_state, load_state, save_state
+from ssat_ray.training.state import States
 
 
 class Malicious:
@@ -32,8 +32,8 @@ def test_round_trip_of_tensors_and_plain_values(tmp_path: Path) -> None:
         "rule": {"best": float("-inf"), "history": [(10, 50.0)], "plateau_step": None},
         "bf16": torch.tensor([1.5], dtype=torch.bfloat16),
     }
-    save_state(tmp_path / "new" / "folder", state)
-    found = load_state(tmp_path / "new" / "folder")
+    States(tmp_path / "new" / "folder").save(7, state)
+    found = States(tmp_path / "new" / "folder").load()
     assert found is not None and found["step"] == 7 and found["rule"] == state["rule"]
     assert torch.equal(found["bf16"], state["bf16"]) and found["bf16"].dtype == torch.bfloat16
     for key, value in model.state_dict().items():
@@ -41,24 +41,31 @@ def test_round_trip_of_tensors_and_plain_values(tmp_path: Path) -> None:
     torch.testing.assert_close(found["optimiser"], state["optimiser"], rtol=0, atol=0)
 
 
-def test_saving_again_replaces_and_leaves_one_file(tmp_path: Path) -> None:
-    assert load_state(tmp_path) is None
-    for step in (1, 2):
-        save_state(tmp_path, {"step": step})
-    assert load_state(tmp_path) == {"step": 2} and os.listdir(tmp_path) == [NAME]
-    drop_state(tmp_path)
-    drop_state(tmp_path)
-    assert load_state(tmp_path) is None
+def test_the_newest_stay_and_a_damaged_one_is_passed_over(tmp_path: Path) -> None:
+    states = States(tmp_path / "job", keep=2)
+    assert states.load() is None
+    for step in (9, 10, 100):
+        states.save(step, {"step": step, "more": torch.arange(1000)})
+    files = sorted((tmp_path / "job").iterdir())
+    assert [f.name for f in files] == ["0000000010.pt", "0000000100.pt"]
+    found = states.load()
+    assert found is not None and found["step"] == 100
+    for damage in (files[1].read_bytes()[:-200], b""):
+        files[1].write_bytes(damage)
+        found = States(tmp_path / "job").load()
+        assert found is not None and found["step"] == 10
+    states.drop()
+    states.drop()
+    assert states.load() is None and not (tmp_path / "job").exists()
 
 
 @pytest.mark.parametrize("write", [torch.save, lambda o, p: p.write_bytes(pickle.dumps(o, 2))])
 def test_a_malicious_pickle_is_refused_before_it_runs(tmp_path: Path, write) -> None:
     target = tmp_path / "made-by-the-pickle"
-    write({"step": Malicious(target)}, tmp_path / NAME)
+    file = tmp_path / "0000000001.pt"
+    write({"step": Malicious(target)}, file)
     with pytest.raises(pickle.UnpicklingError):
-        load_state(tmp_path)
+        States(tmp_path).load()
     assert not target.exists()
-    torch.load(tmp_path / NAME, weights_only=False) if write is torch.save else pickle.loads(
-        (tmp_path / NAME).read_bytes()
-    )
+    torch.load(file, weights_only=False) if write is torch.save else pickle.loads(file.read_bytes())
     assert target.exists(), "the pickle was not malicious, so the test proves nothing"
