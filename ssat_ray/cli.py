@@ -12,6 +12,7 @@ import yaml
 from ssat_ray.bench_cli import bench
 from ssat_ray.config import Config
 from ssat_ray.errors import RunFailed, UserError
+from ssat_ray.export_cli import export
 from ssat_ray.loading import load_config, preset_names
 from ssat_ray.pool_cli import app as pool_app
 
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 app.add_typer(bench, name="bench")
 app.add_typer(pool_app, name="pool")
+app.command()(export)
 INTERRUPTED = 130
 """Exit code after Ctrl-C, which typer gives too instead of passing on the KeyboardInterrupt."""
 Preset = Annotated[str, typer.Argument(help="a preset's name (ssat presets) or a YAML file")]
