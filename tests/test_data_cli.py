@@ -45,6 +45,6 @@ def test_a_run_downloads_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     sets = ("--set", "data.name=cifar10", "--set", "data.path=set")
     with pytest.raises(UserError, match=r"cifar-10-python\.tar\.gz could not be downloaded"):
         run("run", "digits", "--download", *sets)
-    with pytest.raises(UserError, match="data.name=digits is not downloaded"):
+    with pytest.raises(UserError, match=r"data\.name=digits is not downloaded"):
         run("run", "digits", "--download")
     assert not (tmp_path / "runs").exists()
