@@ -42,16 +42,11 @@ def register(
     client = mlflow.MlflowClient(tracking_uri(uri, store))
     try:
         model_id = client.get_run(run_id).outputs.model_outputs[0].model_id
-        version = _version(client, name, model_id)
-        if version is None:
-            version = client.create_model_version(
-                name,
-                f"models:/{model_id}",
-                run_id,
-                tags,
-                description=description,
-                model_id=model_id,
-            )
+        # `models:/…` would be looked up in the tracking store of the whole process
+        place = client.get_logged_model(model_id).artifact_location
+        version = _version(client, name, place) or client.create_model_version(
+            name, place, run_id, tags, description=description, model_id=model_id
+        )
     except mlflow.exceptions.MlflowException as error:
         raise UserError(f"--register {name}: MLflow refuses ({reason(error)}).") from error
     return int(version.version)
@@ -68,8 +63,8 @@ def _child(folder: Path, report: str, child: str) -> str:
     return str(state["children"][child])
 
 
-def _version(client: Any, name: str, model_id: str) -> Any:
-    """The version that this logged model has; None where it has none. Makes the registered model."""
+def _version(client: Any, name: str, place: str) -> Any:
+    """The version whose files are at this place, or None. Makes the registered model if there is none."""
     import mlflow
 
     try:
@@ -78,4 +73,4 @@ def _version(client: Any, name: str, model_id: str) -> Any:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     found = client.search_model_versions(f"name = '{name}'")
-    return next((version for version in found if version.model_id == model_id), None)
+    return next((version for version in found if version.source == place), None)

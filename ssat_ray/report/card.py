@@ -274,7 +274,7 @@ def _made_by(made_by: dict[str, Any]) -> str:
 
 def _set_name(about: About) -> str:
     data = about["config"]["data"]
-    return SETS[data["name"]][0] if data["name"] in SETS else f"`{data['path']}`"
+    return SETS[data["name"]][0] if data["name"] in SETS else str(data["path"])
 
 
 def _seeds(seeds: list[int]) -> str:

@@ -86,7 +86,8 @@ def test_the_front_matter_leaves_the_license_to_the_author(about: dict[str, Any]
     about["config"]["data"] |= {"name": "npz", "path": "scans.npz"}
     found = front_matter(model_card(about))
     assert "datasets" not in found
-    assert found["model-index"][0]["results"][0]["dataset"]["type"] == "npz"
+    dataset = found["model-index"][0]["results"][0]["dataset"]
+    assert dataset == {"name": "scans.npz", "type": "npz"}
 
 
 def test_numbers_intervals_and_images(about: dict[str, Any]) -> None:
