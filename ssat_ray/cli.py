@@ -11,7 +11,9 @@ import yaml
 
 from ssat_ray.bench_cli import bench
 from ssat_ray.config import Config
+from ssat_ray.data_cli import app as data_app
 from ssat_ray.errors import RunFailed, UserError
+from ssat_ray.export_cli import export
 from ssat_ray.loading import load_config, preset_names
 from ssat_ray.pool_cli import app as pool_app
 
@@ -22,7 +24,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(bench, name="bench")
+app.add_typer(data_app, name="data")
 app.add_typer(pool_app, name="pool")
+app.command()(export)
 INTERRUPTED = 130
 """Exit code after Ctrl-C, which typer gives too instead of passing on the KeyboardInterrupt."""
 Preset = Annotated[str, typer.Argument(help="a preset's name (ssat presets) or a YAML file")]
@@ -52,9 +56,18 @@ def run(
     allow_masking: Annotated[
         bool, typer.Option("--allow-masking", help="do not fail when AutoAttack is above PGD")
     ] = False,
+    download: Annotated[
+        bool,
+        typer.Option("--download", help="first get the labelled set into data.path, if missing"),
+    ] = False,
 ) -> None:
     """Compute what is missing of a comparison or selection, then write its report. Run it again to resume."""
-    _run(load_config(preset, overrides or []), name, None, allow_masking)
+    config = load_config(preset, overrides or [])
+    if download:
+        from ssat_ray.data.download import download_set
+
+        download_set(config.data)
+    _run(config, name, None, allow_masking)
 
 
 @app.command()

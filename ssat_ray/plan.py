@@ -262,15 +262,15 @@ def _attack_settings(config: Config, attack: str) -> dict[str, Any]:
     return settings
 
 
-def check_name(name: str) -> str:
-    """The run name, if it is a plain file name: `ssat gc` looks for runs one folder deep.
+def check_name(name: str, option: str = "--name") -> str:
+    """The name that an option gives, if it is a plain file name: `ssat gc` looks for runs one folder deep.
 
     Raises:
         UserError: it is not.
     """
     if not name.strip() or name.startswith(".") or set(name) & set("/\\"):
         raise UserError(
-            f"--name {name!r}: a run name must be a plain file name: not empty, no / or \\, no dot in front."
+            f"{option} {name!r}: it must be a plain file name: not empty, no / or \\, no dot in front."
         )
     return name
 

@@ -37,7 +37,7 @@ MODEL_NEEDS = ("ssat_ray", "torch", "safetensors", "numpy")
 
 def is_due(plan: Plan, folder: Path) -> bool:
     """Whether the plan's report is still to be logged."""
-    return not _read_state(plan, folder).get("finished")
+    return not read_state(_report(plan).digest, folder).get("finished")
 
 
 def check(uri: str | None, store: Store, seconds: float = CHECK_SECONDS) -> None:
@@ -126,7 +126,7 @@ def log_run(config: Config, plan: Plan, store: Store, results: dict[str, Any], f
         UserError: the tracking store does not answer. MLflow's own exceptions: it fails later.
     """
     state_path = folder / STATE
-    state = _read_state(plan, folder)
+    state = read_state(_report(plan).digest, folder)
     if state.get("finished"):
         return str(state["parent"])
     check(config.runtime.tracking_uri, store)
@@ -304,11 +304,11 @@ class Tracker:
         self.client.set_terminated(run_id)
 
 
-def _read_state(plan: Plan, folder: Path) -> dict[str, Any]:
-    """What `mlflow.json` says of the plan's report; empty if it is of another one."""
+def read_state(report: str, folder: Path) -> dict[str, Any]:
+    """What a run's `mlflow.json` says of the report of this digest; empty if it is of another one."""
     path = folder / STATE
     state: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return state if state.get("report") == _report(plan).digest else {}
+    return state if state.get("report") == report else {}
 
 
 def _report(plan: Plan) -> Job:

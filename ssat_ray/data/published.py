@@ -17,6 +17,9 @@ from ssat_ray.data.importers.pickled import read_dict
 from ssat_ray.data.labelled import Rows
 from ssat_ray.errors import UserError
 
+DOWNLOADED = ("cifar10", "cifar100", "svhn")
+"""Sets whose files have published checksums, and that `download.py` gets."""
+
 
 def read_published(config: DataConfig) -> tuple[Rows, Rows | None]:
     """Training and test images of the set at `data.path`; no test images for a folder without a `test`.
@@ -47,7 +50,7 @@ def fingerprint(config: DataConfig) -> str:
     if root.is_file():
         return file_digest(root)
     if not root.is_dir():
-        raise UserError(f"data.path: {root} does not exist.")
+        raise UserError(f"data.path: {root} does not exist.{_how_to_get(config, root)}")
     published = list(_published_files(config, root))
     if published:
         for path, _ in published:
@@ -66,7 +69,7 @@ def _published_files(config: DataConfig, root: Path) -> Iterable[tuple[Path, str
     Raises:
         UserError: one is missing.
     """
-    if config.name not in ("cifar10", "cifar100", "svhn"):
+    if config.name not in DOWNLOADED:
         return
     from torchvision import datasets  # type: ignore[import-untyped]
 
@@ -81,13 +84,22 @@ def _published_files(config: DataConfig, root: Path) -> Iterable[tuple[Path, str
         if not (root / name).is_file():
             raise UserError(
                 f"data.path: {root} has no {name}; {config.name} consists of "
-                f"{', '.join(listed_name for listed_name, _ in listed)}."
+                f"{', '.join(listed_name for listed_name, _ in listed)}.{_how_to_get(config, root)}"
             )
         yield root / name, md5
 
 
-def _verified(config: DataConfig, root: Path) -> list[Path]:
-    """The set's files; with `data.verify` only if they are those that were published."""
+def _how_to_get(config: DataConfig, root: Path) -> str:
+    known = config.name in DOWNLOADED
+    return f" To get it: ssat data download {config.name} --to {root}" if known else ""
+
+
+def verified_files(config: DataConfig, root: Path) -> list[Path]:
+    """The files of CIFAR or SVHN in a folder; with `data.verify` only if they are those that were published.
+
+    Raises:
+        UserError: one is missing, or is not the published one.
+    """
     paths = []
     for path, md5 in _published_files(config, root):
         if config.verify:
@@ -103,7 +115,7 @@ def _verified(config: DataConfig, root: Path) -> list[Path]:
 
 def _cifar(config: DataConfig, root: Path) -> tuple[Rows, Rows]:
     label = "labels" if config.name == "cifar10" else "fine_labels"
-    parts = [_batch(path, label) for path in _verified(config, root)]
+    parts = [_batch(path, label) for path in verified_files(config, root)]
     return _joined(parts[:-1]), parts[-1]
 
 
@@ -120,7 +132,7 @@ def _batch(path: Path, label: str) -> Rows:
 
 
 def _svhn(config: DataConfig, root: Path) -> tuple[Rows, Rows]:
-    train, test = (_rows(path, ImportOptions()) for path in _verified(config, root))
+    train, test = (_rows(path, ImportOptions()) for path in verified_files(config, root))
     return train, test
 
 

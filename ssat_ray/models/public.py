@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,13 @@ def load_public(model: nn.Module, path: Path) -> None:
     if found:
         raise UserError(f"{path} {'; '.join(found)}. Is model.name right?")
     model.load_state_dict({key: state[key] for key in wanted})
+
+
+def public_file(weights: Mapping[str, Tensor]) -> bytes:
+    """A checkpoint as RobustBench's model zoo reads it: `torch.save` of the bare state dict."""
+    buffer = io.BytesIO()
+    torch.save({key: value.cpu().contiguous() for key, value in weights.items()}, buffer)
+    return buffer.getvalue()
 
 
 def _matching(content: Any, wanted: set[str]) -> dict[str, Tensor] | None:

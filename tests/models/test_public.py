@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -19,7 +20,7 @@ from ssat_ray.config import ModelConfig
 from ssat_ray.errors import UserError
 from ssat_ray.models.base import LAYERS, EmbeddingClassifier
 from ssat_ray.models.files import WEIGHTS, classifier_files
-from ssat_ray.models.public import load_public
+from ssat_ray.models.public import load_public, public_file
 from ssat_ray.models.registry import build_classifier
 
 NAMES = ["wrn-16-4-silu", "preact-resnet-18-silu"]
@@ -65,7 +66,15 @@ def test_recorded_keys_shapes_and_logits(name: str) -> None:
     with torch.no_grad():
         assert (model(x) - torch.tensor(golden["logits"])).abs().max() <= 1e-4
     files = classifier_files(model, ModelConfig(name=name), (3, 32, 32), 10)
-    assert set(safetensors.torch.load(files[WEIGHTS])) == set(golden["keys"])
+    weights = safetensors.torch.load(files[WEIGHTS])
+    assert set(weights) == set(golden["keys"])
+    published = torch.load(io.BytesIO(public_file(weights)), weights_only=True)
+    assert type(published) is dict
+    assert {key: list(value.shape) for key, value in published.items()} == golden["keys"]
+    fresh = build(name)
+    fresh.load_state_dict(published, strict=True)
+    with torch.no_grad():
+        assert (fresh(x) - torch.tensor(golden["logits"])).abs().max() <= 1e-4
 
 
 def conv(x: Tensor, weight: Tensor, stride: int) -> Tensor:
@@ -197,6 +206,20 @@ def test_a_checkpoint_loads_from_any_wrapping(wrapping: str, tmp_path: Path) -> 
     load_public(found, path)
     for key, value in model.state_dict().items():
         assert torch.equal(found.state_dict()[key], value), key
+
+
+def test_a_published_file_holds_a_bare_state_dict(tmp_path: Path) -> None:
+    """Whatever the tensors' layout: nobody else's module is channels-last."""
+    model, path = (
+        filled(build("wrn-10-1-silu")).to(memory_format=torch.channels_last),
+        tmp_path / "a.pt",
+    )
+    path.write_bytes(public_file(model.state_dict()))
+    found = torch.load(path, weights_only=True)
+    assert type(found) is dict and set(found) == set(model.state_dict())
+    for key, value in model.state_dict().items():
+        assert torch.equal(found[key], value) and found[key].is_contiguous()
+    load_public(build("wrn-10-1-silu"), path)
 
 
 class Harmful:
