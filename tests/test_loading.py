@@ -128,7 +128,10 @@ def test_a_later_override_wins_and_null_resets() -> None:
         ("select.ratio=0.00005", ["select.ratio=5e-05", "generate.num_images=10000"]),
         ("intermediate.batch_size=64", ["intermediate.bn_group=64", "runtime.train_workers=2"]),
         ("pretrain.batch_size=1", ["pretrain.batch_size=1", "runtime.train_workers=2"]),
-        ("runtime.train_workers=[1, 3]", ["intermediate.batch_size=128", "runtime.train_workers=3"]),
+        (
+            "runtime.train_workers=[1, 3]",
+            ["intermediate.batch_size=128", "runtime.train_workers=3"],
+        ),
         ("runtime.train_workers=[3, 1]", ["runtime.train_workers=[3, 1]", "least"]),
         ("train.batch_size=96", ["train.batch_size=96", "train.bn_group=64"]),
         (

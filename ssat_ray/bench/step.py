@@ -15,6 +15,7 @@ from ssat_ray.config import ModelConfig, ObjectiveConfig, ThreatConfig, TrainCon
 from ssat_ray.models.registry import build_classifier
 from ssat_ray.training.classifier import ClassifierTask, ClassifierTrainer
 from ssat_ray.training.schedule import set_lr
+from ssat_ray.training.step import Engine
 from ssat_ray.training.world import World
 
 THREADS = 2
@@ -33,13 +34,13 @@ class Case:
     needs_amx: bool = False
 
 
-_WRN = ("WRN-16-4", ModelConfig(name="wrn-16-4-silu"), (3, 32, 32), 64)
-_DIGITS = ("digits net", ModelConfig(), (1, 8, 8), 256)
+WRN = ("WRN-16-4", ModelConfig(name="wrn-16-4-silu"), (3, 32, 32), 64)
+DIGITS = ("digits net", ModelConfig(), (1, 8, 8), 256)
 CASES = (
-    Case(*_WRN, "float32", 1.4),
-    Case(*_WRN, "bf16", 4.0, needs_amx=True),
-    Case(*_DIGITS, "float32", None),
-    Case(*_DIGITS, "bf16", 2.0, needs_amx=True),
+    Case(*WRN, "float32", 1.4),
+    Case(*WRN, "bf16", 4.0, needs_amx=True),
+    Case(*DIGITS, "float32", None),
+    Case(*DIGITS, "bf16", 2.0, needs_amx=True),
 )
 
 
@@ -58,8 +59,11 @@ def run(repeats: int = 5, cases: tuple[Case, ...] = CASES) -> list[Comparison]:
         torch.set_num_threads(before)
 
 
-def trainer(case: Case) -> ClassifierTrainer:
-    """The product's trainer on random images."""
+def trainer(
+    case: Case, world: World | None = None, engine: Engine | None = None
+) -> ClassifierTrainer:
+    """The product's trainer on random images; the batch is one BatchNorm group, or one a rank."""
+    world = world or World()
     rng = torch.Generator().manual_seed(0)
     images = torch.randint(
         0, 256, (4 * case.batch_size, *case.image_shape), dtype=torch.uint8, generator=rng
@@ -70,7 +74,7 @@ def trainer(case: Case) -> ClassifierTrainer:
             model=build_classifier(case.model, case.image_shape, 10, seed=0),
             optimiser=TrainConfig(
                 batch_size=case.batch_size,
-                bn_group=case.batch_size,
+                bn_group=case.batch_size // world.size,
                 precision=case.precision,
                 lr=0.01,
                 warmup_steps=0,
@@ -82,7 +86,8 @@ def trainer(case: Case) -> ClassifierTrainer:
             unlabelled=None,
             seed=0,
         ),
-        World(),
+        world,
+        engine,
     )
 
 
