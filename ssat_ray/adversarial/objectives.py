@@ -17,6 +17,7 @@ from ssat_ray.adversarial.attacks import (
     pgd,
     random_start,
 )
+from ssat_ray.data.augment import Mix
 
 ObjectiveName = Literal["trades", "pgd-at"]
 LossParts = dict[str, Tensor]
@@ -43,13 +44,25 @@ def _row_weights(logits: Tensor, y: Tensor, weights: Tensor | None) -> Tensor:
 
 
 def _labelled_cross_entropy(
-    logits: Tensor, y: Tensor, weights: Tensor, label_smoothing: float
+    logits: Tensor, y: Tensor, weights: Tensor, label_smoothing: float, mix: Mix | None = None
 ) -> Tensor:
-    labelled = y >= 0
-    rows = F.cross_entropy(
-        logits, y.clamp(min=0).long(), reduction="none", label_smoothing=label_smoothing
-    )
-    return _weighted_mean(rows, weights * labelled)
+    rows = _cross_entropies(logits, y, mix, label_smoothing)
+    return _weighted_mean(rows, weights * (y >= 0))
+
+
+def _cross_entropies(
+    logits: Tensor, y: Tensor, mix: Mix | None, label_smoothing: float = 0.0
+) -> Tensor:
+    """(B,) of each row; of a mixed one those of both labels by share. Without meaning where y is -1."""
+
+    def of(labels: Tensor) -> Tensor:
+        return F.cross_entropy(
+            logits, labels.clamp(min=0).long(), reduction="none", label_smoothing=label_smoothing
+        )
+
+    if mix is None:
+        return of(y)
+    return mix.share * of(y) + (1 - mix.share) * of(mix.labels)
 
 
 def trades_loss(
@@ -60,6 +73,7 @@ def trades_loss(
     beta: float,
     label_smoothing: float = 0.0,
     weights: Tensor | None = None,
+    mix: Mix | None = None,
 ) -> tuple[Tensor, LossParts]:
     """Mean over labelled rows of CE(z, y) + beta * mean over all rows of KL(f(x) || f(x')).
 
@@ -75,6 +89,8 @@ def trades_loss(
         label_smoothing: share of the target spread over all classes, for the CE only.
         weights: (B,) non-negative per-sample weights (coresets): both means become
             sum(w * l) / sum(w). None for ones.
+        mix: CutMix's second labels and shares: a row's CE is then share * CE(z, y) + (1 - share) *
+            CE(z, y2). A row has both labels or neither.
 
     Returns:
         The scalar loss and detached scalars `loss`, `ce` and `kl` (nats; `kl` without beta).
@@ -91,7 +107,7 @@ def trades_loss(
         )
     logits, logits_adv = _at_least_float32(logits), _at_least_float32(logits_adv)
     row_weights = _row_weights(logits, y, weights)
-    ce = _labelled_cross_entropy(logits, y, row_weights, label_smoothing)
+    ce = _labelled_cross_entropy(logits, y, row_weights, label_smoothing, mix)
     log_p, log_q = logits.log_softmax(dim=1), logits_adv.log_softmax(dim=1)
     kl = _weighted_mean((log_p.exp() * (log_p - log_q)).sum(dim=1), row_weights)
     loss = ce + beta * kl
@@ -104,6 +120,7 @@ def pgd_at_loss(
     *,
     label_smoothing: float = 0.0,
     weights: Tensor | None = None,
+    mix: Mix | None = None,
 ) -> tuple[Tensor, LossParts]:
     """Mean over labelled rows of CE(z', y), the loss of PGD adversarial training.
 
@@ -112,6 +129,7 @@ def pgd_at_loss(
         y: (B,) integer labels; rows with -1 are ignored.
         label_smoothing: share of the target spread over all classes.
         weights: (B,) non-negative per-sample weights; the mean becomes sum(w * l) / sum(w).
+        mix: as in `trades_loss`.
 
     Returns:
         The scalar loss and detached scalars `loss` and `ce`; 0 without labelled rows.
@@ -123,7 +141,7 @@ def pgd_at_loss(
     """
     logits_adv = _at_least_float32(logits_adv)
     row_weights = _row_weights(logits_adv, y, weights)
-    loss = _labelled_cross_entropy(logits_adv, y, row_weights, label_smoothing)
+    loss = _labelled_cross_entropy(logits_adv, y, row_weights, label_smoothing, mix)
     return loss, {"loss": loss.detach(), "ce": loss.detach()}
 
 
@@ -179,7 +197,12 @@ class AdversarialObjective(nn.Module):
         return "normal" if self.name == "trades" else RANDOM_NOISE[self.norm]
 
     def forward(
-        self, x: Tensor, x_adv: Tensor, y: Tensor, weights: Tensor | None = None
+        self,
+        x: Tensor,
+        x_adv: Tensor,
+        y: Tensor,
+        weights: Tensor | None = None,
+        mix: Mix | None = None,
     ) -> tuple[Tensor, LossParts]:
         """The loss of one batch, on float32 logits, in the module's current mode (train).
 
@@ -192,13 +215,16 @@ class AdversarialObjective(nn.Module):
             x_adv: (B, C, H, W) what `perturb` returned for `x`.
             y: (B,) integer labels, -1 for none.
             weights: (B,) per-sample weights or None.
+            mix: CutMix's second labels and shares, or None.
 
         Returns:
             The scalar loss and its detached parts, see `trades_loss` and `pgd_at_loss`.
         """
         if self.name == "pgd-at":
             logits_adv = self.model(x_adv).float()
-            return pgd_at_loss(logits_adv, y, label_smoothing=self.label_smoothing, weights=weights)
+            return pgd_at_loss(
+                logits_adv, y, label_smoothing=self.label_smoothing, weights=weights, mix=mix
+            )
         logits, logits_adv = self.model(x).float(), self.model(x_adv).float()
         return trades_loss(
             logits,
@@ -207,6 +233,7 @@ class AdversarialObjective(nn.Module):
             beta=self.beta,
             label_smoothing=self.label_smoothing,
             weights=weights,
+            mix=mix,
         )
 
     def perturb(
@@ -219,17 +246,19 @@ class AdversarialObjective(nn.Module):
         step_size: float,
         num_steps: int,
         autocast: AutocastFactory | None = None,
+        mix: Mix | None = None,
     ) -> Tensor:
         """Training attack on the bare, frozen, eval-mode model; BatchNorm statistics stay.
 
         TRADES: KL ascent; the clean logits do not change, so they are computed once. PGD-AT: CE
-        ascent on y, and on the model's own prediction where y is -1.
+        ascent on y, and on the model's own prediction where y is -1; with `mix` on both labels by share.
 
         Args:
             x: (B, C, H, W) float in [0, 1].
             y: (B,) integer labels, -1 for none; not used by "trades".
             noise: (B, C, H, W) of kind `noise_kind`, the caller's slice of the global batch's.
             eps, step_size, num_steps, autocast: see `attacks.pgd`.
+            mix: CutMix's second labels and shares, or None; not used by "trades".
 
         Returns:
             (B, C, H, W) adversarial images, detached, in the memory format of `x`.
@@ -245,13 +274,15 @@ class AdversarialObjective(nn.Module):
 
                 start = gaussian_start(x, noise)
             else:
-                labels = y.long()
+                labels, second = y.long(), mix
                 if bool((labels < 0).any()):
                     predicted = self._clean_logits(x, autocast).argmax(dim=1)
+                    if mix is not None:
+                        second = Mix(torch.where(y < 0, predicted, mix.labels), mix.share)
                     labels = torch.where(labels < 0, predicted, labels)
 
                 def ascent(logits: Tensor) -> Tensor:
-                    return F.cross_entropy(logits, labels, reduction="sum")
+                    return _cross_entropies(logits, labels, second).sum()
 
                 start = random_start(x, noise, eps, self.norm)
             return pgd(

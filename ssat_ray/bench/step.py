@@ -87,7 +87,7 @@ def _compare(case: Case, repeats: int) -> Comparison:
     model = copy.deepcopy(ours.model).to(memory_format=torch.contiguous_format)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     set_lr(optimiser, 0.01)
-    x, y = (t.contiguous() for t in ours.batch())
+    x, y = (t.contiguous() for t in ours.batch()[:2])
     noise = ours.attack_noise("normal", x.shape).contiguous()
     objective, eps = ours.task.objective, ours.task.threat.eps
 

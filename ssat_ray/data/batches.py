@@ -17,6 +17,8 @@ _STREAMS = {
     "noise": 5,
     "timestep": 6,
     "evaluate": 7,
+    "flip": 8,
+    "cutmix": 9,
 }
 
 
@@ -60,15 +62,19 @@ def interleave(num_labelled: int, num_unlabelled: int) -> torch.Tensor:
     return torch.argsort(torch.cat([labelled, unlabelled]), stable=True)
 
 
-def random_shift(images: torch.Tensor, max_shift: int, rng: torch.Generator) -> torch.Tensor:
-    """Translate each image (B, C, H, W) by up to `max_shift` pixels each way, zeros moving in."""
+def shift_offsets(batch: int, max_shift: int, rng: torch.Generator) -> torch.Tensor:
+    """(batch, 2) where each image's window lies in its padded copy: 0 to 2 * max_shift, rows and columns."""
+    return torch.randint(0, 2 * max_shift + 1, (batch, 2), generator=rng)
+
+
+def shifted(images: torch.Tensor, max_shift: int, offsets: torch.Tensor) -> torch.Tensor:
+    """Each image (B, C, H, W) padded by `max_shift` zeros and cut at its offset (B, 2) again."""
     if max_shift == 0:
         return images
-    batch, _, height, width = images.shape
+    batch, channels, height, width = images.shape
     padded = F.pad(images, (max_shift,) * 4)
-    offsets = torch.randint(0, 2 * max_shift + 1, (batch, 2), generator=rng)
-    rows = (offsets[:, 0, None] + torch.arange(height))[:, None, :, None]
-    columns = (offsets[:, 1, None] + torch.arange(width))[:, None, None, :]
-    index = torch.arange(batch)[:, None, None, None]
-    channels = torch.arange(images.shape[1])[None, :, None, None]
-    return padded[index, channels, rows, columns]
+    rows = offsets[:, 0, None] + torch.arange(height, device=images.device)
+    columns = offsets[:, 1, None] + torch.arange(width, device=images.device)
+    index = torch.arange(batch, device=images.device)[:, None, None, None]
+    channel = torch.arange(channels, device=images.device)[None, :, None, None]
+    return padded[index, channel, rows[:, None, :, None], columns[:, None, None, :]]

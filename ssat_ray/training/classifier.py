@@ -23,11 +23,13 @@ from ssat_ray.config import (
     ThreatConfig,
     TrainConfig,
 )
-from ssat_ray.data.batches import epoch_indices, generator, interleave, random_shift
+from ssat_ray.data.augment import Mix, augmented
+from ssat_ray.data.batches import epoch_indices, generator, interleave
 from ssat_ray.data.labelled import unit_float
 from ssat_ray.models.base import num_flops
 from ssat_ray.models.ema import EMA
-from ssat_ray.training.schedule import PlateauRule, fixed_lr_factor, set_lr
+from ssat_ray.training.keep import Keeper
+from ssat_ray.training.schedule import rule_of, set_lr
 from ssat_ray.training.state import load_state, save_state
 from ssat_ray.training.world import World
 
@@ -45,8 +47,8 @@ class ClassifierTask:
 
     Args:
         model: the initial model, the same on every rank.
-        optimiser: `TrainConfig` trains adversarially to the plateau, `IntermediateConfig` trains on clean
-            images for a fixed number of steps.
+        optimiser: `TrainConfig` trains adversarially, to the plateau or as long as its schedule is;
+            `IntermediateConfig` trains on clean images for a fixed number of steps.
         objective, threat: the adversarial objective and radius; the threat also sets validation.
         labelled, validation: real images. unlabelled: pool images with pseudo-labels, or None.
         seed: decides batches, augmentation and noise.
@@ -84,7 +86,8 @@ class ClassifierTrainer:
         self.parallel = world.wrap(self.objective)
         self.optimiser = sgd(self.model, self.config)
         self.ema = EMA(self.model, self.config.ema_decay)
-        self.rule = stopping_rule(self.config)
+        self.rule = rule_of(self.config, len(task.labelled[0]))
+        self.keeper = Keeper.of(self.config)
         self.step = 0
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
@@ -96,7 +99,7 @@ class ClassifierTrainer:
     def advance(self) -> None:
         """One optimisation step on this rank's part of global batch `self.step`."""
         set_lr(self.optimiser, self.config.lr * self.lr_factor())
-        x, y = self.batch()
+        x, y, mix = self.batch()
         with torch.set_grad_enabled(True):
             if isinstance(self.objective, AdversarialObjective):
                 x_adv = self.objective.perturb(
@@ -107,9 +110,10 @@ class ClassifierTrainer:
                     step_size=self.task.objective.step_size,
                     num_steps=self.task.objective.num_steps,
                     autocast=self.autocast,
+                    mix=mix,
                 )
                 with self.autocast():
-                    loss, parts = self.parallel(x, x_adv, y)
+                    loss, parts = self.parallel(x, x_adv, y, mix=mix)
             else:
                 with self.autocast():
                     loss, parts = self.parallel(x, y)
@@ -122,11 +126,9 @@ class ClassifierTrainer:
         self.step += 1
 
     def lr_factor(self) -> float:
-        if isinstance(self.config, TrainConfig):
-            return self.rule.lr_factor(self.step, self.config.warmup_steps)
-        return fixed_lr_factor(self.step, self.config.num_steps, self.config.warmup_steps)
+        return self.rule.lr_factor(self.step, self.config.warmup_steps)
 
-    def batch(self) -> Images:
+    def batch(self) -> tuple[Tensor, Tensor, Mix | None]:
         """This rank's rows of the global batch: float32 images in [0, 1], channels-last, and labels."""
         task, total, part = (
             self.task,
@@ -147,11 +149,11 @@ class ClassifierTrainer:
             order = interleave(total - num_pool, num_pool)
             images = torch.cat([images, task.unlabelled[0][rows]])[order]
             labels = torch.cat([labels, task.unlabelled[1][rows]])[order]
-        images = random_shift(
-            images, self.config.augment_shift, generator(task.seed, "shift", self.step)
+        own, mix = augmented(
+            lambda at: images[at], labels, part, self.config, seed=task.seed, step=self.step
         )
-        x = unit_float(images[part]).contiguous(memory_format=torch.channels_last)
-        return x, labels[part]
+        x = unit_float(own).contiguous(memory_format=torch.channels_last)
+        return x, labels[part], mix
 
     def attack_noise(self, kind: NoiseKind, shape: torch.Size) -> Tensor:
         """This rank's rows of the noise drawn for the whole global batch."""
@@ -192,7 +194,7 @@ class ClassifierTrainer:
         return dict(zip(names, means, strict=True))
 
     def validate(self) -> tuple[float, float]:
-        """Clean and PGD-10 accuracy (percent) of the averaged model on the validation images, in float32."""
+        """Clean and PGD accuracy (percent) of the averaged model on the validation images, in float32."""
         images, labels = self.task.validation
         part = self.world.part(len(images))
         x = unit_float(images[part]).contiguous(memory_format=torch.channels_last)
@@ -206,7 +208,7 @@ class ClassifierTrainer:
                 lambda logits: F.cross_entropy(logits, y, reduction="sum"),
                 eps=threat.eps,
                 step_size=threat.eps / 4,
-                num_steps=VALIDATION_STEPS,
+                num_steps=getattr(self.config, "val_pgd_steps", VALIDATION_STEPS),
                 start=random_start(x, noise, threat.eps, threat.norm),
                 norm=threat.norm,
             )
@@ -219,16 +221,10 @@ class ClassifierTrainer:
 
     @property
     def expected_steps(self) -> int:
-        if isinstance(self.config, IntermediateConfig):
-            return self.config.num_steps
-        return self.rule.last_step or round(
-            self.config.max_steps * (1 + self.config.cooldown_fraction)
-        )
+        return self.rule.expected_steps
 
     @property
     def finished(self) -> bool:
-        if isinstance(self.config, IntermediateConfig):
-            return self.step >= self.config.num_steps
         return self.rule.last_step is not None and self.step >= self.rule.last_step
 
     def run(self, folder: Path, progress: Progress) -> dict[str, Any]:
@@ -246,6 +242,7 @@ class ClassifierTrainer:
                 losses = self.mean_losses()
                 clean, robust = self.validate()
                 self.rule.observe(self.step, robust)
+                self.keeper.observe(self.step, robust, self.ema.model)
                 self.seconds = time.perf_counter() - started
                 row = {
                     "step": self.step,
@@ -260,21 +257,23 @@ class ClassifierTrainer:
             if self.step % self.task.checkpoint_steps == 0 and not self.finished:
                 self.seconds = time.perf_counter() - started
                 self.save(folder)
+        self.keeper.put_into(self.ema.model)
         self.seconds = time.perf_counter() - started
         return self.result()
 
     def result(self) -> dict[str, Any]:
-        last = self.history[-1]
+        kept = self.keeper.kept(self.history)
         channels, height, width = self.task.labelled[0].shape[1:]
         forward = num_flops(self.model, (channels, height, width))
         return {
             "steps": self.step,
-            "plateau_step": self.rule.plateau_step if self.adversarial else None,
-            "hit_max_steps": self.rule.hit_max_steps if self.adversarial else False,
+            "plateau_step": self.rule.plateau_step,
+            "hit_max_steps": self.rule.hit_max_steps,
             "seconds": self.seconds,
             "flops": self.step * self.config.batch_size * forward * self.forward_units(),
-            "val_clean": last["val_clean"],
-            "val_pgd": last["val_pgd"],
+            "kept_step": kept["step"],
+            "val_clean": kept["val_clean"],
+            "val_pgd": kept["val_pgd"],
             "history": self.history,
         }
 
@@ -299,6 +298,7 @@ class ClassifierTrainer:
                     "ema": self.ema.model.state_dict(),
                     "ema_updates": self.ema.num_updates,
                     "rule": self.rule.state(),
+                    "keeper": self.keeper.state(),
                     "history": self.history,
                     "loss_sums": self.loss_sums,
                     "loss_count": self.loss_count,
@@ -316,7 +316,8 @@ class ClassifierTrainer:
         self.optimiser.load_state_dict(state["optimiser"])
         self.ema.model.load_state_dict(state["ema"])
         self.ema.num_updates = state["ema_updates"]
-        self.rule = PlateauRule.restore(state["rule"])
+        self.rule = self.rule.restore(state["rule"])
+        self.keeper.restore(state["keeper"])
         for name in ("step", "seconds", "history", "loss_sums", "loss_count"):
             setattr(self, name, state[name])
 
@@ -329,7 +330,7 @@ def drawn(kind: NoiseKind, shape: tuple[int, ...], rng: torch.Generator) -> Tens
 
 
 def sgd(model: nn.Module, config: OptimiserConfig) -> torch.optim.SGD:
-    """Nesterov SGD; no weight decay on biases and BatchNorm."""
+    """SGD, by default Nesterov's; no weight decay on biases and BatchNorm."""
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
     momentum = getattr(config, "momentum", 0.9)
@@ -340,13 +341,5 @@ def sgd(model: nn.Module, config: OptimiserConfig) -> torch.optim.SGD:
         ],
         lr=config.lr,
         momentum=momentum,
-        nesterov=momentum > 0,
+        nesterov=getattr(config, "nesterov", True) and momentum > 0,
     )
-
-
-def stopping_rule(config: TrainConfig | IntermediateConfig) -> PlateauRule:
-    if isinstance(config, TrainConfig):
-        return PlateauRule(
-            config.delta, config.patience, config.max_steps, config.cooldown_fraction
-        )
-    return PlateauRule(math.inf, 10**9, 10**9, 0.0)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssat_ray.config import PretrainConfig
-from ssat_ray.data.batches import epoch_indices, generator, random_shift
+from ssat_ray.data.batches import epoch_indices, generator, shift_offsets, shifted
 from ssat_ray.data.labelled import unit_float
 from ssat_ray.diffusion.noise import training_target
 from ssat_ray.models.ema import EMA
@@ -113,11 +113,12 @@ def _batch(task: DDPMTask, world: World, step: int) -> tuple[Tensor, Tensor, Ten
     """This rank's x0 in [-1, 1], noise, timesteps and labels of global batch `step`."""
     total, part = task.config.batch_size, world.part(task.config.batch_size)
     rows = epoch_indices(len(task.images), total, task.seed, "labelled", step)
-    shift = generator(task.seed, "shift", step)
-    images = random_shift(task.images[rows], task.config.augment_shift, shift)
+    size = task.config.augment_shift
+    offsets = shift_offsets(total, size, generator(task.seed, "shift", step))
+    images = shifted(task.images[rows[part]], size, offsets[part])
     x0 = unit_float(images) * 2 - 1
-    noise = torch.randn(x0.shape, generator=generator(task.seed, "noise", step))
+    noise = torch.randn((total, *x0.shape[1:]), generator=generator(task.seed, "noise", step))
     timesteps = torch.randint(
         0, task.config.num_timesteps, (total,), generator=generator(task.seed, "timestep", step)
     )
-    return x0[part], noise[part], timesteps[part], task.labels[rows][part]
+    return x0, noise[part], timesteps[part], task.labels[rows[part]]

@@ -16,9 +16,11 @@ from ssat_ray.adversarial.objectives import (
     pgd_at_loss,
     trades_loss,
 )
+from ssat_ray.data.augment import Mix
 
 Y = torch.tensor([2, -1, 0, 1, -1])
 WEIGHTS = torch.tensor([0.5, 2.0, 1.5, 0.0, 3.0], dtype=torch.float64)
+MIX = Mix(torch.tensor([1, -1, 0, 2, -1]), torch.tensor([0.25, 0.5, 0.9, 1.0, 0.0]))
 
 
 def _logits(seed: int, rows: int = 5, classes: int = 3) -> Tensor:
@@ -97,6 +99,32 @@ def test_pgd_at_ignores_unlabelled_rows() -> None:
         ones = torch.ones(5) if weights is None else weights
         assert float(loss) == pytest.approx(_loop(z_adv, z_adv, Y, 0.0, 0.2, ones)[1], rel=1e-12)
         assert float(parts["ce"]) == float(loss)
+
+
+def _soft_labels(y: Tensor, mix: Mix) -> Tensor:
+    """One distribution over the classes a row, from both of its labels."""
+    share = mix.share.double()[:, None]
+    first, second = (F.one_hot(v.clamp(min=0), 3) for v in (y, mix.labels))
+    return share * first + (1 - share) * second
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+def test_two_labels_a_row_are_one_distribution_over_classes(weights: Tensor | None) -> None:
+    z, z_adv, labelled = _logits(0), _logits(1), Y >= 0
+    w = (torch.ones(5) if weights is None else weights)[labelled]
+    soft = _soft_labels(Y, MIX)[labelled]
+
+    def ce(logits: Tensor) -> float:
+        rows = F.cross_entropy(logits[labelled], soft, reduction="none", label_smoothing=0.1)
+        return float((w * rows).sum() / w.sum())
+
+    settings: dict[str, Any] = {"label_smoothing": 0.1, "weights": weights, "mix": MIX}
+    loss, parts = trades_loss(z, z_adv, Y, beta=6.0, **settings)
+    _, plain = trades_loss(z, z_adv, Y, beta=6.0, label_smoothing=0.1, weights=weights)
+    assert float(parts["ce"]) == pytest.approx(ce(z), rel=1e-6)
+    assert torch.equal(parts["kl"], plain["kl"])
+    assert float(loss) == pytest.approx(ce(z) + 6 * float(plain["kl"]), rel=1e-6)
+    assert float(pgd_at_loss(z_adv, Y, **settings)[0]) == pytest.approx(ce(z_adv), rel=1e-6)
 
 
 def test_batches_without_labels_or_weight_give_zero_not_nan() -> None:
@@ -246,6 +274,39 @@ def test_pgd_at_perturb_raises_ce_and_uses_the_prediction_without_a_label(net: N
         before = F.cross_entropy(model(start), filled, reduction="none")
         after = F.cross_entropy(model(found), filled, reduction="none")
     assert bool((after > before).all())
+
+
+def test_perturb_of_mixed_rows_climbs_both_labels(net: Net) -> None:
+    """One step against the gradient's sign at the start; TRADES has no use for labels."""
+    x, y, noise = _batch()
+    u, one = noise.clamp(-1, 1), {"eps": 0.1, "step_size": 0.03, "num_steps": 1}
+    trades = AdversarialObjective(net, name="trades")
+    assert torch.equal(
+        trades.perturb(x, y, noise, mix=MIX, **one), trades.perturb(x, y, noise, **one)
+    )
+    found = AdversarialObjective(net, name="pgd-at").perturb(x, y, u, mix=MIX, **one)
+    model = deepcopy(net).eval()
+    soft = _soft_labels(y, MIX).float()
+    soft[y < 0] = F.one_hot(model(x)[y < 0].argmax(1), 3).float()
+    start = (x + 0.1 * u).clamp(0, 1).requires_grad_()
+    (gradient,) = torch.autograd.grad(-(soft * model(start).log_softmax(1)).sum(), start)
+    expected = start.detach() + 0.03 * gradient.sign()
+    expected = torch.minimum(torch.maximum(expected, x - 0.1), x + 0.1).clamp(0, 1)
+    assert float(((found - expected).abs() > 1e-5).float().mean()) < 0.02
+
+
+def test_forward_passes_both_labels_on(net: Net) -> None:
+    net.drop.p = 0.0
+    x, y, noise = _batch()
+    x_adv = (x + 0.2 * noise).clamp(0, 1)
+    for name in ("trades", "pgd-at"):
+        z, z_adv = deepcopy(net)(x), deepcopy(net)(x_adv)
+        found, _ = AdversarialObjective(net, name=name, beta=4.0)(x, x_adv, y, mix=MIX)
+        if name == "trades":
+            expected, _ = trades_loss(z, z_adv, y, beta=4.0, mix=MIX)
+        else:
+            expected, _ = pgd_at_loss(z_adv, y, mix=MIX)
+        assert found.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_forward_uses_separate_batchnorm_statistics(net: Net) -> None:

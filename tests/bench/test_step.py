@@ -28,7 +28,7 @@ def test_both_sides_train_alike() -> None:
     """From the same weights and noise the losses differ by the order of operations only."""
     ours = step.trainer(TINY)
     model = copy.deepcopy(ours.model)
-    x, y = ours.batch()
+    x, y, _ = ours.batch()
     noise = ours.attack_noise("normal", x.shape)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.01)
     objective = ours.task.objective
@@ -51,7 +51,7 @@ def test_the_textbook_attack_raises_the_loss() -> None:
     losses = []
     for num_steps in (0, 10):
         ours = step.trainer(TINY)
-        x, y = ours.batch()
+        x, y, _ = ours.batch()
         optimiser = torch.optim.SGD(ours.model.parameters(), lr=0.0)
         settings = {"eps": 0.3, "step_size": 0.1, "num_steps": num_steps, "beta": 5.0}
         noise = ours.attack_noise("normal", x.shape)
