@@ -164,7 +164,8 @@ class TrainConfig(OptimiserConfig):
     momentum: float = Field(0.9, ge=0, lt=1)
     nesterov: bool = Field(True, description="Nesterov's momentum, where momentum is above 0")
     schedule: Literal["plateau", "onecycle", "cosine", "multistep"] = Field(
-        "plateau", description="plateau ends by validation, the others after num_steps or num_epochs"
+        "plateau",
+        description="plateau ends by validation, the others after num_steps or num_epochs",
     )
     num_steps: Positive | None = Field(None, description="length of a schedule with an end")
     num_epochs: Positive | None = Field(
@@ -177,7 +178,9 @@ class TrainConfig(OptimiserConfig):
     keep: Literal["best", "last"] | None = Field(
         None, description="which averaged model; null: last with plateau, else best by validation"
     )
-    max_steps: Positive = Field(2000, description="plateau: steps before the cool-down at the latest")
+    max_steps: Positive = Field(
+        2000, description="plateau: steps before the cool-down at the latest"
+    )
     eval_every: Positive = Field(40, description="steps between validations")
     val_pgd_steps: Positive = Field(10, description="steps of PGD in a validation")
     patience: Positive = Field(

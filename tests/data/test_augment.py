@@ -1,5 +1,6 @@
 """Mirror images and CutMix against loops and closed forms; a rank's rows are those of the whole batch."""
 
+from itertools import pairwise
 from math import lgamma
 
 import numpy as np
@@ -105,9 +106,7 @@ def test_partners_permute_the_rows_of_either_kind(labels: list[int], seed: int) 
 
 def test_partners_are_uniform() -> None:
     labels = torch.tensor([0, -1, 2, 1])
-    found = torch.stack(
-        [cutmix_draws(labels, 4, 4, 1.0, _rng(s)).partner for s in range(1000)]
-    )
+    found = torch.stack([cutmix_draws(labels, 4, 4, 1.0, _rng(s)).partner for s in range(1000)])
     counts = torch.bincount(found[:, 0], minlength=4) / 1000
     assert counts[1] == 0 and (counts[[0, 2, 3]] - 1 / 3).abs().max() < 4 * 0.015
 
@@ -175,10 +174,7 @@ def test_a_ranks_rows_are_those_of_the_whole_batch(cuts: list[int]) -> None:
     images, labels = _images(16), torch.arange(16) % 3 - 1
     whole, mix = _augmented(images, labels, EVERYTHING)
     assert mix is not None
-    parts = [
-        _augmented(images, labels, EVERYTHING, slice(a, b))
-        for a, b in zip(cuts, cuts[1:], strict=False)
-    ]
+    parts = [_augmented(images, labels, EVERYTHING, slice(a, b)) for a, b in pairwise(cuts)]
     assert torch.equal(torch.cat([x for x, _ in parts]), whole)
     for name in ("labels", "share"):
         joined = torch.cat([getattr(m, name) for _, m in parts])
