@@ -58,7 +58,10 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _path_unless_digits(self) -> DataConfig:
         if self.name != "digits" and not self.path:
-            raise ValueError(f"data.name={self.name} needs data.path, the file or folder to read")
+            raise ValueError(
+                f"data.name={self.name} needs data.path, the file or folder to read: "
+                "--set data.path=..."
+            )
         if self.name == "digits" and self.path:
             raise ValueError(f"data.path={self.path} needs a data.name other than digits")
         if self.num_test is None and self.name in ("digits", "npz"):
@@ -142,6 +145,7 @@ class OptimiserConfig(Section):
     warmup_steps: int = Field(20, ge=0)
     ema_decay: float = Field(0.99, ge=0, lt=1)
     augment_shift: int = Field(1, ge=0, description="random translation, pixels each way")
+    augment_flip: bool = Field(False, description="mirror every other image, left to right")
     precision: Literal["float32", "bf16"] = "bf16"
 
 
@@ -156,20 +160,59 @@ class IntermediateConfig(OptimiserConfig):
 
 
 class TrainConfig(OptimiserConfig):
-    """SSAT: constant rate with weight averaging to a plateau, then a linear cool-down."""
+    """SSAT: constant rate with weight averaging to a plateau and a cool-down, or a published recipe's length."""
 
     unsup_fraction: float = Field(0.5, ge=0, lt=1, description="share of a batch from the pool")
+    cutmix: float = Field(0.0, ge=0, description="alpha of CutMix's Beta(alpha, alpha); 0: none")
     momentum: float = Field(0.9, ge=0, lt=1)
-    max_steps: Positive = Field(2000, description="steps before the cool-down at the latest")
-    eval_every: Positive = Field(40, description="steps between validation PGD-10")
-    patience: Positive = Field(4, description="evaluations without a rise that make a plateau")
-    delta: float = Field(0.5, ge=0, description="rise that counts, in points of accuracy")
-    cooldown_fraction: Fraction = Field(0.25, description="cool-down steps / steps run so far")
+    nesterov: bool = Field(True, description="Nesterov's momentum, where momentum is above 0")
+    schedule: Literal["plateau", "onecycle", "cosine", "multistep"] = Field(
+        "plateau",
+        description="plateau ends by validation, the others after num_steps or num_epochs",
+    )
+    num_steps: Positive | None = Field(None, description="length of a schedule with an end")
+    num_epochs: Positive | None = Field(
+        None, description="the same in epochs of ceil(labelled images / batch_size) steps"
+    )
+    pct_start: Fraction = Field(0.025, description="onecycle: share of the run in which it rises")
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (0.75, 0.9), strict=False, description="multistep: shares of the run; each divides it by 10"
+    )
+    keep: Literal["best", "last"] | None = Field(
+        None, description="which averaged model; null: last with plateau, else best by validation"
+    )
+    max_steps: Positive = Field(
+        2000, description="plateau: steps before the cool-down at the latest"
+    )
+    eval_every: Positive = Field(40, description="steps between validations")
+    val_pgd_steps: Positive = Field(10, description="steps of PGD in a validation")
+    patience: Positive = Field(
+        4, description="plateau: evaluations without a rise that make a plateau"
+    )
+    delta: float = Field(0.5, ge=0, description="plateau: rise that counts, in points of accuracy")
+    cooldown_fraction: Fraction = Field(
+        0.25, description="plateau: cool-down steps / steps run so far"
+    )
     none_recipes: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
         description="further recipes for the row `none`, which keeps its best by validation: "
         "name -> overrides of this section",
     )
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainConfig:
+        given = [k for k in ("num_steps", "num_epochs") if getattr(self, k) is not None]
+        if self.schedule == "plateau" and given:
+            raise ValueError(
+                f"train.{given[0]}={getattr(self, given[0])} goes with train.schedule=onecycle, cosine "
+                "or multistep; train.schedule=plateau ends by itself, at train.max_steps at the latest"
+            )
+        if self.schedule != "plateau" and len(given) != 1:
+            raise ValueError(
+                f"train.schedule={self.schedule} needs a length: set one of train.num_steps and "
+                f"train.num_epochs{' and not both' if given else ''}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _recipes_are_valid(self) -> TrainConfig:
@@ -249,10 +292,14 @@ class PoolConfig(Section):
 
     @model_validator(mode="after")
     def _path_with_external(self) -> PoolConfig:
-        if (self.source == "external") != (self.path is not None):
+        if self.source == "external" and self.path is None:
             raise ValueError(
-                "pool.path goes with pool.source=external, and pool.source=external with pool.path; "
-                f"found pool.source={self.source}, pool.path={self.path}"
+                "pool.source=external needs pool.path, the folder or URI of a pool that "
+                "`ssat pool import` has made: --set pool.path=..."
+            )
+        if self.source != "external" and self.path is not None:
+            raise ValueError(
+                f"pool.path={self.path} goes with pool.source=external; found pool.source={self.source}"
             )
         return self
 

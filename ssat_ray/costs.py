@@ -21,6 +21,7 @@ from ssat_ray.selection.points import Frame
 from ssat_ray.selection.scores import random_score
 from ssat_ray.stages.cluster_actors import KMEANS_BITS
 from ssat_ray.store import Job, Store
+from ssat_ray.training.schedule import rule_of
 
 MOST_STEPS = 200
 """Steps of `intermediate` and `pretrain` that a probe takes at most."""
@@ -276,9 +277,9 @@ def _choice_bytes(config: Config) -> float:
 
 
 def _train(config: Config, probe: Probe, read: float) -> Costs:
-    """Every row to `train.max_steps` and its cool-down, so an upper bound; evaluation is left out."""
+    """Every row to the end of its schedule, the plateau's at the latest; evaluation is left out."""
     for record in probe.records(probe.extras, "train"):
-        steps = config.train.max_steps * (1 + config.train.cooldown_fraction)
+        steps = rule_of(config.train, record["images"]["labelled"]).expected_steps
         trainings = len(config.rows) + len(config.train.none_recipes) * ("none" in config.rows)
         yield StageCost(
             "train",

@@ -208,6 +208,7 @@ def extra_jobs(config: Config, size: Sizes) -> list[Job]:
         jobs += [job for job in plan.unique if job.stage in ("labelled", "pretrain", "generate")]
     if config.goal == "comparison":
         tree |= {"goal": "comparison", "rows": ("none", "random")}
+        tree["train"] |= {"schedule": "plateau", "num_steps": None, "num_epochs": None}
         tree["train"] |= {"max_steps": TRAIN_STEPS, "eval_every": TRAIN_STEPS, "none_recipes": {}}
         plan = build_plan(Config.model_validate(tree))
         jobs += plan.jobs["none", config.seeds[0], "train"].closure()

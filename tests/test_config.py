@@ -1,5 +1,9 @@
 """The configuration tree itself: defaults pass their own checks, sections stand alone, nothing changes."""
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 import yaml
 from pydantic import ValidationError
@@ -25,6 +29,36 @@ def test_recipes_override_only_what_they_name() -> None:
     assert config.recipe("slow").model_dump() == expected
     default = config.model_dump() | {"none_recipes": {}}
     assert config.recipe("default").model_dump() == default
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value and prefix.count(".") < 1:
+            found |= _leaves(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found
+
+
+def test_the_page_has_every_key_with_its_default_and_what_the_demonstrations_set() -> None:
+    """docs/configuration.md, where it comes with the source."""
+    page = Path(__file__).parent.parent / "docs" / "configuration.md"
+    rows = [line.split(" | ") for line in page.read_text().splitlines() if line.startswith("| `")]
+    found = {row[0].strip("| `"): row for row in rows if len(row) == 6}
+    defaults = _leaves(Config().model_dump(mode="json"))
+    presets = {
+        name: _leaves(load_config(name).model_dump(mode="json"))
+        for name in ("digits", "scale-100m")
+    }
+    assert set(found) == set(defaults)
+    for key, row in found.items():
+        assert row[3].strip() == f"`{json.dumps(defaults[key])}`", key
+        shown = row[4]
+        for name, values in presets.items():
+            text = f"`{json.dumps(values[key])}` in "
+            differs = key != "preset" and values[key] != defaults[key]
+            assert (f"{text}`{name}`" in shown or f"{text}both" in shown) == differs, (key, name)
 
 
 def test_sections_can_be_built_alone() -> None:

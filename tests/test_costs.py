@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ssat_ray.costs import Probe, Sizes, take_apart
+from ssat_ray.costs import Probe, Sizes, _train, take_apart
 from ssat_ray.data.pool import MANIFEST, manifest
 from ssat_ray.data.shard import Shard, write_shard
 from ssat_ray.estimate import Target, estimate
@@ -97,6 +98,26 @@ def test_wall_time_is_taken_apart_into_starts_and_slopes(probe: Probe) -> None:
     assert cluster.bytes_per_refined == 4 * 16
     assert costs["select"].bytes_per_image == pytest.approx(4 + 0.1 * (40 + 18))
     assert (measured.image_shape, measured.gpus) == ((1, 8, 8), 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ("train={max_steps: 100}", 125),  # with the cool-down
+        ("train={schedule: cosine, num_epochs: 7}", 21),  # of ceil(300 / 128) steps
+        ("train={schedule: multistep, num_steps: 90}", 90),
+    ],
+)
+def test_training_is_costed_to_the_end_of_its_schedule(
+    probe: Probe, settings: str, steps: int
+) -> None:
+    job = Job("train", 2, {"seed": 0, "recipe": "default"}, {})
+    record = {"seconds": 3.0, "steps": 25, "images": {"labelled": 300, "pool": 0}, **MEMORY}
+    probe.store.publish(job, record)
+    config = load_config("digits", ["rows=[none, full]", settings])
+    (cost,) = _train(config, replace(probe, extras=[job], walls={"train": 43.0}), 0.0)
+    assert cost.per_seed == pytest.approx(3.0 / 25 * steps * 2)  # two rows
+    assert cost.once == pytest.approx(40.0)
 
 
 def test_the_probe_itself_is_predicted(probe: Probe) -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ssat_ray.config import TrainConfig
 from ssat_ray.loading import load_config
 from ssat_ray.plan import build_plan
 from ssat_ray.probe import (
@@ -21,6 +22,7 @@ from ssat_ray.probe import (
     probe_config,
     sizes,
 )
+from ssat_ray.training.schedule import rule_of
 
 SSAT = str(Path(sys.executable).with_name("ssat"))
 
@@ -84,6 +86,13 @@ def test_a_comparison_on_a_generated_pool_needs_more_jobs() -> None:
     stages = [job.stage for job in extra_jobs(load_config("digits"), size)]
     assert sorted(set(stages)) == ["generate", "labelled", "pretrain", "train"]
     assert extra_jobs(load_config("scale-100m"), size) == []
+
+
+def test_the_probe_of_a_long_schedule_takes_a_few_steps() -> None:
+    config = load_config("digits", ["train.schedule=onecycle", "train.num_epochs=400"])
+    size = sizes(config, 10**6, rate=80_000, seconds=60, shape=[1, 8, 8])
+    (job,) = (job for job in extra_jobs(config, size) if job.stage == "train")
+    assert rule_of(TrainConfig(**job.config["train"]), 300).expected_steps == 25
 
 
 @pytest.mark.ray

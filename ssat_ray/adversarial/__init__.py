@@ -4,12 +4,8 @@ from ssat_ray.adversarial.attacks import frozen, gaussian_start, pgd, random_sta
 from ssat_ray.adversarial.autoattack import apgd_ce_flags, autoattack_flags
 from ssat_ray.adversarial.evaluation import clean_flags, masking_warnings, pgd_flags
 from ssat_ray.adversarial.intervals import bootstrap_interval, paired_difference
-from ssat_ray.adversarial.objectives import (
-    AdversarialObjective,
-    CleanObjective,
-    pgd_at_loss,
-    trades_loss,
-)
+from ssat_ray.adversarial.losses import pgd_at_loss, trades_loss
+from ssat_ray.adversarial.objectives import AdversarialObjective, CleanObjective
 
 __all__ = [
     "AdversarialObjective",

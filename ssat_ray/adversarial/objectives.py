@@ -1,4 +1,4 @@
-"""Training objectives (TRADES, PGD-AT, clean) as losses and as modules with one forward."""
+"""Training objectives (TRADES, PGD-AT, clean) as modules with one forward, and their attack."""
 
 import math
 from typing import Literal, get_args
@@ -17,130 +17,18 @@ from ssat_ray.adversarial.attacks import (
     pgd,
     random_start,
 )
+from ssat_ray.adversarial.losses import (
+    LossParts,
+    Totals,
+    cross_entropies,
+    labelled_cross_entropy,
+    pgd_at_loss,
+    row_weights_of,
+    trades_loss,
+)
+from ssat_ray.data.augment import Mix
 
 ObjectiveName = Literal["trades", "pgd-at"]
-LossParts = dict[str, Tensor]
-Totals = tuple[Tensor, Tensor]
-"""Denominators of the means over labelled rows and over all rows: sums of row weights, scalars."""
-
-
-def _at_least_float32(logits: Tensor) -> Tensor:
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-
-
-def totals(y: Tensor, weights: Tensor | None = None) -> Totals:
-    """The denominators of a batch (B,) of labels and row weights (None for ones), in float32.
-
-    A rank or a micro-batch that holds a part of the rows gives its losses these of the whole batch: the
-    parts' losses then add up to the whole batch's.
-    """
-    rows = torch.ones_like(y, dtype=torch.float32) if weights is None else weights.float()
-    return (rows * (y >= 0)).sum(), rows.sum()
-
-
-def _weighted_mean(values: Tensor, weights: Tensor, total: Tensor | None) -> Tensor:
-    """Sum of weights * values over `total` (None: the sum of weights); 0 where that is 0."""
-    if total is None:
-        total = weights.sum()
-    return (weights * values).sum() / torch.where(total > 0, total, torch.ones_like(total))
-
-
-def _row_weights(logits: Tensor, y: Tensor, weights: Tensor | None) -> Tensor:
-    if y.shape != logits.shape[:1]:
-        raise ValueError(f"y has shape {tuple(y.shape)}, logits have {tuple(logits.shape)}")
-    if weights is None:
-        return logits.new_ones(logits.shape[0])
-    if weights.shape != y.shape:
-        raise ValueError(f"weights have shape {tuple(weights.shape)}, y has {tuple(y.shape)}")
-    return weights.to(logits.dtype)
-
-
-def _labelled_cross_entropy(
-    logits: Tensor, y: Tensor, weights: Tensor, label_smoothing: float, of: Totals | None
-) -> Tensor:
-    labelled = y >= 0
-    rows = F.cross_entropy(
-        logits, y.clamp(min=0).long(), reduction="none", label_smoothing=label_smoothing
-    )
-    return _weighted_mean(rows, weights * labelled, None if of is None else of[0])
-
-
-def trades_loss(
-    logits: Tensor,
-    logits_adv: Tensor,
-    y: Tensor,
-    *,
-    beta: float,
-    label_smoothing: float = 0.0,
-    weights: Tensor | None = None,
-    of: Totals | None = None,
-) -> tuple[Tensor, LossParts]:
-    """Mean over labelled rows of CE(z, y) + beta * mean over all rows of KL(f(x) || f(x')).
-
-    The gradient flows through both arguments of the KL, as in the reference code.
-
-    Args:
-        logits: (B, K) of the clean images, z.
-        logits_adv: (B, K) of the adversarial images, z'.
-        y: (B,) integer labels; -1 skips the CE of that row and keeps its KL.
-        beta: weight of the KL term.
-        label_smoothing: share of the target spread over all classes, for the CE only.
-        weights: (B,) non-negative per-sample weights (coresets): both means become
-            sum(w * l) / sum(w). None for ones.
-        of: `totals` of the batch that these rows are a part of; None: they are all of it.
-
-    Returns:
-        The scalar loss and detached scalars `loss`, `ce` and `kl` (nats; `kl` without beta).
-        Without labelled rows `ce` is 0.
-
-    Raises:
-        ValueError: shapes do not match.
-
-    Source: Zhang et al. 2019 (TRADES), equation 5 and reference code; method.md section 4.
-    """
-    if logits.shape != logits_adv.shape:
-        raise ValueError(
-            f"logits have shape {tuple(logits.shape)}, logits_adv {tuple(logits_adv.shape)}"
-        )
-    logits, logits_adv = _at_least_float32(logits), _at_least_float32(logits_adv)
-    row_weights = _row_weights(logits, y, weights)
-    ce = _labelled_cross_entropy(logits, y, row_weights, label_smoothing, of)
-    log_p, log_q = logits.log_softmax(dim=1), logits_adv.log_softmax(dim=1)
-    divergence = (log_p.exp() * (log_p - log_q)).sum(dim=1)
-    kl = _weighted_mean(divergence, row_weights, None if of is None else of[1])
-    loss = ce + beta * kl
-    return loss, {"loss": loss.detach(), "ce": ce.detach(), "kl": kl.detach()}
-
-
-def pgd_at_loss(
-    logits_adv: Tensor,
-    y: Tensor,
-    *,
-    label_smoothing: float = 0.0,
-    weights: Tensor | None = None,
-    of: Totals | None = None,
-) -> tuple[Tensor, LossParts]:
-    """Mean over labelled rows of CE(z', y), the loss of PGD adversarial training.
-
-    Args:
-        logits_adv: (B, K) of the adversarial images.
-        y: (B,) integer labels; rows with -1 are ignored.
-        label_smoothing: share of the target spread over all classes.
-        weights: (B,) non-negative per-sample weights; the mean becomes sum(w * l) / sum(w).
-        of: as in `trades_loss`.
-
-    Returns:
-        The scalar loss and detached scalars `loss` and `ce`; 0 without labelled rows.
-
-    Raises:
-        ValueError: shapes do not match.
-
-    Source: Madry et al. 2018, equation 2.1; method.md section 4.
-    """
-    logits_adv = _at_least_float32(logits_adv)
-    row_weights = _row_weights(logits_adv, y, weights)
-    loss = _labelled_cross_entropy(logits_adv, y, row_weights, label_smoothing, of)
-    return loss, {"loss": loss.detach(), "ce": loss.detach()}
 
 
 def _check_label_smoothing(label_smoothing: float) -> None:
@@ -204,6 +92,7 @@ class AdversarialObjective(nn.Module):
         y: Tensor,
         weights: Tensor | None = None,
         of: Totals | None = None,
+        mix: Mix | None = None,
     ) -> tuple[Tensor, LossParts]:
         """The loss of one batch, on float32 logits, in the module's current mode (train).
 
@@ -216,6 +105,7 @@ class AdversarialObjective(nn.Module):
             x_adv: (B, C, H, W) what `perturb` returned for `x`.
             y: (B,) integer labels, -1 for none.
             weights: (B,) per-sample weights or None.
+            mix: CutMix's second labels and shares, or None.
             of: `totals` of the batch that these rows are a part of, or None.
 
         Returns:
@@ -224,7 +114,12 @@ class AdversarialObjective(nn.Module):
         if self.name == "pgd-at":
             logits_adv = self.model(x_adv).float()
             return pgd_at_loss(
-                logits_adv, y, label_smoothing=self.label_smoothing, weights=weights, of=of
+                logits_adv,
+                y,
+                label_smoothing=self.label_smoothing,
+                weights=weights,
+                of=of,
+                mix=mix,
             )
         logits, logits_adv = self.model(x).float(), self.model(x_adv).float()
         return trades_loss(
@@ -235,6 +130,7 @@ class AdversarialObjective(nn.Module):
             label_smoothing=self.label_smoothing,
             weights=weights,
             of=of,
+            mix=mix,
         )
 
     def perturb(
@@ -247,17 +143,19 @@ class AdversarialObjective(nn.Module):
         step_size: float,
         num_steps: int,
         autocast: AutocastFactory | None = None,
+        mix: Mix | None = None,
     ) -> Tensor:
         """Training attack on the bare, frozen, eval-mode model; BatchNorm statistics stay.
 
         TRADES: KL ascent; the clean logits do not change, so they are computed once. PGD-AT: CE
-        ascent on y, and on the model's own prediction where y is -1.
+        ascent on y, and on the model's own prediction where y is -1; with `mix` on both labels by share.
 
         Args:
             x: (B, C, H, W) float in [0, 1].
             y: (B,) integer labels, -1 for none; not used by "trades".
             noise: (B, C, H, W) of kind `noise_kind`, the caller's slice of the global batch's.
             eps, step_size, num_steps, autocast: see `attacks.pgd`.
+            mix: CutMix's second labels and shares, or None; not used by "trades".
 
         Returns:
             (B, C, H, W) adversarial images, detached, in the memory format of `x`.
@@ -273,13 +171,15 @@ class AdversarialObjective(nn.Module):
 
                 start = gaussian_start(x, noise)
             else:
-                labels = y.long()
+                labels, second = y.long(), mix
                 if not self.every_row_labelled:
                     predicted = self._clean_logits(x, autocast).argmax(dim=1)
+                    if mix is not None:
+                        second = Mix(torch.where(y < 0, predicted, mix.labels), mix.share)
                     labels = torch.where(labels < 0, predicted, labels)
 
                 def ascent(logits: Tensor) -> Tensor:
-                    return F.cross_entropy(logits, labels, reduction="sum")
+                    return cross_entropies(logits, labels, second).sum()
 
                 start = random_start(x, noise, eps, self.norm)
             return pgd(
@@ -340,6 +240,6 @@ class CleanObjective(nn.Module):
             The scalar loss and detached scalars `loss` and `ce`; 0 without labelled rows.
         """
         logits = self.model(x).float()
-        row_weights = _row_weights(logits, y, weights)
-        loss = _labelled_cross_entropy(logits, y, row_weights, self.label_smoothing, of)
+        row_weights = row_weights_of(logits, y, weights)
+        loss = labelled_cross_entropy(logits, y, row_weights, self.label_smoothing, of, None)
         return loss, {"loss": loss.detach(), "ce": loss.detach()}

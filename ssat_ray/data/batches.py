@@ -19,6 +19,8 @@ _STREAMS = {
     "noise": 5,
     "timestep": 6,
     "evaluate": 7,
+    "flip": 8,
+    "cutmix": 9,
 }
 
 

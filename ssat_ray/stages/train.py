@@ -27,6 +27,7 @@ CARRIED = (
     "hit_max_steps",
     "seconds",
     "flops",
+    "kept_step",
     "val_clean",
     "val_pgd",
     "history",

@@ -14,13 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssat_ray.adversarial.attacks import RANDOM_NOISE, frozen, pgd, random_start
-from ssat_ray.adversarial.objectives import LossParts
+from ssat_ray.adversarial.losses import LossParts
 from ssat_ray.config import IntermediateConfig, ObjectiveConfig, ThreatConfig, TrainConfig
 from ssat_ray.data.batches import generator
 from ssat_ray.data.labelled import unit_float
 from ssat_ray.models.base import num_flops
 from ssat_ray.training.feed import Feed, Images, drawn
-from ssat_ray.training.schedule import PlateauRule, fixed_lr_factor
+from ssat_ray.training.keep import Keeper
+from ssat_ray.training.schedule import rule_of
 from ssat_ray.training.state import States
 from ssat_ray.training.step import Engine, TrainingStep
 from ssat_ray.training.world import World
@@ -37,8 +38,8 @@ class ClassifierTask:
 
     Args:
         model: the initial model, the same on every rank.
-        optimiser: `TrainConfig` trains adversarially to the plateau, `IntermediateConfig` trains on clean
-            images for a fixed number of steps.
+        optimiser: `TrainConfig` trains adversarially, to the plateau or as long as its schedule is;
+            `IntermediateConfig` trains on clean images for a fixed number of steps.
         objective, threat: the adversarial objective and radius; the threat also sets validation.
         labelled, validation: real images. unlabelled: pool images with pseudo-labels, or None.
         seed: decides batches, augmentation and noise.
@@ -75,7 +76,8 @@ class ClassifierTrainer:
         )
         self.model, self.ema = self.update.model, self.update.ema
         self.optimiser = self.update.optimiser
-        self.rule = stopping_rule(self.config)
+        self.rule = rule_of(self.config, len(task.labelled[0]))
+        self.keeper = Keeper.of(self.config)
         self.step = 0
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
@@ -91,9 +93,7 @@ class ClassifierTrainer:
         self.step += 1
 
     def lr_factor(self) -> float:
-        if isinstance(self.config, TrainConfig):
-            return self.rule.lr_factor(self.step, self.config.warmup_steps)
-        return fixed_lr_factor(self.step, self.config.num_steps, self.config.warmup_steps)
+        return self.rule.lr_factor(self.step, self.config.warmup_steps)
 
     # -- what the log and the rule need ---------------------------------------------------------------
 
@@ -122,15 +122,16 @@ class ClassifierTrainer:
         return dict(zip(names, means, strict=True))
 
     def validate(self) -> tuple[float, float]:
-        """Clean and PGD-10 accuracy (percent) of the averaged model on the validation images, in float32."""
+        """Clean and PGD accuracy (percent) of the averaged model on the validation images, in float32."""
         images, labels = self.task.validation
         rows, noise = self.world.part(len(images)), self.validation_noise
+        num_steps = getattr(self.config, "val_pgd_steps", VALIDATION_STEPS)
         right = torch.zeros(2, dtype=torch.float64, device=self.engine.device)
         with frozen(self.ema.model) as model:
             for start in range(rows.start, rows.stop, self.config.batch_size):
                 at = slice(start, min(start + self.config.batch_size, rows.stop))
                 x, y, n = (v[at].to(self.engine.device) for v in (images, labels, noise))
-                right += right_answers(model, unit_float(x), y, n, self.task.threat)
+                right += right_answers(model, unit_float(x), y, n, self.task.threat, num_steps)
         clean, robust = (100 * self.world.sum(right) / len(images)).tolist()
         return clean, robust
 
@@ -144,16 +145,10 @@ class ClassifierTrainer:
 
     @property
     def expected_steps(self) -> int:
-        if isinstance(self.config, IntermediateConfig):
-            return self.config.num_steps
-        return self.rule.last_step or round(
-            self.config.max_steps * (1 + self.config.cooldown_fraction)
-        )
+        return self.rule.expected_steps
 
     @property
     def finished(self) -> bool:
-        if isinstance(self.config, IntermediateConfig):
-            return self.step >= self.config.num_steps
         return self.rule.last_step is not None and self.step >= self.rule.last_step
 
     def run(self, states: States, due: Callable[[int], bool], progress: Progress) -> dict[str, Any]:
@@ -174,6 +169,7 @@ class ClassifierTrainer:
                 losses = self.mean_losses()
                 clean, robust = self.validate()
                 self.rule.observe(self.step, robust)
+                self.keeper.observe(self.step, robust, self.ema.model)
                 self.seconds = time.perf_counter() - started
                 row = {
                     "step": self.step,
@@ -188,21 +184,23 @@ class ClassifierTrainer:
             if due(self.step) and not self.finished:
                 self.seconds = time.perf_counter() - started
                 self.save(states)
+        self.keeper.put_into(self.ema.model)
         self.seconds = time.perf_counter() - started
         return self.result()
 
     def result(self) -> dict[str, Any]:
-        last = self.history[-1]
+        kept = self.keeper.kept(self.history)
         channels, height, width = self.task.labelled[0].shape[1:]
         forward = num_flops(self.model, (channels, height, width))
         return {
             "steps": self.step,
-            "plateau_step": self.rule.plateau_step if self.adversarial else None,
-            "hit_max_steps": self.rule.hit_max_steps if self.adversarial else False,
+            "plateau_step": self.rule.plateau_step,
+            "hit_max_steps": self.rule.hit_max_steps,
             "seconds": self.seconds,
             "flops": self.step * self.config.batch_size * forward * self.forward_units(),
-            "val_clean": last["val_clean"],
-            "val_pgd": last["val_pgd"],
+            "kept_step": kept["step"],
+            "val_clean": kept["val_clean"],
+            "val_pgd": kept["val_pgd"],
             "history": self.history,
         }
 
@@ -227,6 +225,7 @@ class ClassifierTrainer:
                 "ema": self.ema.model.state_dict(),
                 "ema_updates": self.ema.num_updates,
                 "rule": self.rule.state(),
+                "keeper": self.keeper.state(),
                 "history": self.history,
                 "loss_sums": losses,
                 "loss_count": self.loss_count,
@@ -241,7 +240,8 @@ class ClassifierTrainer:
         self.optimiser.load_state_dict(state["optimiser"])
         self.ema.model.load_state_dict(state["ema"])
         self.ema.num_updates = state["ema_updates"]
-        self.rule = PlateauRule.restore(state["rule"])
+        self.rule = self.rule.restore(state["rule"])
+        self.keeper.restore(state["keeper"])
         for name in ("step", "seconds", "history", "loss_count"):
             setattr(self, name, state[name])
         self.loss_sums = {  # of all ranks: the others begin at nothing
@@ -251,9 +251,9 @@ class ClassifierTrainer:
 
 
 def right_answers(
-    model: nn.Module, x: Tensor, y: Tensor, noise: Tensor, threat: ThreatConfig
+    model: nn.Module, x: Tensor, y: Tensor, noise: Tensor, threat: ThreatConfig, num_steps: int
 ) -> Tensor:
-    """(2,) float64: how many images (B, C, H, W) a frozen model gets right, clean and under PGD-10."""
+    """(2,) float64: how many images (B, C, H, W) a frozen model gets right, clean and under PGD."""
     x = x.contiguous(memory_format=torch.channels_last)
     x_adv = pgd(
         model,
@@ -261,17 +261,9 @@ def right_answers(
         lambda logits: F.cross_entropy(logits, y, reduction="sum"),
         eps=threat.eps,
         step_size=threat.eps / 4,
-        num_steps=VALIDATION_STEPS,
+        num_steps=num_steps,
         start=random_start(x, noise, threat.eps, threat.norm),
         norm=threat.norm,
     )
     with torch.no_grad():
         return torch.stack([(model(v).argmax(1) == y).sum() for v in (x, x_adv)]).double()
-
-
-def stopping_rule(config: TrainConfig | IntermediateConfig) -> PlateauRule:
-    if isinstance(config, TrainConfig):
-        return PlateauRule(
-            config.delta, config.patience, config.max_steps, config.cooldown_fraction
-        )
-    return PlateauRule(math.inf, 10**9, 10**9, 0.0)

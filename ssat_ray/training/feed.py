@@ -12,15 +12,10 @@ import torch
 from torch import Tensor
 
 from ssat_ray.adversarial.attacks import NoiseKind
-from ssat_ray.adversarial.objectives import Totals, totals
+from ssat_ray.adversarial.losses import Totals, totals
 from ssat_ray.config import IntermediateConfig, TrainConfig
-from ssat_ray.data.batches import (
-    epoch_indices,
-    generator,
-    interleave,
-    shift_offsets,
-    shifted,
-)
+from ssat_ray.data.augment import Mix, augmented
+from ssat_ray.data.batches import epoch_indices, generator, interleave
 from ssat_ray.data.labelled import unit_float
 from ssat_ray.training.world import World
 
@@ -30,11 +25,18 @@ Images = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Batch:
-    """This rank's rows: x (B, C, H, W) float32 in [0, 1], y (B,) int64, and what the means divide by."""
+    """This rank's rows: x (B, C, H, W) float32 in [0, 1], y (B,) int64, CutMix's second labels, and what the
+    means divide by."""
 
     x: Tensor
     y: Tensor
     of: Totals
+    mix: Mix | None = None
+
+    def rows(self, at: slice) -> tuple[Tensor, Tensor, Mix | None]:
+        """Some of the rows: x, y and the second labels."""
+        mix = None if self.mix is None else Mix(self.mix.labels[at], self.mix.share[at])
+        return self.x[at], self.y[at], mix
 
 
 class Feed:
@@ -84,13 +86,21 @@ class Feed:
         if self.num_pool:
             pool = epoch_indices(len(self.images[1]), self.num_pool, self.seed, "unlabelled", step)
             rows = torch.cat([rows, pool + self.num_labelled])[self.order]
-        of = totals(self.labels[rows])
-        own = rows[self.part]
-        shift = self.config.augment_shift
-        offsets = shift_offsets(size, shift, generator(self.seed, "shift", step))[self.part]
-        images = shifted(self._gathered(own), shift, self._moved(offsets))
+        labels = self.labels[rows]
+        images, mix = augmented(
+            lambda at: self._gathered(rows[at]),
+            labels,
+            self.part,
+            self.config,
+            seed=self.seed,
+            step=step,
+        )
         x = unit_float(images).contiguous(memory_format=torch.channels_last)
-        return Batch(x, self._moved(self.labels[own]), (self._moved(of[0]), self._moved(of[1])))
+        if mix is not None:
+            mix = Mix(self._moved(mix.labels), self._moved(mix.share))
+        labelled, every = totals(labels)
+        of = self._moved(labelled), self._moved(every)
+        return Batch(x, self._moved(labels[self.part]), of, mix)
 
     def _gathered(self, rows: Tensor) -> Tensor:
         """(B, C, H, W) uint8 of rows that count through the labelled images and then the pool's."""

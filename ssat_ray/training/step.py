@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ssat_ray.adversarial.attacks import NoiseKind
-from ssat_ray.adversarial.objectives import AdversarialObjective, CleanObjective, LossParts
+from ssat_ray.adversarial.losses import LossParts
+from ssat_ray.adversarial.objectives import AdversarialObjective, CleanObjective
 from ssat_ray.config import (
     IntermediateConfig,
     ObjectiveConfig,
@@ -18,6 +19,7 @@ from ssat_ray.config import (
     ThreatConfig,
     TrainConfig,
 )
+from ssat_ray.data.augment import Mix
 from ssat_ray.models.ema import EMA
 from ssat_ray.training.batchnorm import grouped, update_running
 from ssat_ray.training.feed import Batch
@@ -99,11 +101,12 @@ class TrainingStep:
         parts: LossParts = {}
         slices = list(self._micro_batches(len(batch.x)))
         for i, rows in enumerate(slices):
-            x, y = batch.x[rows], batch.y[rows]
-            inputs = (x,) if noise is None else (x, self.perturb(x, y, noise[rows]))
+            x, y, mix = batch.rows(rows)
+            inputs = (x,) if noise is None else (x, self.perturb(x, y, noise[rows], mix))
+            given = {} if mix is None else {"mix": mix}
             with self.gradients.micro_batch(i == 0, i == len(slices) - 1) as module:
                 with self.autocast():
-                    loss, found = module(*inputs, y, None, batch.of)
+                    loss, found = module(*inputs, y, of=batch.of, **given)
                 loss.backward()
             for name, value in found.items():
                 parts[name] = parts[name] + value if name in parts else value
@@ -113,7 +116,7 @@ class TrainingStep:
         self.ema.update(self.model)
         return parts
 
-    def perturb(self, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
+    def perturb(self, x: Tensor, y: Tensor, noise: Tensor, mix: Mix | None = None) -> Tensor:
         """Adversarial images (B, C, H, W) of the training attack, on the bare model."""
         assert isinstance(self.objective, AdversarialObjective)
         return self.objective.perturb(
@@ -124,6 +127,7 @@ class TrainingStep:
             step_size=self.attack.step_size,
             num_steps=self.attack.num_steps,
             autocast=self.autocast,
+            mix=mix,
         )
 
     def autocast(self) -> AbstractContextManager[object]:
@@ -140,7 +144,7 @@ class TrainingStep:
 
 
 def sgd(model: nn.Module, config: OptimiserConfig) -> torch.optim.SGD:
-    """Nesterov SGD; no weight decay on biases and BatchNorm."""
+    """SGD, by default Nesterov's; no weight decay on biases and BatchNorm."""
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
     momentum = getattr(config, "momentum", 0.9)
@@ -151,5 +155,5 @@ def sgd(model: nn.Module, config: OptimiserConfig) -> torch.optim.SGD:
         ],
         lr=config.lr,
         momentum=momentum,
-        nesterov=momentum > 0,
+        nesterov=getattr(config, "nesterov", True) and momentum > 0,
     )

@@ -122,6 +122,11 @@ def test_steps_at_the_limit_are_a_bound(hit, expected):
     assert words.steps(row, "plateau", ",")[0].endswith("1,040")
 
 
+def test_a_schedule_with_an_end_has_no_plateau():
+    row = {"steps": {"total": [100], "plateau": [None], "hit_max_steps": [False]}}
+    assert words.steps(row, "plateau") == ("–", "") and words.steps(row, "total") == ("100", "")
+
+
 def test_notes_are_there_only_where_they_say_something(results):
     content = results(seeds=(0,))
     content["rows"][1]["seconds_all_recipes"] += 1e-12  # rounding is no search

@@ -1,6 +1,7 @@
 """The training loop: batches, a step against a hand-written one, learning, resuming, NaN and cost."""
 
 from copy import deepcopy
+from math import cos, pi
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,19 @@ def test_validation_equals_a_hand_written_pgd_10_on_the_averaged_model() -> None
     assert found[0] == (clean, clean) and found[1][0] == clean and found[1][1] < robust + 1e-9
 
 
+@pytest.mark.parametrize("steps", [1, 15])
+def test_validation_takes_the_asked_steps(steps: int) -> None:
+    trainer = _trainer(_train(val_pgd_steps=steps), model=_wider())
+    images, labels = DIGITS.tensors("validation")
+    x = images.float() / 255
+    noise = 2 * torch.rand(x.shape, generator=generator(0, "evaluate", 0)) - 1
+    model = trainer.ema.model
+    x_adv = _attack(model, x, labels, noise, "pgd-at", steps, EPS / 4)
+    with torch.no_grad():
+        right = (model(x_adv).argmax(1) == labels).float().mean()
+    assert trainer.validate()[1] == pytest.approx(100 * float(right), abs=100 / 60 + 1e-6)
+
+
 # -- the loop ---------------------------------------------------------------------------------------------
 
 
@@ -248,12 +262,21 @@ def test_an_intermediate_run_takes_its_steps_and_no_more(tmp_path: Path) -> None
     assert [row["step"] for row in result["history"]] == [13]
 
 
-@pytest.mark.parametrize("kind", ["train", "intermediate"])
+RECIPE = {"cutmix": 1.0, "augment_flip": True, "schedule": "onecycle", "pct_start": 0.2}
+RUNS = {
+    "train": lambda: _train(max_steps=15, cooldown_fraction=0.5),
+    "intermediate": lambda: _intermediate(),
+    "recipe": lambda: _train(**RECIPE, num_steps=23, eval_every=3, keep="best", lr=1.0),
+}
+
+
+@pytest.mark.parametrize("kind", RUNS)
 @pytest.mark.parametrize("killed_at", [10, 20])
 def test_a_killed_run_continues_to_the_same_bits(tmp_path: Path, kind: str, killed_at: int) -> None:
-    config = _train(max_steps=15, cooldown_fraction=0.5) if kind == "train" else _intermediate()
+    config = RUNS[kind]()
     whole = _trainer(config)
     expected = _run(whole, tmp_path / "whole")
+    assert kind != "recipe" or expected["kept_step"] < 8, "the best must be from before the kill"
 
     def kill(done: int, total: int, note: str) -> None:
         if done == killed_at:
@@ -270,7 +293,7 @@ def test_a_killed_run_continues_to_the_same_bits(tmp_path: Path, kind: str, kill
     assert min(steps) > state["step"], "it went on, it did not start again"
     _assert_identical(whole, again)
     assert _untimed(found["history"]) == _untimed(expected["history"])
-    for key in ("steps", "plateau_step", "hit_max_steps", "flops", "val_clean", "val_pgd"):
+    for key in expected.keys() - {"seconds", "history"}:
         assert found[key] == expected[key]
     assert found["seconds"] >= state["seconds"] > 0, "time survives a resume"
 
@@ -315,7 +338,7 @@ def test_flops_are_those_of_a_counted_step(tmp_path: Path, objective: str) -> No
     with FlopCounter() as counter:
         trainer.advance()
     trainer.mean_losses()
-    trainer.history.append({"val_clean": 0.0, "val_pgd": 0.0})
+    trainer.history.append({"step": 1, "val_clean": 0.0, "val_pgd": 0.0})
     assert trainer.result()["flops"] == pytest.approx(counter.total, rel=0.1)
 
 
@@ -323,6 +346,55 @@ def test_max_steps_is_kept_between_evaluations(tmp_path: Path) -> None:
     trainer = _trainer(_train(max_steps=6, eval_every=5, cooldown_fraction=0.5))
     result = _run(trainer, tmp_path)
     assert (result["plateau_step"], result["hit_max_steps"], result["steps"]) == (6, True, 9)
+
+
+def test_a_schedule_with_an_end_ends_there(tmp_path: Path) -> None:
+    calls: list[tuple[int, int, str]] = []
+    config = _train(schedule="cosine", num_epochs=2, eval_every=4, max_steps=5)
+    trainer = _trainer(config)  # 200 labelled images: ceil(200 / 24) = 9 steps an epoch
+    result = _run(trainer, tmp_path, lambda *call: calls.append(call))
+    assert (result["steps"], result["plateau_step"], result["hit_max_steps"]) == (18, None, False)
+    assert [row["step"] for row in result["history"]] == [4, 8, 12, 16, 18]
+    rates = [row["lr"] for row in result["history"]]
+    expected = [0.05, *(0.05 * (1 + cos(pi * (s - 5) / 14)) / 2 for s in (8, 12, 16, 18))]
+    assert rates == pytest.approx(expected)
+    assert all(call[1] == 18 for call in calls)
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_the_kept_model_is_that_of_its_evaluation(tmp_path: Path, keep: str) -> None:
+    """A rate that destroys the model late makes the best evaluation an early one."""
+
+    def trainer() -> ClassifierTrainer:
+        config = _train(
+            schedule="multistep", milestones=(0.9,), num_steps=20, eval_every=2, keep=keep, lr=0.8
+        )
+        return _trainer(config, model=_wider(), threat=ThreatConfig(eps=0.02))
+
+    run = trainer()
+    result = _run(run, tmp_path)
+    robust = {row["step"]: row["val_pgd"] for row in result["history"]}
+    best = min(step for step in robust if robust[step] == max(robust.values()))
+    assert best < 20, "the run does not tell the best from the last"
+    assert result["kept_step"] == (best if keep == "best" else 20)
+    again = trainer()
+    while again.step < result["kept_step"]:
+        again.advance()
+    for key, value in again.ema.model.state_dict().items():
+        assert torch.equal(run.ema.model.state_dict()[key], value), key
+    assert again.validate() == (result["val_clean"], result["val_pgd"])
+
+
+def test_a_mixed_batch_has_the_cross_entropy_of_both_labels() -> None:
+    pool, _ = DIGITS.tensors("test")
+    trainer = _trainer(_train(cutmix=1.0), unlabelled=(pool, torch.full((len(pool),), -1)))
+    x, y, mix = trainer.feed.batch(0).rows(slice(None))
+    assert mix is not None and torch.equal(mix.labels < 0, y < 0) and int((y < 0).sum()) == 12
+    log_p, real = deepcopy(trainer.model).train()(x).log_softmax(1), y >= 0
+    first, second = (-log_p[real].gather(1, v[real, None])[:, 0] for v in (y, mix.labels))
+    expected = (mix.share[real] * first + (1 - mix.share[real]) * second).mean()
+    trainer.advance()
+    assert trainer.mean_losses()["ce"] == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_pseudo_labels_of_minus_one_are_skipped_by_the_cross_entropy() -> None:

@@ -1,13 +1,27 @@
 """The stopping rule on histories worked out by hand, and the ends of the learning-rate schedules."""
 
 import json
+from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.optim import SGD
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, OneCycleLR
 
-from ssat_ray.training.schedule import PlateauRule, fixed_lr_factor, set_lr
+from ssat_ray.config import IntermediateConfig, TrainConfig
+from ssat_ray.training.schedule import (
+    FixedRule,
+    PlateauRule,
+    cosine_lr_factor,
+    fixed_lr_factor,
+    multistep_lr_factor,
+    onecycle_lr_factor,
+    rule_of,
+    set_lr,
+    steps_per_epoch,
+)
 
 
 def _rule(**changes: float) -> PlateauRule:
@@ -168,6 +182,111 @@ def test_fixed_schedule_never_leaves_zero_to_one() -> None:
         for warmup in (0, 1, 20, 200):
             factors = [fixed_lr_factor(s, num_steps, warmup) for s in range(num_steps)]
             assert all(0 < f <= 1 for f in factors)
+
+
+def _rates(make: Callable[[SGD], LRScheduler], num_steps: int) -> list[float]:
+    """What PyTorch's scheduler sets before each step, at a rate of 1."""
+    optimiser = SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler, rates = make(optimiser), []
+    for _ in range(num_steps):
+        rates.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        scheduler.step()
+    return rates
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "pct_start"),
+    [(400, 0.025), (1000, 0.3), (37, 0.31), (50, 0.0), (60, 1.0), (8, 0.05), (1, 0.3), (2, 0.9)],
+)
+def test_onecycle_equals_pytorchs(num_steps: int, pct_start: float) -> None:
+    def make(optimiser: SGD) -> LRScheduler:
+        return OneCycleLR(
+            optimiser, 1.0, total_steps=num_steps + 1, pct_start=pct_start, cycle_momentum=False
+        )
+
+    expected = _rates(make, num_steps)
+    found = [onecycle_lr_factor(s, num_steps + 1, pct_start) for s in range(num_steps)]
+    assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_onecycle_starts_at_its_peak_where_pytorchs_divides_by_zero() -> None:
+    """A warm-up of exactly one step: `pct_start * total_steps` is 1."""
+    with pytest.raises(ZeroDivisionError):
+        OneCycleLR(
+            SGD([torch.zeros(1, requires_grad=True)], lr=1.0), 1.0, total_steps=40, pct_start=0.025
+        )
+    factors = [onecycle_lr_factor(s, 40, 0.025) for s in range(40)]
+    assert factors[0] == 1 and factors[-1] == pytest.approx(4e-6)
+    assert factors == sorted(factors, reverse=True)
+    assert onecycle_lr_factor(0, 1, 1.0) == 1
+
+
+def test_cosine_equals_pytorchs_after_the_warm_up_and_ends_at_0() -> None:
+    expected = _rates(lambda optimiser: CosineAnnealingLR(optimiser, T_max=90), 90)
+    found = [cosine_lr_factor(s, 100, 10) for s in range(100)]
+    assert found[:10] == pytest.approx([0.1 * (s + 1) for s in range(10)])
+    assert found[10:] == pytest.approx(expected, abs=1e-12)
+    assert cosine_lr_factor(100, 100, 10) == pytest.approx(0, abs=1e-15)
+    assert cosine_lr_factor(0, 100, 0) == 1
+    assert [cosine_lr_factor(s, 2, 4) for s in range(2)] == [0.25, 0.5]
+
+
+def test_multistep_equals_pytorchs() -> None:
+    """Over 100 epochs of 3 steps, at epochs 75 and 90."""
+    expected = _rates(lambda optimiser: MultiStepLR(optimiser, [225, 270], gamma=0.1), 300)
+    found = [multistep_lr_factor(s, 300, 0, (0.75, 0.9)) for s in range(300)]
+    assert found == pytest.approx(expected)
+    warm = [multistep_lr_factor(s, 300, 4, (0.75, 0.9)) for s in range(300)]
+    assert warm[:4] == [0.25, 0.5, 0.75, 1.0] and warm[4:] == found[4:]
+    assert [multistep_lr_factor(s, 4, 0, ()) for s in range(4)] == [1.0] * 4
+
+
+def test_a_fixed_rule_ends_where_it_was_told_to() -> None:
+    for name, expected in (
+        ("decay", fixed_lr_factor(30, 40, 5)),
+        ("onecycle", onecycle_lr_factor(30, 40, 0.2)),
+        ("cosine", cosine_lr_factor(30, 40, 5)),
+        ("multistep", 0.1),
+    ):
+        rule = FixedRule(name, 40, 0.2, (0.5, 0.9))
+        for step in range(10, 41, 10):
+            rule.observe(step, 0.0)
+        assert (rule.last_step, rule.expected_steps, rule.plateau_step) == (40, 40, None)
+        assert not rule.hit_max_steps
+        assert rule.lr_factor(30, 5) == pytest.approx(expected)
+        assert rule.restore(json.loads(json.dumps(rule.state()))) == rule
+
+
+def test_expected_steps_before_and_after_the_plateau() -> None:
+    rule = _rule(max_steps=40)
+    assert rule.expected_steps == 50
+    for step in (8, 16, 24, 32):
+        rule.observe(step, 50.0)
+    assert rule.expected_steps == 50
+    rule.observe(36, 50.0)
+    assert rule.expected_steps == rule.last_step == 45
+
+
+@given(st.integers(1, 10_000), st.integers(1, 600))
+def test_an_epoch_is_the_fewest_batches_that_hold_all_labelled_images(images, batch) -> None:
+    steps = steps_per_epoch(images, batch)
+    assert (steps - 1) * batch < images <= steps * batch
+
+
+def test_an_epoch_counts_whole_batches_whatever_the_pools_share() -> None:
+    recipe = {"schedule": "onecycle", "num_epochs": 400, "batch_size": 512}
+    for share in (0.0, 0.7):
+        rule = rule_of(TrainConfig(**recipe, unsup_fraction=share, pct_start=0.1), 48_976)
+        assert rule == FixedRule("onecycle", 400 * 96, 0.1, (0.75, 0.9))
+
+
+def test_the_rule_is_what_the_section_asks_for() -> None:
+    steps = rule_of(TrainConfig(schedule="multistep", num_steps=77, milestones=(0.3,)), 1000)
+    assert steps == FixedRule("multistep", 77, 0.025, (0.3,))
+    plateau = rule_of(TrainConfig(delta=0.2, patience=3, max_steps=9, cooldown_fraction=0.1), 1000)
+    assert plateau == PlateauRule(0.2, 3, 9, 0.1)
+    assert rule_of(IntermediateConfig(num_steps=13), 1000) == FixedRule("decay", 13)
 
 
 def test_set_lr_reaches_every_group() -> None:

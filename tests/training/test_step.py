@@ -131,3 +131,10 @@ def test_weight_decay_spares_biases_and_batchnorm() -> None:
     assert decayed | plain == set(names.values()) and not decayed & plain
     assert [g["weight_decay"] for g in groups] == [DECAY, 0.0] and not groups[0]["nesterov"]
     assert sgd(model, IntermediateConfig()).param_groups[0]["momentum"] == 0.9
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_nesterov_is_a_setting(nesterov: bool) -> None:
+    model = _model()
+    groups = sgd(model, _config(nesterov=nesterov)).param_groups
+    assert [g["nesterov"] for g in groups] == [nesterov] * 2
