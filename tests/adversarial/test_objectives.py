@@ -16,8 +16,16 @@ from ssat_ray.adversarial.objectives import (
 )
 from ssat_ray.data.augment import Mix
 
+Y = torch.tensor([2, -1, 0, 1, -1])
 WEIGHTS = torch.tensor([0.5, 2.0, 1.5, 0.0, 3.0], dtype=torch.float64)
 MIX = Mix(torch.tensor([1, -1, 0, 2, -1]), torch.tensor([0.25, 0.5, 0.9, 1.0, 0.0]))
+
+
+def _soft_labels(y: Tensor, mix: Mix) -> Tensor:
+    """One distribution over the classes a row, from both of its labels."""
+    share = mix.share.double()[:, None]
+    first, second = (F.one_hot(v.clamp(min=0), 3) for v in (y, mix.labels))
+    return share * first + (1 - share) * second
 
 
 class Net(nn.Module):
