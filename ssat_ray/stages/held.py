@@ -44,13 +44,17 @@ class Held:
         return np.concatenate([np.array(self._map(part, "ids")) for part in self.parts])
 
     @property
+    def num_rows(self) -> int:
+        return sum(len(h) for h in self.embeddings())
+
+    @property
     def num_bytes(self) -> int:
         """Of the embeddings as they are stored."""
         return sum(h.nbytes for h in self.embeddings())
 
     def point_bytes(self, width: int) -> int:
         """Of float32 points of this width made of them."""
-        return sum(4 * width * len(h) for h in self.embeddings())
+        return 4 * width * self.num_rows
 
     def sample(self, rows: int) -> Float32:
         """The `rows` embeddings with the lowest order, by id: (rows, d), or all if there are fewer.
