@@ -76,7 +76,9 @@ class Frame:
             out: (n, p) to write to; a new array if None.
         """
         # NumPy asks for huge pages, torch does not: clearing small ones takes longer than the rest.
-        points = torch.from_numpy(np.empty((len(h), self.width), np.float32) if out is None else out)
+        points = torch.from_numpy(
+            np.empty((len(h), self.width), np.float32) if out is None else out
+        )
         for rows, x in self._coordinates(h):
             points[rows] = self.grid.round_(x)[: rows.stop - rows.start]
         return points

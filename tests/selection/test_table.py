@@ -147,7 +147,9 @@ def test_an_altered_byte_of_a_column_is_found_and_the_file_named(tmp_path, place
     found = ScoreTable([first, second])
     chunks = found.read(list(columns(0)))
     next(chunks)
-    with pytest.raises(UserError, match=r"scores-00001\.parquet .* is damaged .* remove this folder"):
+    with pytest.raises(
+        UserError, match=r"scores-00001\.parquet .* is damaged .* remove this folder"
+    ):
         next(chunks)
 
 

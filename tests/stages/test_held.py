@@ -43,9 +43,7 @@ def test_a_sample_of_all_rows_is_all_rows(tmp_path: Path, rows: int) -> None:
     assert np.array_equal(_hold(tmp_path, [400, 600]).sample(rows), H)
 
 
-@given(
-    parts=st.lists(st.lists(st.integers(0, 9), max_size=8), max_size=8), rows=st.integers(1, 12)
-)
+@given(parts=st.lists(st.lists(st.integers(0, 9), max_size=8), max_size=8), rows=st.integers(1, 12))
 def test_the_cut_is_what_all_orders_together_say(parts: list[list[int]], rows: int) -> None:
     orders = [np.array(part, np.float64) for part in parts]
     together = np.concatenate([np.empty(0), *orders])
