@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssat_ray.selection.regroup import regroup
 
 
+@settings(deadline=None)
 @given(sizes=st.lists(st.integers(0, 9), max_size=12), rows=st.integers(1, 12))
 def test_rows_keep_their_order_and_groups_their_size(sizes: list[int], rows: int) -> None:
     whole = np.arange(2 * sum(sizes)).reshape(-1, 2)
