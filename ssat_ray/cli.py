@@ -162,10 +162,13 @@ def plan_command(
     price: Annotated[float | None, typer.Option(min=0, help="of a kWh; needs --watts")] = None,
     seconds: Annotated[float, typer.Option(min=1, help="of measuring, starts not counted")] = 60.0,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="write all numbers here too")
+        Path | None, typer.Option("--json", metavar="FILE", help="write plan.json here too")
     ] = None,
 ) -> None:
-    """Measure this cluster on a small pool, and estimate time, memory and bytes of a large one."""
+    """Measure this cluster on a small pool, and estimate time, memory and bytes of a large one.
+
+    Prints the estimate, and saves it in the run's folder as plan.json.
+    """
     from rich.console import Console
 
     from ssat_ray import probe
@@ -208,8 +211,10 @@ def plan_command(
         console.print(estimate_table(found))
         for line in estimate_lines(found, measured):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
-    if json_file is not None:
-        _write(json_file, found.to_json(measured))
+        saved = log.with_name("plan.json")
+        for path in filter(None, (saved, json_file)):
+            _write(path, found.to_json(measured))
+        console.print(f"all numbers: {saved}", highlight=False, soft_wrap=True)
 
 
 def _check_folder_of(json_file: Path | None) -> None:
@@ -222,7 +227,7 @@ def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text + "\n")
     except OSError as error:
-        raise UserError(f"--json {path} cannot be written ({error.strerror}).") from error
+        raise UserError(f"{path} cannot be written ({error.strerror}).") from error
 
 
 def _stage_command(stage: str, about: str) -> None:

@@ -15,7 +15,7 @@ from ssat_ray.data.pool import Pool
 from ssat_ray.estimate import Measurements, PerImage, StageCost
 from ssat_ray.plan import STAGES
 from ssat_ray.selection import em, lloyd
-from ssat_ray.selection.clusters import describe, load_clusters
+from ssat_ray.selection.clusters import Clusters, describe, load_clusters
 from ssat_ray.selection.gmm import GaussianMixture
 from ssat_ray.selection.points import Frame
 from ssat_ray.selection.scores import random_score
@@ -179,10 +179,12 @@ def _cluster(config: Config, probe: Probe, read: float) -> Costs:
     jobs = [job for job in probe.main if job.stage == "cluster"]
     if not jobs:
         return
-    actors, refine, width = config.runtime.actors, 0.0, 0
+    actors, refine, points, files = config.runtime.actors, 0.0, 0.0, 0.0
     for job in jobs:
-        each, width = _iteration_seconds(load_clusters(probe.store.folder(job)))
-        refine += each * (config.cluster.refine_iterations + 1)
+        clusters = load_clusters(probe.store.folder(job))
+        refine += _iteration_seconds(clusters) * (config.cluster.refine_iterations + 1)
+        points = max(points, _point_bytes(clusters))
+        files += _held_bytes(config, clusters)
     refined = describe(probe.store.folder(jobs[0]))["rows"]
     per_image = PerImage(pixels=read * len(jobs) / actors)
     embed = _embed_seconds(probe, read)
@@ -198,9 +200,29 @@ def _cluster(config: Config, probe: Probe, read: float) -> Costs:
         session_bytes=max(probe.peaks.get("cluster", 0), probe.baseline + peak),
         images=probe.size.main,
         refined=refined,
-        bytes_per_refined=4.0 * width,
+        bytes_per_refined=points,  # sums and the sample do not grow: they are in the peak
         actor_bytes=peak // actors,
+        actors=actors,
+        scratch_per_refined=files,
     )
+
+
+def _point_bytes(clusters: Clusters) -> float:
+    """Memory of a point and, for k-means, the number of its cluster; jobs are refined one at a time."""
+    if isinstance(clusters, GaussianMixture):
+        return 4.0 * clusters.means.shape[1]
+    return 4.0 * (clusters.shape[1] + 1)
+
+
+def _held_bytes(config: Config, clusters: Clusters) -> float:
+    """Disk of an embedding with its id and order (stages/held.py), which all jobs keep until they end."""
+    if not isinstance(clusters, GaussianMixture):
+        width = clusters.shape[1]
+    elif clusters.pca_components is None:
+        width = clusters.means.shape[1]
+    else:
+        width = clusters.pca_components.shape[1]
+    return float(np.dtype(config.cluster.storage).itemsize * width + 16)
 
 
 def _embed_seconds(probe: Probe, read: float) -> float:
@@ -212,8 +234,8 @@ def _embed_seconds(probe: Probe, read: float) -> float:
     return max(0.0, min(record["seconds"] / record["rows"] for record in scored) * actors - read)
 
 
-def _iteration_seconds(clusters: Any) -> tuple[float, int]:
-    """Seconds of one thread for a row in one iteration over random points, and the width of the points."""
+def _iteration_seconds(clusters: Clusters) -> float:
+    """Seconds of one thread for a row in one iteration over random points."""
     runtime.use_threads(1)
     rng = np.random.default_rng(0)
     if isinstance(clusters, GaussianMixture):
@@ -230,7 +252,7 @@ def _iteration_seconds(clusters: Any) -> tuple[float, int]:
         points = frame.points(sample)
         start = time.perf_counter()
         lloyd.lloyd_statistics(points, sample[: len(clusters)], frame.grid)
-    return (time.perf_counter() - start) / _POINTS, width
+    return (time.perf_counter() - start) / _POINTS
 
 
 def _score(config: Config, probe: Probe, read: float) -> Costs:

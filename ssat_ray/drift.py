@@ -15,7 +15,7 @@ from ssat_ray.errors import UserError
 from ssat_ray.plan import Plan
 from ssat_ray.selection.clusters import DESCRIPTION, describe
 from ssat_ray.selection.drift import Drift, Reference, ShardSummary, compare
-from ssat_ray.selection.table import PATTERN, ScoreTable
+from ssat_ray.selection.table import ScoreTable, shard_of
 from ssat_ray.selection.verdict import STATUSES, Judgement, Status, Thresholds, Verdict, verdict
 from ssat_ray.stages.score import SCORERS
 from ssat_ray.store import Job, Store
@@ -111,7 +111,8 @@ def measure(
     """The drift of every shard in the score tables of `jobs`, of each generation and of all together.
 
     Raises:
-        UserError: the clusters have no reference, or a table is missing, damaged or empty.
+        UserError: the clusters have no reference, or a table is missing, damaged, empty or has not the rows
+            of its record.
     """
     reference = read_reference(store.folder(jobs[0].inputs["clusters"]))
     whole = reference.summary()
@@ -124,11 +125,10 @@ def measure(
             raise UserError(f"{job.label} has no score table; make it with `ssat score PRESET`.")
         left_out += sum(shard["rows"] for shard in record.get("quarantined", []))
         batch = reference.summary()
-        for path in sorted(store.folder(job).glob(PATTERN)):
+        for path in ScoreTable.of_folders([store.folder(job)]).files:
             summary = summarise(path, reference)
             batch.merge(summary)
-            number = int(path.stem.partition("-")[2])
-            found.append((_generation(job), number, compare(reference, summary)))
+            found.append((_generation(job), shard_of(path), compare(reference, summary)))
         if batch.num_rows:
             whole.merge(batch)
             batches[_generation(job)] = compare(reference, batch)
@@ -166,7 +166,7 @@ def summarise(path: Path, reference: Reference) -> ShardSummary:
         for chunk in ScoreTable([path]).read(["score", "cluster", reference.measure]):
             summary.add(chunk)
     except ValueError as error:
-        raise UserError(f"{path}: {error}. Remove its folder and score again.") from error
+        raise UserError(f"{path}: {error}. Remove this folder and run again.") from error
     return summary
 
 

@@ -36,7 +36,9 @@ class StageCost:
         images, refined: of the measured pool, to which `session_bytes` belongs.
         bytes_per_image, bytes_per_refined: memory that grows with the images.
         actor_bytes: peak PSS of one actor or task.
+        actors: that share the memory which grows.
         disk_per_image: bytes it leaves on disk, an image.
+        scratch_per_refined: bytes on disk until it ends, a refined image.
     """
 
     stage: str
@@ -50,7 +52,9 @@ class StageCost:
     bytes_per_image: float = 0.0
     bytes_per_refined: float = 0.0
     actor_bytes: int = 0
+    actors: int = 1
     disk_per_image: PerImage = PerImage()
+    scratch_per_refined: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,12 @@ class Target:
 
 @dataclass(frozen=True)
 class StageEstimate:
-    """Seconds of a stage, memory of the session and of one actor, and bytes on disk."""
+    """Seconds of a stage, memory of the session and of one actor, and bytes on disk.
+
+    Attributes:
+        disk_bytes: that stay.
+        scratch_bytes: besides, until the stage ends.
+    """
 
     stage: str
     start_seconds: float
@@ -110,11 +119,16 @@ class StageEstimate:
     session_bytes: int
     actor_bytes: int
     disk_bytes: int
+    scratch_bytes: int
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The answer; `notes` says what is extrapolated or left out."""
+    """The answer; `notes` says what is extrapolated or left out.
+
+    Attributes:
+        disk_bytes, peak_bytes: the most at a time, on disk and in memory.
+    """
 
     images: int
     stages: tuple[StageEstimate, ...]
@@ -157,7 +171,7 @@ def estimate(measured: Measurements, target: Target) -> Estimate:
         gpu_hours=used * seconds / 3600 if used else None,
         kwh=kwh,
         cost=None if kwh is None or target.price is None else kwh * target.price,
-        disk_bytes=sum(one.disk_bytes for one in stages),
+        disk_bytes=_most_on_disk(stages),
         peak_bytes=max([measured.baseline_bytes, *(one.session_bytes for one in stages)]),
         bottleneck=max(stages, key=lambda one: one.start_seconds + one.seconds).stage,
         notes=tuple(_notes(measured, target, pixels)),
@@ -180,9 +194,19 @@ def _stage(
         start_seconds=cost.once,
         seconds=target.seeds * (cost.per_seed + each),
         session_bytes=int(max(0.0, cost.session_bytes + max(0.0, grown))),
-        actor_bytes=int(cost.actor_bytes + max(0.0, cost.bytes_per_image * target.images)),
+        actor_bytes=int(cost.actor_bytes + max(0.0, grown) / cost.actors),
         disk_bytes=int(disk),
+        scratch_bytes=int(cost.scratch_per_refined * refined * target.seeds),
     )
+
+
+def _most_on_disk(stages: tuple[StageEstimate, ...]) -> int:
+    """What earlier stages left and a stage adds, at its end, before it removes what it does not leave."""
+    left = most = 0
+    for one in stages:
+        left += one.disk_bytes
+        most = max(most, left + one.scratch_bytes)
+    return most
 
 
 def _notes(measured: Measurements, target: Target, pixels: float) -> list[str]:

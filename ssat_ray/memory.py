@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import statistics
 import threading
 import time
@@ -15,6 +16,7 @@ import psutil
 
 from ssat_ray.store import write_atomic
 
+_LOG = logging.getLogger(__name__)
 INTERVAL = 5.0
 _SHARED = Path("/dev/shm")
 
@@ -52,6 +54,8 @@ def _private_share(smaps_rollup: str) -> int:
 class MemoryWatch:
     """Samples the session's memory in a thread and keeps the series in a file, a line a sample.
 
+    Samples that cannot be written, on a full disk for example, are missing from the series.
+
     Args:
         path: JSON lines: `{"started": ISO time}` opens a session, `[seconds, bytes, stage]` follow.
     """
@@ -72,11 +76,19 @@ class MemoryWatch:
         return self
 
     def _watch(self) -> None:
+        failed = False
         while not self._stop.wait(self.interval):
             used = session_memory(self._process, self._shared_before)
             sample = [round(time.perf_counter() - self._start, 1), used, self.stage]
-            with self.path.open("a") as file:
-                file.write(json.dumps(sample) + "\n")
+            try:
+                with self.path.open("a") as file:
+                    # What failed may have left half a line.
+                    file.write(("\n" if failed else "") + json.dumps(sample) + "\n")
+                failed = False
+            except OSError as error:
+                if not failed:
+                    _LOG.warning("%s misses samples: %s", self.path, error)
+                failed = True
 
     def __exit__(self, *exc: object) -> None:
         self._stop.set()

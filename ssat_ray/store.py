@@ -7,6 +7,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import socket
@@ -22,6 +23,7 @@ from typing import Any
 from ssat_ray.errors import UserError
 from ssat_ray.provenance import made_by
 
+_LOG = logging.getLogger(__name__)
 LEASE_SECONDS = 30.0
 RECORD = "stage.json"
 RAY_TRAIN = "ray-train"
@@ -311,11 +313,19 @@ class Lease:
                 self.path.unlink()
 
     def _renew(self) -> None:
-        while not self._stop.wait(self.seconds / 3):
-            with self._guard():
-                if not self._owned():
-                    return
-                write_atomic(self.path, self._content())
+        """Until released or lost; a renewal that fails, on a full disk for example, is tried again sooner."""
+        failed = False
+        while not self._stop.wait(self.seconds / (9 if failed else 3)):
+            try:
+                with self._guard():
+                    if not self._owned():
+                        return
+                    write_atomic(self.path, self._content())
+                failed = False
+            except (OSError, UserError) as error:
+                if not failed:
+                    _LOG.warning("%s could not be renewed, trying again: %s", self.path, error)
+                failed = True
 
     def _owned(self) -> bool:
         with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):

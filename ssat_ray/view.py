@@ -251,14 +251,15 @@ def _drift_numbers(drift: Drift) -> tuple[str, ...]:
 def estimate_table(found: Estimate) -> Table:
     """A line a stage and the total of an estimate, for the terminal."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    headings = ("stage", "start", "work", "memory of session", "of an actor", "on disk", "")
+    memory = ("memory of session", "of an actor")
+    headings = ("stage", "start", "work", *memory, "on disk", "until it ends", "")
     for heading in headings:
         table.add_column(heading, justify="left" if heading in ("stage", "") else "right")
     for one in found.stages:
         times = [duration(seconds) for seconds in (one.start_seconds, one.seconds)]
         sizes = [
             words.size(count) if count else ""
-            for count in (one.session_bytes, one.actor_bytes, one.disk_bytes)
+            for count in (one.session_bytes, one.actor_bytes, one.disk_bytes, one.scratch_bytes)
         ]
         mark = "bottleneck" if one.stage == found.bottleneck else ""
         table.add_row(one.stage, *times, *sizes, mark)
@@ -269,7 +270,7 @@ def estimate_lines(found: Estimate, measured: Measurements) -> list[str]:
     """The sums of an estimate, and what it rests on."""
     total = (
         f"{found.images:,} images: {duration(found.seconds)}, of which {duration(measured.session_seconds)} "
-        f"start the program and Ray; at most {words.size(found.peak_bytes)}; {words.size(found.disk_bytes)} on disk"
+        f"start the program and Ray; at most {words.size(found.peak_bytes)}, and {words.size(found.disk_bytes)} on disk"
     )
     more = {
         "{:.3g} GPU-hours": found.gpu_hours,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 import yaml
 
-from ssat_ray import cli, pipeline
+from ssat_ray import cli, pipeline, probe
+from ssat_ray.estimate import Measurements, PerImage, StageCost
 
 SSAT = str(Path(sys.executable).with_name("ssat"))
 
@@ -167,6 +169,24 @@ def test_an_interrupt_within_the_pipeline(
     assert caught.value.code == code
     error = capfd.readouterr().err
     assert said in error and bool(said) == bool(error)
+
+
+@pytest.mark.parametrize("more", [[], ["--json", "copy.json"]])
+def test_a_plan_is_saved_in_the_runs_folder(
+    more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synth = StageCost("synth", 5.0, per_image=PerImage(pixels=1e-3))
+    measured = Measurements(20.0, 10**9, (synth,), (1, 8, 8), 0.0, {})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(probe, "measure", lambda *args, **kwargs: measured)
+    monkeypatch.setattr(sys, "argv", ["ssat", "plan", "scale-100m", "--images", "7000", *more])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 0
+    saved = tmp_path / "runs" / "scale-100m" / "plan.json"
+    found = json.loads(saved.read_text())
+    assert (found["images"], found["seconds"]) == (7000, 32.0)
+    assert not more or (tmp_path / "copy.json").read_text() == saved.read_text()
 
 
 @pytest.mark.ray

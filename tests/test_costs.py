@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssat_ray.costs import Probe, Sizes, _train, take_apart
+from ssat_ray.costs import Probe, Sizes, _held_bytes, _point_bytes, _train, take_apart
 from ssat_ray.data.pool import MANIFEST, manifest
 from ssat_ray.data.shard import Shard, write_shard
 from ssat_ray.estimate import Target, estimate
@@ -16,6 +16,8 @@ from ssat_ray.loading import load_config
 from ssat_ray.plan import build_plan
 from ssat_ray.probe import follow, probe_config
 from ssat_ray.selection.clusters import cluster_files
+from ssat_ray.selection.gmm import GaussianMixture
+from ssat_ray.stages.held import hold
 from ssat_ray.store import Job, Store, write_atomic
 
 SIZE = Sizes(warm=1000, small=4000, main=8000, shard_rows=2000, refined=4000, sample=2000)
@@ -95,7 +97,8 @@ def test_wall_time_is_taken_apart_into_starts_and_slopes(probe: Probe) -> None:
     cluster = costs["cluster"]
     again = cluster.per_image.at(1, 1) * 8000 + cluster.per_refined.at(1, 1) * 4000
     assert cluster.per_seed + again == pytest.approx(60.0)
-    assert cluster.bytes_per_refined == 4 * 16
+    assert cluster.bytes_per_refined == 4 * 16 + 4
+    assert cluster.scratch_per_refined == 4 * 16 + 16
     assert costs["select"].bytes_per_image == pytest.approx(4 + 0.1 * (40 + 18))
     assert (measured.image_shape, measured.gpus) == ((1, 8, 8), 0)
 
@@ -118,6 +121,22 @@ def test_training_is_costed_to_the_end_of_its_schedule(
     (cost,) = _train(config, replace(probe, extras=[job], walls={"train": 43.0}), 0.0)
     assert cost.per_seed == pytest.approx(3.0 / 25 * steps * 2)  # two rows
     assert cost.once == pytest.approx(40.0)
+
+
+def test_held_embeddings_lie_on_disk_as_stored(tmp_path: Path) -> None:
+    """The files of a part are what the plan counts; a mixture's are as wide as before its PCA."""
+    h = np.random.default_rng(0).normal(size=(5000, 8)).astype(np.float32)
+    small = np.ones((2, 3))
+    mixture = GaussianMixture(
+        np.full(2, 0.5), small, small, "diag", np.zeros(8), np.eye(8)[:3], 0.0, 1, True
+    )
+    for storage in ("float32", "float16"):
+        config = load_config("scale-100m", [f"cluster.storage={storage}"])
+        hold(tmp_path / storage, 0, h.astype(storage), np.arange(5000), np.zeros(5000))
+        size = sum(file.stat().st_size for file in (tmp_path / storage).rglob("*.npy"))
+        for clusters in (h[:4], mixture):
+            assert 5000 * _held_bytes(config, clusters) == pytest.approx(size, rel=0.01)
+    assert (_point_bytes(h[:4]), _point_bytes(mixture)) == (4 * 8 + 4, 4 * 3)
 
 
 def test_the_probe_itself_is_predicted(probe: Probe) -> None:

@@ -24,7 +24,7 @@ from ssat_ray.loading import load_config
 from ssat_ray.plan import Plan, build_plan
 from ssat_ray.selection.clusters import DESCRIPTION
 from ssat_ray.selection.drift import Reference
-from ssat_ray.selection.table import encode
+from ssat_ray.selection.table import encode, score_file
 from ssat_ray.store import Store
 from ssat_ray.view import drift_lines, drift_table
 
@@ -67,8 +67,8 @@ def _publish(store: Store, job, shards: list[dict], **record: object) -> None:
     folder = store.folder(job)
     folder.mkdir(parents=True)
     for i, columns in enumerate(shards):
-        (folder / f"scores-{2 * i:05d}.parquet").write_bytes(encode(columns))
-    store.publish(job, record)
+        (folder / score_file(2 * i)).write_bytes(encode(columns))
+    store.publish(job, {"rows": sum(len(columns["id"]) for columns in shards), **record})
 
 
 def _reference(store: Store, job, measure: str = "d1") -> None:
@@ -198,6 +198,17 @@ def test_files_at_fault_are_named(tmp_path: Path) -> None:
     columns["cluster"][5] = K
     _publish(store, job, [columns])
     with pytest.raises(UserError, match=r"scores-00000.parquet: clusters must be in \[0, 4\)"):
+        measure("kmeans", [job], store)
+
+
+def test_a_missing_score_file_is_no_verdict_on_the_rest(tmp_path: Path) -> None:
+    config, plan, store = _setup(tmp_path, [1, 2])
+    (job,) = new_scores(config, plan)["kmeans"]
+    _reference(store, job.inputs["clusters"])
+    _publish(store, job, [_columns(1), _columns(2, spread=2.0)])
+    assert measure("kmeans", [job], store).verdict.exit_code == 3
+    (store.folder(job) / score_file(2)).unlink()
+    with pytest.raises(UserError, match=f"{store.folder(job)}: the score files have 3,000 rows"):
         measure("kmeans", [job], store)
 
 

@@ -25,6 +25,9 @@ CLUSTER = StageCost(
     images=1_000_000,
     refined=500_000,
     bytes_per_refined=256.0,
+    actor_bytes=700 * MIB,
+    actors=2,
+    scratch_per_refined=300.0,
 )
 SCORE = StageCost(
     "score",
@@ -91,6 +94,22 @@ def test_memory_grows_with_the_embeddings_up_to_the_limit() -> None:
     assert peak[0] == 2000 * MIB
     assert peak[1] == 2000 * MIB + 2_000_000 * 256
     assert peak[2] == 2000 * MIB + limit - 500_000 * 256
+
+
+def test_actors_share_what_grows() -> None:
+    target = Target(10**8, refine_rows=2_500_000, resident_bytes=1000 * MIB)
+    assert _stage(estimate(MEASURED, target), "cluster").actor_bytes == 700 * MIB + 256 * 10**6
+
+
+def test_embeddings_lie_on_disk_until_the_clusters_are_fitted() -> None:
+    """Beside the pool, and gone before the scores are written."""
+    few, many = (
+        estimate(MEASURED, Target(10**6, seeds=3, refine_rows=rows)) for rows in (10**4, 10**6)
+    )
+    assert _stage(many, "cluster").scratch_bytes == 3 * 300 * 10**6
+    assert _stage(many, "cluster").disk_bytes == 0
+    assert few.disk_bytes == 3 * (60 + 25) * 10**6
+    assert many.disk_bytes == 3 * (60 + 300) * 10**6
 
 
 def test_the_peak_is_the_largest_of_the_stages() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -66,6 +67,24 @@ def test_a_series_survives_kills_and_goes_on(tmp_path: Path) -> None:
     seconds = [sample[0] for sample in first["samples"]]
     assert seconds == sorted(seconds)
     assert all(sample[1] > 10 * MIB for sample in first["samples"])
+
+
+def test_the_watch_goes_on_after_a_full_disk(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, kept, full = (tmp_path / name for name in ("memory.jsonl", "kept", "full"))
+    full.symlink_to("/dev/full")
+    with MemoryWatch(path, interval=0.03):
+        time.sleep(0.2)
+        os.link(path, kept)
+        os.replace(full, path)
+        time.sleep(0.3)
+        os.replace(kept, path)
+        before = len(read_memory(path)[0]["samples"])
+        time.sleep(0.3)
+    (session,) = read_memory(path)
+    assert len(session["samples"]) > before > 0
+    assert caplog.text.count("misses samples: [Errno 28]") == 1
 
 
 def test_no_file_is_no_session(tmp_path: Path) -> None:

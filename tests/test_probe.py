@@ -114,3 +114,4 @@ def test_the_command_estimates_every_stage(tmp_path: Path) -> None:
     assert found["peak_bytes"] > 300 * 2**20
     assert min(found["measured"]["rates"].values()) > 0
     assert not list(tmp_path.glob("runs/.plan-*"))
+    assert json.loads((tmp_path / "runs/scale-100m/plan.json").read_text()) == found

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+import uuid
 from dataclasses import replace
 from pathlib import Path
 
@@ -268,6 +269,32 @@ def test_renewal_keeps_a_lease_alive_past_its_life(tmp_path: Path) -> None:
     first = json.loads(path.read_text())["expires"]
     time.sleep(1.3)
     assert time.time() > first and not Lease(path, 0.9).acquire()
+    holder.release()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("trouble", ["full disk", "for a while"])
+def test_a_renewal_that_fails_is_tried_again(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    trouble: str,
+) -> None:
+    path = tmp_path / "lease.json"
+    holder, other = Lease(path, 1.2), Lease(path, 1.2)
+    assert holder.acquire()
+    monkeypatch.setattr("uuid.uuid4", lambda: uuid.UUID(int=0))
+    scratch = path.with_name(f".lease.json.{uuid.UUID(int=0).hex}.tmp")
+    if trouble == "full disk":
+        scratch.symlink_to("/dev/full")  # removed by what fails to write to it
+        time.sleep(1.6)
+    else:
+        scratch.mkdir()
+        time.sleep(0.8)
+        scratch.rmdir()
+        time.sleep(0.8)
+    assert not other.acquire()
+    assert caplog.text.count("lease.json could not be renewed") == 1
     holder.release()
     assert not path.exists()
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from ssat_ray.bench.measure import Comparison, alternate
 from ssat_ray.selection.choose import Ranking, choose
 from ssat_ray.selection.scores import Array, Int64
-from ssat_ray.selection.table import PATTERN, ScoreTable, encode
+from ssat_ray.selection.table import ScoreTable, encode, score_file, score_files
 
 RATIO, BOUNDARY_FRACTION, SEED = 0.1, 0.5, 0
 SHARD_ROWS = 1_000_000
@@ -58,7 +58,7 @@ def write_table(folder: Path, rows: int) -> None:
             "score": rng.standard_gamma(2, size, np.float32),
             "hash": hashes,
         }
-        (folder / f"scores-{i:05d}.parquet").write_bytes(encode(columns))
+        (folder / score_file(i)).write_bytes(encode(columns))
 
 
 def _compare(case: str, table: Path, rows: int, repeats: int) -> Comparison:
@@ -141,7 +141,7 @@ def _peak_bytes() -> int:
 def _main(side: str, case: str, folder: str) -> None:
     """A measured process: chooses, and prints what it found as JSON."""
     options = {"per_class": case == "per class", "dedup": case == "without copies"}
-    ids, cut = SIDES[side](sorted(Path(folder).glob(PATTERN)), **options)
+    ids, cut = SIDES[side](score_files(Path(folder)), **options)
     print(json.dumps({"rows": len(ids), "cut": cut, "peak_bytes": _peak_bytes()}))
 
 

@@ -7,9 +7,12 @@ from collections.abc import Iterable
 import numpy as np
 
 from ssat_ray.selection.cuts import Bool
+from ssat_ray.selection.regroup import regroup
 from ssat_ray.selection.scores import Array
 
 _PARTS = 256
+_DEALT_ROWS = 1 << 20
+"""Rows that are dealt out together: each time takes 512 small arrays, so 80 KB, whatever its rows."""
 
 
 def find_duplicates(hashes: Iterable[Array], num_rows: int) -> Bool:
@@ -29,7 +32,7 @@ def find_duplicates(hashes: Iterable[Array], num_rows: int) -> Bool:
     parts: list[list[tuple[Array, Array]]] = [[] for _ in range(_PARTS)]
     position = np.min_scalar_type(num_rows)
     start = 0
-    for chunk in hashes:
+    for chunk in regroup(hashes, _DEALT_ROWS):
         top = (chunk >> np.uint64(56)).astype(np.uint8)
         order = np.argsort(top, kind="stable")
         bounds = np.cumsum(np.bincount(top, minlength=_PARTS))[:-1]

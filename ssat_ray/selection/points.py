@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ssat_ray.selection.exact import Grid
-from ssat_ray.selection.scores import Array, Float64
+from ssat_ray.selection.scores import Array, Float32, Float64
 
 _BLOCK_BYTES = 8 << 20
 _MIN_BLOCK_ROWS, _MAX_BLOCK_ROWS = 256, 4096
@@ -69,13 +69,19 @@ class Frame:
         largest = float(np.abs(np.ldexp(x, -exponents)).max())
         return cls(mean, components, exponents, Grid.for_values(_HEADROOM * largest, bits))
 
-    def points(self, h: Array) -> torch.Tensor:
-        """(n, d) embeddings -> (n, p) float32 on the grid, the same bits for a row in any batch."""
+    def points(self, h: Array, out: Float32 | None = None) -> torch.Tensor:
+        """(n, d) embeddings -> (n, p) float32 on the grid, the same bits for a row in any batch.
+
+        Args:
+            out: (n, p) to write to; a new array if None.
+        """
         # NumPy asks for huge pages, torch does not: clearing small ones takes longer than the rest.
-        out = torch.from_numpy(np.empty((len(h), self.width), np.float32))
+        points = torch.from_numpy(
+            np.empty((len(h), self.width), np.float32) if out is None else out
+        )
         for rows, x in self._coordinates(h):
-            out[rows] = self.grid.round_(x)[: rows.stop - rows.start]
-        return out
+            points[rows] = self.grid.round_(x)[: rows.stop - rows.start]
+        return points
 
     def largest(self, h: Array) -> float:
         """The largest coordinate of (n, d) embeddings before rounding, without its sign; 0 if n = 0."""

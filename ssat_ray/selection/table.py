@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -12,13 +14,31 @@ import pyarrow.parquet as pq
 
 from ssat_ray.errors import UserError
 from ssat_ray.selection.scores import Array
+from ssat_ray.store import RECORD, Store
 
-PATTERN = "scores-*.parquet"
+_NAME = re.compile(r"scores-\d+\.parquet")
 CHUNK_ROWS = 1 << 20
 """Most rows of a row group, so of a chunk: 8 MiB for a column of 8 bytes."""
 
+_AGAIN = "remove this folder and run again"
 _TYPES = {"id": pa.int64(), "label": pa.int16(), "cluster": pa.int32(), "hash": pa.uint64()}
 _REPETITIVE = ["label", "cluster"]
+
+
+def score_file(shard: int) -> str:
+    """Name of the file with the rows of a pool's shard."""
+    return f"scores-{shard:05d}.parquet"
+
+
+def shard_of(path: Path) -> int:
+    """Number of the shard that a score file is of."""
+    return int(path.stem.removeprefix("scores-"))
+
+
+def score_files(folder: Path) -> list[Path]:
+    """The score files in a folder by the number of their shard, which names do not sort by."""
+    named = (path for path in folder.glob("scores-*.parquet") if _NAME.fullmatch(path.name))
+    return sorted(named, key=shard_of)
 
 
 def encode(columns: Mapping[str, Array]) -> bytes:
@@ -66,12 +86,28 @@ class ScoreTable:
 
     def __init__(self, files: Sequence[Path]) -> None:
         self.files = list(files)
-        self.num_rows = sum(_open(path).metadata.num_rows for path in self.files)
+        self._rows = [_open(path).metadata.num_rows for path in self.files]
+        self.num_rows = sum(self._rows)
 
     @classmethod
     def of_folders(cls, folders: Sequence[Path]) -> ScoreTable:
-        """The files of several folders: folder by folder, by name within each."""
-        return cls([path for folder in folders for path in sorted(folder.glob(PATTERN))])
+        """The files of several published score tables: folder by folder, by shard within each.
+
+        Raises:
+            UserError: as above, or the files of a folder have not as many rows as its record says.
+        """
+        table = cls([path for folder in folders for path in score_files(folder)])
+        found: Counter[Path] = Counter()
+        for path, rows in zip(table.files, table._rows, strict=True):
+            found[path.parent] += rows
+        for folder in folders:
+            rows = (Store.read_record(folder) or {}).get("rows")
+            if rows != found[folder]:
+                raise UserError(
+                    f"{folder}: the score files have {found[folder]:,} rows and {RECORD} says {rows}, "
+                    f"so some are missing or do not belong there; {_AGAIN}."
+                )
+        return table
 
     def read(self, columns: Sequence[str]) -> Iterator[dict[str, Array]]:
         """These columns in chunks of at most `CHUNK_ROWS` rows, (n,) each, on the calling thread."""
@@ -82,7 +118,7 @@ class ScoreTable:
                 if missing:
                     raise UserError(
                         f"{path} has no column {', '.join(missing)}; it has "
-                        f"{', '.join(file.schema_arrow.names)}. Score the pool again."
+                        f"{', '.join(file.schema_arrow.names)}; {_AGAIN}."
                     )
                 for group in range(file.num_row_groups):
                     yield _read_group(file, group, names, path)
@@ -92,7 +128,7 @@ def _open(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path, page_checksum_verification=True)
     except FileNotFoundError as error:
-        raise UserError(f"{path} of the score table is missing; score the pool again.") from error
+        raise UserError(f"{path} of the score table is missing; {_AGAIN}.") from error
     except (pa.ArrowException, OSError) as error:
         raise _damaged(path, error) from error
 
@@ -106,6 +142,4 @@ def _read_group(file: pq.ParquetFile, group: int, names: list[str], path: Path) 
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(
-        f"{path} of the score table is damaged ({error}); remove it and score its shard again."
-    )
+    return UserError(f"{path} of the score table is damaged ({error}); {_AGAIN}.")

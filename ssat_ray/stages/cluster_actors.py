@@ -3,43 +3,26 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import ray
-import torch
 
 from ssat_ray.config import ClusterConfig
 from ssat_ray.runtime import Meter, keep_memory, release_memory, use_threads
-from ssat_ray.selection import em, lloyd
+from ssat_ray.selection import em
 from ssat_ray.selection.clusters import Clusters, score_columns
 from ssat_ray.selection.drift import Reference
 from ssat_ray.selection.gmm import GaussianMixture, fit_gmm
 from ssat_ray.selection.kmeans import fit_kmeans
 from ssat_ray.selection.points import Frame
-from ssat_ray.selection.scores import Array, Float32, Int64
 from ssat_ray.stages.base import Task
 from ssat_ray.stages.held import Held
+from ssat_ray.stages.held_points import HeldPoints, Holding
 
 KMEANS_BITS = 24
-_GROUP_ROWS = 1 << 15
-
-
-@dataclass(frozen=True)
-class Holding:
-    """What one actor holds of a job: the embeddings of some parts, as points of a frame.
-
-    Args:
-        where: points stay in memory as float32; or the embeddings do as they are stored, and each call
-            makes points of them; or each call reads them from their files.
-    """
-
-    task: Task
-    parts: list[int]
-    frame: Frame
-    where: Literal["points", "embeddings", "files"]
 
 
 @dataclass(frozen=True)
@@ -56,58 +39,6 @@ class Start:
     rank: tuple[float, int]
     seconds: float
     peak_pss: int
-
-
-class HeldPoints:
-    """The points of a holding and their statistics."""
-
-    def __init__(self, holding: Holding) -> None:
-        self.frame = holding.frame
-        self._held = Held(holding.task.folder, holding.parts)
-        self._ids: Int64 | None = None
-        self._points: list[torch.Tensor] | None = None
-        self._embeddings: Callable[[], Iterable[Array]] = self._held.embeddings
-        if holding.where == "points":
-            self._points = [self._place(h) for h in self._held.embeddings()]
-        elif holding.where == "embeddings":
-            read = [np.array(h) for h in self._held.embeddings()]
-            self._embeddings = lambda: read
-        self._assigned: list[lloyd.LloydPoints] = []
-
-    def _place(self, h: Array) -> torch.Tensor:
-        return self.frame.points(np.asarray(h, np.float32))
-
-    def _groups(self) -> Iterator[torch.Tensor]:
-        """Points in tensors: of a part each if they are kept, otherwise of bounded size."""
-        if self._points is not None:
-            return iter(self._points)
-        return (
-            self._place(h[i : i + _GROUP_ROWS])
-            for h in self._embeddings()
-            for i in range(0, len(h), _GROUP_ROWS)
-        )
-
-    def lloyd(self, centroids: Float32) -> lloyd.LloydStatistics:
-        if self._points is None:
-            grid = self.frame.grid
-            return total(lloyd.lloyd_statistics(x, centroids, grid) for x in self._groups())
-        if not self._assigned:
-            k = len(centroids)
-            self._assigned = [lloyd.LloydPoints(x, self.frame.grid, k) for x in self._points]
-        return total(points.statistics(centroids) for points in self._assigned)
-
-    def em(self, mixture: GaussianMixture) -> em.EMStatistics:
-        return total(em.em_statistics(x, mixture, self.frame.grid) for x in self._groups())
-
-    def farthest(self, centroids: Float32, count: int) -> list[tuple[float, int, Float32]]:
-        if self._ids is None:
-            self._ids = self._held.ids()
-        found, first = [], 0
-        for x in self._groups():
-            ids = self._ids[first : first + len(x)]
-            found += lloyd.farthest(x, ids, centroids, count)
-            first += len(x)
-        return lloyd.best(found, count)
 
 
 @ray.remote(num_cpus=1, max_restarts=8, max_task_retries=8)

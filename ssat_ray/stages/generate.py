@@ -12,6 +12,7 @@ from ssat_ray.config import GenerateConfig
 from ssat_ray.data.pool import MANIFEST, manifest
 from ssat_ray.data.shard import Shard, write_shard
 from ssat_ray.diffusion.sampling import balanced_labels, initial_noise, sample
+from ssat_ray.errors import RunFailed
 from ssat_ray.stages.base import Stage, StageContext, Task
 from ssat_ray.stages.parts import Note, PartActor, record_of, run_parts
 from ssat_ray.store import Job, write_atomic
@@ -50,7 +51,12 @@ class SampleActor(PartActor):
 def finish(task: Task, notes: list[Note], context: StageContext) -> dict[str, Any]:
     about = record_of(task, "labelled")
     shards = [note["shard"] for note in notes]
-    assert sum(s["rows"] for s in shards) == notes[0]["of_rows"]
+    found, expected = sum(s["rows"] for s in shards), notes[0]["of_rows"]
+    if found != expected:
+        raise RunFailed(
+            f"{task.job.label}: the shards in {task.folder} have {found} of {expected} images; remove "
+            "this folder and run again."
+        )
     text = manifest([shards], tuple(about["image_shape"]), about["num_classes"])
     write_atomic(task.folder / MANIFEST, text)
     return {"bytes_written": sum(s["bytes"] for s in shards)}

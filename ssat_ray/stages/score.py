@@ -10,11 +10,11 @@ from ssat_ray.data.shard import Shard, image_hash
 from ssat_ray.selection.clusters import Clusters, mixture_columns, score_columns
 from ssat_ray.selection.gmm import GaussianMixture
 from ssat_ray.selection.scores import posterior_saturation, top_confidence
-from ssat_ray.selection.table import encode
+from ssat_ray.selection.table import encode, score_file
 from ssat_ray.stages.base import Stage, StageContext, Task
 from ssat_ray.stages.embed import EmbeddingActor
 from ssat_ray.stages.parts import Note, run_parts
-from ssat_ray.stages.shards import Pools
+from ssat_ray.stages.shards import QUARANTINED, Pools
 from ssat_ray.store import Job, write_atomic
 
 SCORERS = {
@@ -37,7 +37,7 @@ class ScoreActor(EmbeddingActor):
             return {"rows": 0, "of_rows": pools.num_images, "bytes": 0, **note}
         columns, saturated = score_shard(self.embedder(task), self.clusters(task), shard)
         data = encode(columns)
-        write_atomic(task.folder / f"scores-{part:05d}.parquet", data)
+        write_atomic(task.folder / score_file(part), data)
         note = {"rows": len(shard.ids), "of_rows": pools.num_images, "bytes": len(data)}
         return note if saturated is None else {**note, "saturated": saturated}
 
@@ -73,6 +73,9 @@ def score_shard(
 
 def _finish(task: Task, notes: list[Note], context: StageContext) -> dict[str, Any]:
     record = Pools(task).account(task.job.label, notes)
+    for part, note in enumerate(notes):
+        if QUARANTINED in note:  # scored by a killed run, when the shard could still be read
+            (task.folder / score_file(part)).unlink(missing_ok=True)
     record["bytes_written"] = sum(note["bytes"] for note in notes)
     saturated = [note["saturated"] for note in notes if "saturated" in note]
     if saturated:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,7 @@ import ray
 from ssat_ray.config import SelectConfig
 from ssat_ray.data.pool import MANIFEST, manifest
 from ssat_ray.data.shard import Shard, image_hash, rows_a_shard, write_shards
-from ssat_ray.errors import UserError
+from ssat_ray.errors import RunFailed, UserError
 from ssat_ray.runtime import Meter, board, use_threads
 from ssat_ray.selection.choose import REASONS, Choice, DegenerateScoreError, Ranking, choose
 from ssat_ray.selection.clusters import score_of, score_reads
@@ -26,6 +26,7 @@ from ssat_ray.store import Job, write_atomic
 
 TABLE = "selection.parquet"
 BINS = 80
+T = TypeVar("T")
 
 
 @ray.remote(num_cpus=1, max_retries=3)
@@ -66,8 +67,13 @@ def select(task: Task, retries: int) -> dict[str, Any]:
         )
         num_rows, left_out = table.num_rows, []
         more = {"histogram": _histogram(table, ranking)}
+    posts = board()
+
+    def post(taken: int) -> None:
+        posts.post.remote(task.job.label, taken, len(choice.ids), "images")
+
     return {
-        **_write(task, pools, choice, retries),
+        **write_choice(task, pools, choice, retries, post),
         **more,
         "of_rows": num_rows,
         **({"quarantined": left_out} if left_out else {}),
@@ -109,43 +115,67 @@ class _PoolRows:
     def read(self, columns: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
         for part in self._parts:
             if "hash" in columns:
-                shard, _ = self.pools.read(part, self.retries)
-                assert shard is not None, "a shard whose ids could be read is in quarantine"
+                shard = _whole(*self.pools.read(part, self.retries))
                 found = {"id": shard.ids, "label": shard.labels, "hash": image_hash(shard.images)}
             else:
-                read, _ = self.pools.read_ids(part, self.retries)
-                assert read is not None
-                found = {"id": read[0], "label": read[1]}
+                ids, labels = _whole(*self.pools.read_ids(part, self.retries))
+                found = {"id": ids, "label": labels}
             yield {name: found[name] for name in columns}
 
 
-def _chosen(task: Task, pools: Pools, choice: Choice, retries: int) -> Iterator[Shard]:
+def _whole(found: T | None, note: dict[str, Any]) -> T:
+    """What was read of a shard that could be read before."""
+    if found is None:
+        raise UserError(
+            f"{note[QUARANTINED]['reason']} It was whole when images of it were scored or chosen; restore "
+            "it and run again."
+        )
+    return found
+
+
+def _chosen(
+    pools: Pools, choice: Choice, retries: int, post: Callable[[int], None]
+) -> Iterator[Shard]:
     """The chosen rows of each shard that has some."""
-    posts, taken = board(), 0
+    taken = 0
     for part in range(len(pools)):
         entry = pools.entry(part)
         start, stop = np.searchsorted(choice.ids, (entry["first_id"], entry["last_id"] + 1))
         if start < stop:
-            shard, note = pools.read(part, retries)
-            if shard is None:
-                raise UserError(
-                    f"{note[QUARANTINED]['reason']} Images of it are chosen, so it was whole before; "
-                    "restore it and run again."
+            wanted, shard = choice.ids[start:stop], _whole(*pools.read(part, retries))
+            rows = np.searchsorted(shard.ids, wanted)
+            missing = wanted[shard.ids[rows] != wanted]
+            if len(missing):
+                raise RunFailed(
+                    f"{pools.path(part)}: {len(missing)} of the chosen images are not in it, the first has "
+                    f"id {missing[0]}."
                 )
-            rows = np.searchsorted(shard.ids, choice.ids[start:stop])
-            assert np.array_equal(shard.ids[rows], choice.ids[start:stop])
             taken += len(rows)
             yield shard[rows]
-        posts.post.remote(task.job.label, taken, len(choice.ids), "images")
+        post(taken)
 
 
-def _write(task: Task, pools: Pools, choice: Choice, retries: int) -> dict[str, Any]:
-    """The chosen images as a pool, the ids with their reasons, and what to record of them."""
+def write_choice(
+    task: Task, pools: Pools, choice: Choice, retries: int, post: Callable[[int], None]
+) -> dict[str, Any]:
+    """The chosen images as a pool, the ids with their reasons, and what to record of them.
+
+    Args:
+        post: is told how many images are taken, after each shard.
+
+    Raises:
+        RunFailed: a chosen id is in no shard.
+    """
     first = pools.pools[0]
-    chosen = _chosen(task, pools, choice, retries)
+    chosen = _chosen(pools, choice, retries, post)
     entries = write_shards(task.folder, chosen, rows_a_shard(first.shape))
     taken = sum(entry["rows"] for entry in entries)
-    assert taken == len(choice.ids), f"{len(choice.ids)} chosen, {taken} found in the pool"
+    if taken != len(choice.ids):
+        places = ", ".join(str(pool.shards_in) for pool in pools.pools)
+        raise RunFailed(
+            f"{task.job.label}: {len(choice.ids)} images are chosen and {taken} of them are in the shards "
+            f"of {places}."
+        )
     buffer = io.BytesIO()
     reasons = pa.DictionaryArray.from_arrays(pa.array(choice.reason), pa.array(REASONS))
     pq.write_table(pa.table({"id": choice.ids, "reason": reasons}), buffer)
@@ -170,6 +200,8 @@ def run(jobs: list[Job], context: StageContext) -> None:
         try:
             ray.get(_select.remote(Task.of(job, context.store), context.runtime.read_retries))
         except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, RunFailed):
+                raise error.cause from error
             if not isinstance(error.cause, DegenerateScoreError | ValueError | UserError):
                 raise
             failures.append(f"{job.label}: {error.cause}")

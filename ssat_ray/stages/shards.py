@@ -8,11 +8,13 @@ from typing import Any, TypeVar
 
 from ssat_ray.data.pool import Pool
 from ssat_ray.data.shard import Shard, ShardEntry
-from ssat_ray.errors import UserError
+from ssat_ray.errors import RunFailed, UserError
 from ssat_ray.stages.base import StageContext, Task
 from ssat_ray.store import Job
 
 QUARANTINED = "quarantined"
+_NAMED = 3
+"""Most files that an error names."""
 T = TypeVar("T")
 
 
@@ -22,6 +24,7 @@ class Pools:
     def __init__(self, task: Task) -> None:
         names = sorted((n for n in task.inputs if n.split(".")[0] == "pool"), key=generation)
         self.pools = [Pool(task.inputs[name]) for name in names]
+        self._folder = task.folder
         self.on_bad_shard = task.job.config["on_bad_shard"]
         self._where = [(pool, i) for pool in self.pools for i in range(len(pool.shards))]
 
@@ -44,6 +47,11 @@ class Pools:
     def entry(self, part: int) -> ShardEntry:
         pool, index = self._where[part]
         return pool.shards[index]
+
+    def path(self, part: int) -> str:
+        """Of the shard's file."""
+        pool, index = self._where[part]
+        return pool.shard_path(index)
 
     def read(self, part: int, retries: int) -> tuple[Shard | None, dict[str, Any]]:
         """A shard and what to note of it; no shard if it is quarantined.
@@ -81,13 +89,20 @@ class Pools:
     def account(self, label: str, notes: list[dict[str, Any]]) -> dict[str, Any]:
         """What to record of a job that read every shard: bytes, and the shards left out, if any.
 
-        Every image must be in a part's rows or in a shard left out.
+        Raises:
+            RunFailed: a shard's images are neither all in its part's rows nor left out.
         """
         bad = [note[QUARANTINED] for note in notes if QUARANTINED in note]
-        rows, left_out = sum(n["rows"] for n in notes), sum(shard["rows"] for shard in bad)
-        assert rows + left_out == self.num_images, (
-            f"{label}: {rows} of {self.num_images} images, {left_out} left out"
-        )
+        found = [note["rows"] + note.get(QUARANTINED, {"rows": 0})["rows"] for note in notes]
+        found += [0] * (len(self) - len(notes))
+        wrong = [part for part in range(len(self)) if found[part] != self.entry(part)["rows"]]
+        if wrong or sum(found) != self.num_images:
+            named = ", ".join(f"{self.path(part)} ({found[part]} rows)" for part in wrong[:_NAMED])
+            more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
+            raise RunFailed(
+                f"{label}: the rows of {sum(found)} of {self.num_images} images are accounted for, not as "
+                f"pool.json says: {named}{more}. Remove {self._folder} and run again."
+            )
         return {"bytes_read": self.num_bytes, **({QUARANTINED: bad} if bad else {})}
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from ssat_ray.bench import select
 from ssat_ray.bench.select import CASES, run, write_table
-from ssat_ray.selection.table import PATTERN, ScoreTable
+from ssat_ray.selection.table import ScoreTable, score_files
 
 
 @pytest.mark.slow  # tests/test_bench_cli.py runs it too
@@ -28,7 +28,7 @@ def test_table_is_deterministic_ascends_and_holds_copies(tmp_path, monkeypatch):
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
         write_table(tmp_path / name, 10_000)
-    files = [sorted((tmp_path / name).glob(PATTERN)) for name in ("first", "second")]
+    files = [score_files(tmp_path / name) for name in ("first", "second")]
     assert [a.read_bytes() for a in files[0]] == [b.read_bytes() for b in files[1]]
     table = ScoreTable(files[0])
     assert (len(files[0]), table.num_rows) == (4, 10_000)

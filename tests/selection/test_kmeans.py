@@ -7,6 +7,8 @@ import pytest
 from sklearn.cluster import KMeans as ScikitKMeans
 from sklearn.datasets import load_digits, make_blobs
 
+from ssat_ray.bench.kmeans import digits_embeddings
+from ssat_ray.config import ClusterConfig
 from ssat_ray.selection.kmeans import fit_kmeans
 
 
@@ -25,7 +27,8 @@ def _uniform(seed):
 CASES = {
     "blobs": (lambda: make_blobs(2000, 8, centers=10, random_state=0)[0], 10, 10),
     "many blobs": (_many_blobs, 50, 10),
-    "digits": (lambda: load_digits().data / 16, 10, 10),
+    "digits, pixels": (lambda: load_digits().data / 16, 10, 10),
+    "digits, embeddings": (digits_embeddings, 10, ClusterConfig().restarts),
     "noise, k = 4": (lambda: _uniform(0), 4, 10),
     "noise, k = 6": (lambda: _uniform(1), 6, 40),
 }

@@ -1,6 +1,7 @@
 """The score table: round trips, chunks of bounded size, bytes, and damaged files that are named."""
 
 import io
+import json
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -9,7 +10,7 @@ import pytest
 from ssat_ray.errors import UserError
 from ssat_ray.selection import table
 from ssat_ray.selection.choose import Ranking, choose
-from ssat_ray.selection.table import ScoreTable, encode
+from ssat_ray.selection.table import ScoreTable, encode, score_file, score_files, shard_of
 
 
 def columns(num_rows, first_id=0, seed=0):
@@ -27,8 +28,16 @@ def columns(num_rows, first_id=0, seed=0):
 def written(folder, *parts):
     folder.mkdir(parents=True, exist_ok=True)
     for i, part in enumerate(parts):
-        (folder / f"scores-{i:05d}.parquet").write_bytes(encode(part))
-    return sorted(folder.glob(table.PATTERN))
+        (folder / score_file(i)).write_bytes(encode(part))
+    return score_files(folder)
+
+
+def published(folder, *parts):
+    """The same as an artefact, with its record."""
+    files = written(folder, *parts)
+    rows = sum(len(part["id"]) for part in parts)
+    (folder / "stage.json").write_text(json.dumps({"rows": rows}))
+    return files
 
 
 def joined(chunks):
@@ -63,12 +72,39 @@ def test_chunks_are_bounded(tmp_path, monkeypatch):
 
 
 def test_folders_are_read_one_after_another(tmp_path):
-    written(tmp_path / "new", columns(20, 1000, 1))
-    written(tmp_path / "old", columns(20), columns(20, 500, 2))
+    published(tmp_path / "new", columns(20, 1000, 1))
+    published(tmp_path / "old", columns(20), columns(20, 500, 2))
     found = ScoreTable.of_folders([tmp_path / "old", tmp_path / "new"])
     (ids,) = joined(found.read(["id"])).values()
     assert len(ids) == found.num_rows == 60
     assert (np.diff(ids) > 0).all()
+
+
+def test_files_are_read_by_the_number_of_their_shard(tmp_path):
+    published(tmp_path, columns(20), columns(20, 500, 2))
+    for i in (1, 0):
+        (tmp_path / score_file(i)).rename(tmp_path / score_file(99_999 + i))
+    (tmp_path / "scores-old.parquet").write_bytes(b"")
+    found = ScoreTable.of_folders([tmp_path])
+    assert [shard_of(path) for path in found.files] == [99_999, 100_000]
+    (ids,) = joined(found.read(["id"])).values()
+    assert len(ids) == 40 and (np.diff(ids) > 0).all()
+
+
+@pytest.mark.parametrize(("change", "rows"), [("missing", 300), ("left over", 1200), ("none", 800)])
+def test_files_that_have_not_the_rows_of_the_record(tmp_path, change, rows):
+    published(tmp_path / "first", columns(10))
+    folder = tmp_path / "second"
+    last = published(folder, columns(300), columns(500, 1000))[1]
+    if change == "missing":
+        last.unlink()
+    if change == "left over":
+        (folder / score_file(7)).write_bytes(encode(columns(400, 10**4)))
+    if change == "none":
+        (folder / "stage.json").unlink()
+    said = rf"{folder}: the score files have {rows:,} rows .* remove this folder and run again"
+    with pytest.raises(UserError, match=said):
+        ScoreTable.of_folders([tmp_path / "first", folder])
 
 
 def test_equal_columns_give_equal_and_small_files():
@@ -111,7 +147,9 @@ def test_an_altered_byte_of_a_column_is_found_and_the_file_named(tmp_path, place
     found = ScoreTable([first, second])
     chunks = found.read(list(columns(0)))
     next(chunks)
-    with pytest.raises(UserError, match=r"scores-00001\.parquet .* is damaged .* score its shard"):
+    with pytest.raises(
+        UserError, match=r"scores-00001\.parquet .* is damaged .* remove this folder"
+    ):
         next(chunks)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ssat_ray.selection.scores import random_score
-from ssat_ray.stages.held import Held, hold
+from ssat_ray.stages.held import Held, hold, sample_cut
 
 ROWS = 1_000
 H = np.random.default_rng(0).normal(size=(ROWS, 6)).astype(np.float32)
@@ -38,6 +41,23 @@ def test_the_sample_is_the_lowest_orders_by_id(tmp_path: Path, sizes: list[int])
 @pytest.mark.parametrize("rows", [ROWS, ROWS + 1])
 def test_a_sample_of_all_rows_is_all_rows(tmp_path: Path, rows: int) -> None:
     assert np.array_equal(_hold(tmp_path, [400, 600]).sample(rows), H)
+
+
+@given(parts=st.lists(st.lists(st.integers(0, 9), max_size=8), max_size=8), rows=st.integers(1, 12))
+def test_the_cut_is_what_all_orders_together_say(parts: list[list[int]], rows: int) -> None:
+    orders = [np.array(part, np.float64) for part in parts]
+    together = np.concatenate([np.empty(0), *orders])
+    expected = np.inf if len(together) <= rows else np.sort(together)[rows]
+    assert sample_cut(orders, rows) == expected
+
+
+def test_the_memory_of_the_cut_does_not_grow_with_the_embeddings() -> None:
+    rng = np.random.default_rng(0)
+    tracemalloc.start()
+    sample_cut((rng.random(1000) for _ in range(500)), 1000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100 * 1000
 
 
 def test_float16_halves_the_embeddings_and_not_the_points(tmp_path: Path) -> None:

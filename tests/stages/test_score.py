@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,17 @@ import pytest
 from scipy.stats import multivariate_normal
 from sklearn.metrics import pairwise_distances
 
-from ssat_ray.data.shard import Shard
+from ssat_ray.config import RuntimeConfig
+from ssat_ray.data.pool import MANIFEST, manifest
+from ssat_ray.data.shard import Shard, write_shard
 from ssat_ray.models.embedding import Embedder
 from ssat_ray.models.preact_small import PreActSmall
 from ssat_ray.selection.clusters import Clusters, load_clusters
 from ssat_ray.selection.gmm import fit_gmm
-from ssat_ray.stages.score import score_shard
+from ssat_ray.selection.table import encode, score_file, score_files
+from ssat_ray.stages.base import StageContext, Task
+from ssat_ray.stages.score import _finish, score_shard
+from ssat_ray.store import Job, Store
 
 
 @pytest.mark.parametrize("method", ["kmeans", "gmm", None])
@@ -31,6 +37,25 @@ def test_an_image_without_a_label_counts_for_the_models_class(method: str | None
     expected = np.where(labels == 7, 7, logits.argmax(1))
     np.testing.assert_array_equal(columns["label"], expected)
     assert "predicted" not in columns
+
+
+def test_scores_of_a_shard_that_was_quarantined_later_go(tmp_path: Path) -> None:
+    """A killed run had scored it, and the next one could not read it any more."""
+    pool, folder = tmp_path / "pool", tmp_path / "score"
+    entries = []
+    for i in range(3):
+        images = np.zeros((5, 8, 8, 1), np.uint8)
+        entries.append(write_shard(pool, i, Shard(5 * i + np.arange(5), images, np.zeros(5, int))))
+        folder.mkdir(exist_ok=True)
+        (folder / score_file(i)).write_bytes(encode({"id": np.arange(5)}))
+    (pool / MANIFEST).write_text(manifest([entries], (1, 8, 8), 10))
+    job = Job("score", 1, {}, {"on_bad_shard": "quarantine"}, {"pool": Job("pool", 1, {}, {})})
+    bad = {"file": entries[1]["file"], "rows": 5, "reason": "altered"}
+    notes = [{"rows": 5, "bytes": 9}, {"rows": 0, "bytes": 0, "quarantined": bad}]
+    task = Task(job, folder, {"pool": pool}, tmp_path)
+    context = StageContext(Store(tmp_path), RuntimeConfig(), tmp_path / "log")
+    assert _finish(task, [*notes, notes[0]], context)["quarantined"] == [bad]
+    assert score_files(folder) == [folder / score_file(0), folder / score_file(2)]
 
 
 @pytest.mark.ray

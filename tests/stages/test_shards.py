@@ -13,7 +13,7 @@ import pytest
 
 from ssat_ray.data.pool import MANIFEST, Pool, manifest
 from ssat_ray.data.shard import Shard, write_shard
-from ssat_ray.errors import UserError
+from ssat_ray.errors import RunFailed, UserError
 from ssat_ray.stages.base import Task
 from ssat_ray.stages.parts import NOTES
 from ssat_ray.stages.select import TABLE
@@ -58,8 +58,13 @@ def test_every_image_is_in_a_part_or_left_out(tmp_path: Path) -> None:
     assert pools.account("score", [whole] * 3) == {"bytes_read": pools.num_bytes}
     record = pools.account("score", [whole, {"rows": 0, "quarantined": bad}, whole])
     assert record["quarantined"] == [bad]
-    with pytest.raises(AssertionError, match="score: 10 of 15 images, 0 left out"):
-        pools.account("score", [whole] * 2)
+    for notes in ([whole] * 2, [whole, whole, {"rows": 0}]):
+        with pytest.raises(
+            RunFailed, match=r"score: .* 10 of 15 images .*shard-00002.parquet \(0 r"
+        ):
+            pools.account("score", notes)
+    with pytest.raises(RunFailed, match=r"shard-00000.parquet \(6 rows\), .*1.parquet \(4 rows\)"):
+        pools.account("score", [{"rows": 6}, {"rows": 4}, whole])
 
 
 def test_what_was_left_out_is_said_of_every_job() -> None:
