@@ -29,6 +29,7 @@ BENCHES = {
     "gmm": "EM iterations and log-likelihood against scikit-learn",
     "select": "the choice among 100M scores against NumPy in memory",
     "step": "a TRADES-10 training step against the textbook's",
+    "autoattack": "AutoAttack on two actors against one",
 }
 """Modules of `ssat_ray.bench` with a `run`, imported where they are asked for."""
 
