@@ -375,7 +375,9 @@ class RuntimeConfig(Section):
     train_workers: Positive = Field(2, description="DDP workers of each Ray Train group")
     actors: Positive = Field(2, description="actors of each Ray Data stage, and for clustering")
     read_retries: int = Field(2, ge=0, description="further attempts to read a pool shard")
-    gpus_per_actor: float = Field(0.0, ge=0, description="GPUs of each embedding actor")
+    gpus_per_actor: float = Field(
+        0.0, ge=0, description="GPUs of each actor that embeds or attacks"
+    )
     resident_mib: int = Field(
         4096, ge=1, description="embeddings that the clustering actors keep in memory, in total"
     )

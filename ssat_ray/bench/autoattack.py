@@ -71,7 +71,7 @@ def run(
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="ssat-bench-") as scratch:
             return run(rows, repeats, overrides, Path(scratch))
-    config = load_config("digits", [*TRAINING, *_settings(rows), *overrides])
+    config = load_config("digits", [*TRAINING, *settings(rows), *overrides])
     store = Store(folder / "store")
     job = prepare(config, store)
     seconds: dict[int, list[float]] = {2: [], 1: []}
@@ -97,7 +97,8 @@ def run(
     ]
 
 
-def _settings(rows: int) -> list[str]:
+def settings(rows: int) -> list[str]:
+    """Overrides of the configuration: what is attacked, in which batches."""
     batch = min(BATCH, -(-rows // FEWEST_BATCHES))
     return [
         "rows=[none,random]",
