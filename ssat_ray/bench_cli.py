@@ -30,6 +30,7 @@ BENCHES = {
     "select": "the choice among 100M scores against NumPy in memory",
     "step": "a TRADES-10 training step against the textbook's",
     "ddp": "two DDP workers of one thread against one process of two",
+    "autoattack": "AutoAttack on two actors against one",
 }
 """Modules of `ssat_ray.bench` with a `run`, imported where they are asked for."""
 

@@ -247,7 +247,7 @@ def _run(config: Config, name: str | None, until: str | None, allow_masking: boo
 
     from ssat_ray import pipeline
     from ssat_ray.plan import check_name, default_name
-    from ssat_ray.stages.results import masked_rows
+    from ssat_ray.stages.soundness import require_sound
     from ssat_ray.view import View, quiet_output, results_table, selection_table
 
     name = default_name(config) if name is None else check_name(name)
@@ -289,13 +289,8 @@ def _run(config: Config, name: str | None, until: str | None, allow_masking: boo
             f"the results are in {outcome.folder}, but logging them to MLflow failed: "
             f"{outcome.untracked}. The same command tries logging again. Log: {log}"
         )
-    compared = outcome.results is not None and "rows" in outcome.results
-    masked = masked_rows(outcome.results) if outcome.results and compared else []
-    if masked and not allow_masking:
-        raise RunFailed(
-            f"AutoAttack accuracy above PGD accuracy in {', '.join(masked)}: PGD misses what AutoAttack must at least "
-            "match, so the evaluation is unsound (masked gradients). --allow-masking keeps the table."
-        )
+    if outcome.results is not None and "rows" in outcome.results and not allow_masking:
+        require_sound(outcome.results)
 
 
 def main() -> None:

@@ -388,6 +388,10 @@ class SelectConfig(Section):
 class EvaluateConfig(Section):
     """Attacks on the whole test set, in float32, at `threat.eps`."""
 
+    attacks: tuple[Literal["clean", "pgd", "apgd-ce"], ...] = Field(
+        ("clean", "pgd", "apgd-ce"), strict=False, description="what every classifier undergoes"
+    )
+    pgd_restarts: Positive = Field(1, description="independent random starts of PGD")
     pgd_steps: Positive = 40
     pgd_step_size: float = Field(0.015, gt=0)
     apgd_steps: Positive = 100
@@ -396,6 +400,15 @@ class EvaluateConfig(Section):
     )
     attack_seed: int = Field(0, ge=0)
     batch_size: Positive = Field(100, description="images an attack batch; part of the result")
+
+    @model_validator(mode="after")
+    def _clean_and_pgd(self) -> EvaluateConfig:
+        if len(set(self.attacks)) != len(self.attacks) or not {"clean", "pgd"} <= set(self.attacks):
+            raise ValueError(
+                f"evaluate.attacks={list(self.attacks)} must have clean and pgd, which rows are "
+                "compared by, and no attack twice"
+            )
+        return self
 
 
 class RuntimeConfig(Section):
@@ -431,7 +444,9 @@ class RuntimeConfig(Section):
     max_failures: int = Field(3, ge=-1, description="restarts of a worker group; -1: no limit")
     actors: Positive = Field(2, description="actors of each Ray Data stage, and for clustering")
     read_retries: int = Field(2, ge=0, description="further attempts to read a pool shard")
-    gpus_per_actor: float = Field(0.0, ge=0, description="GPUs of each embedding actor")
+    gpus_per_actor: float = Field(
+        0.0, ge=0, description="GPUs of each actor that embeds or attacks"
+    )
     resident_mib: int = Field(
         4096, ge=1, description="embeddings that the clustering actors keep in memory, in total"
     )

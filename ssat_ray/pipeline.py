@@ -22,6 +22,7 @@ from ssat_ray.stages import pool
 from ssat_ray.stages.base import StageContext
 from ssat_ray.stages.group import run_group
 from ssat_ray.stages.report import REPORT, RESULTS, read_results
+from ssat_ray.stages.robustbench import write_model_info
 from ssat_ray.stages.selection_results import selection_results
 from ssat_ray.store import Job, Store, write_atomic
 
@@ -201,6 +202,7 @@ def run(
         shutil.copyfile(store.folder(plan.report) / file, folder / file)
     results = read_results(folder)
     write_atomic(folder / TABLE, markdown_table(results))
+    write_model_info(results, folder)
     outcome = Outcome(folder, results, len(missing), len(wanted))
     try:
         tracking.log_run(config, plan, store, results, folder)

@@ -219,10 +219,8 @@ def _row_jobs(config: Config, row: str, seed: int, shared: dict[str, Job]) -> di
     if config.goal == "selection":
         return jobs
     jobs["train"] = _train_job(config, row, seed, data, unlabelled)
-    attacks = ["clean", "pgd", "apgd-ce"] + (
-        ["autoattack"] if seed in config.evaluate.autoattack_seeds else []
-    )
-    for attack in attacks:
+    full = ["autoattack"] if seed in config.evaluate.autoattack_seeds else []
+    for attack in [*config.evaluate.attacks, *full]:
         inputs = {"labelled": data, "classifier": jobs["train"]}
         settings = _attack_settings(config, attack)
         jobs[f"evaluate:{attack}"] = _job(
@@ -256,7 +254,11 @@ def _attack_settings(config: Config, attack: str) -> dict[str, Any]:
         return settings
     settings |= {**config.threat.model_dump(mode="json"), "seed": options.attack_seed}
     if attack == "pgd":
-        settings |= {"num_steps": options.pgd_steps, "step_size": options.pgd_step_size}
+        settings |= {
+            "num_steps": options.pgd_steps,
+            "step_size": options.pgd_step_size,
+            "restarts": options.pgd_restarts,
+        }
     elif attack == "apgd-ce":
         settings["num_steps"] = options.apgd_steps
     return settings

@@ -14,6 +14,7 @@ import yaml
 
 from ssat_ray import cli, pipeline, probe
 from ssat_ray.estimate import Measurements, PerImage, StageCost
+from ssat_ray.stages.soundness import masking
 
 SSAT = str(Path(sys.executable).with_name("ssat"))
 
@@ -187,6 +188,53 @@ def test_a_plan_is_saved_in_the_runs_folder(
     found = json.loads(saved.read_text())
     assert (found["images"], found["seconds"]) == (7000, 32.0)
     assert not more or (tmp_path / "copy.json").read_text() == saved.read_text()
+
+
+def attacked(autoattack: float) -> dict[str, object]:
+    """Results of one row, PGD accuracy 80 %."""
+    accuracies = {"clean": 95.0, "pgd": 80.0, "autoattack": autoattack}
+    row = {
+        "row": "full",
+        "seeds": [0],
+        "images": {"labelled": 300, "pool": 0},
+        "accuracy": {
+            attack: {"mean": value, "low": value, "high": value, "name": attack}
+            | {"seeds": [0], "by_seed": [value], "signs": [[]]}
+            for attack, value in accuracies.items()
+        },
+        "differences": {},
+        "steps": {"total": [500], "hit_max_steps": [False]},
+        "seconds": {"total": 1.0},
+        "seconds_train": [1.0],
+        "seconds_all_recipes": 1.0,
+    }
+    return {"rows": [row], "warnings": masking([row])}
+
+
+@pytest.mark.parametrize(
+    ("autoattack", "options", "code"),
+    [(79.0, [], 0), (80.5, [], 1), (80.5, ["--allow-masking"], 0), (60.0, [], 0)],
+)
+def test_autoattack_above_pgd_fails_the_run_after_its_table(
+    autoattack: float,
+    options: list[str],
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Other signs of masked gradients, such as PGD far above AutoAttack, are warnings only."""
+    outcome = pipeline.Outcome(tmp_path, attacked(autoattack), 1, 1)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pipeline, "run", lambda *_, **__: outcome)
+    monkeypatch.setattr(sys, "argv", ["ssat", "run", "digits", *options])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == code
+    shown, error = capfd.readouterr()
+    assert f"{autoattack:.1f} [" in shown and "report: " in shown
+    assert ("warning: full, seed 0: " in shown) == (autoattack != 79.0)
+    assert ("full (seed 0)" in error and "--allow-masking" in error) == bool(code)
 
 
 @pytest.mark.ray

@@ -122,6 +122,10 @@ def test_a_later_override_wins_and_null_resets() -> None:
         ("select.per_class='yes'", ["select.per_class='yes'", "boolean"]),
         ("runtime.store=5", ["runtime.store=5", "string"]),
         ("seeds=2024-13-45", ["seeds=2024-13-45", "YAML"]),
+        ("evaluate.attacks=[clean, apgd-ce]", ["evaluate.attacks=['clean', 'apgd-ce']", "pgd"]),
+        ("evaluate.attacks=[clean, pgd, pgd]", ["evaluate.attacks", "no attack twice"]),
+        ("evaluate.attacks=[clean, pgd, autoattack]", ["evaluate.attacks.2='autoattack'"]),
+        ("evaluate.pgd_restarts=0", ["evaluate.pgd_restarts=0", "restarts"]),
         ("evaluate.autoattack_seeds=[0, 3]", ["evaluate.autoattack_seeds=[0, 3]", "seeds=[0]"]),
         (
             "generate.num_inference_steps=1001",

@@ -86,6 +86,19 @@ def test_autoattack_seeds_only_add_jobs() -> None:
     assert all(after.jobs[key].digest == job.digest for key, job in before.jobs.items())
 
 
+def test_attacks_are_chosen_and_each_has_its_own_settings() -> None:
+    attacks = {stage for _, _, stage in _plan("evaluate.attacks=[pgd, clean]").jobs}
+    assert {a for a in attacks if a.startswith("evaluate:")} == {"evaluate:clean", "evaluate:pgd"}
+    changed = _changed("evaluate.pgd_restarts=5") - {"report"}
+    assert {stage for _, _, stage in changed} == {"evaluate:pgd"}
+    changed = _changed("evaluate.apgd_steps=50") - {"report"}
+    assert {stage for _, _, stage in changed} == {"evaluate:apgd-ce"}
+    changed = _changed("evaluate.batch_size=50") - {"report"}
+    assert {stage for _, _, stage in changed} == {
+        f"evaluate:{a}" for a in ("clean", "pgd", "apgd-ce")
+    }
+
+
 def test_seeds_share_only_the_labelled_set() -> None:
     jobs = _plan("seeds=[0, 1]").jobs
     by_seed = [{job.digest for (_, s, _), job in jobs.items() if s == seed} for seed in (0, 1)]

@@ -1,11 +1,11 @@
-"""APGD-CE and AutoAttack by pyautoattack, in float32: per-image flags, and images that are checked."""
+"""APGD-CE and AutoAttack by pyautoattack, in float32: per-image flags, checked images, signs of masking."""
 
 import logging
 import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,26 +14,69 @@ from torch import Tensor, nn
 from ssat_ray.adversarial.attacks import Norm
 from ssat_ray.adversarial.evaluation import batched_correct, check_images, device_of, evaluating
 
+APGD_CE = "APGD-CE"
 AUTOATTACK = "AutoAttack"
 ENSEMBLE = "ensemble (not standard AutoAttack)"
 _BALL_TOLERANCE = 1e-6
 _NORMS: dict[Norm, Any] = {"linf": "Linf", "l2": "L2"}
+_SIGNS = {
+    "randomized defense": "the classifier answers the same image differently each time",
+    "probability distribution": "the classifier returns probabilities instead of logits",
+    "zero gradient": "the loss has no gradient at some images",
+    "dynamic defense": "the classifier computes gradients while it answers",
+}
+"""What pyautoattack's warnings contain, and what they say."""
+
+
+class Attacked(NamedTuple):
+    """What an attack leaves of a set of images.
+
+    Args:
+        flags: (N,) bool on the CPU, which images stay correct.
+        name: what the attack may be called.
+        signs: sentences on what makes the attack's own checks doubt the result, sorted.
+        by_square: images that Square broke, which runs last, after all gradient attacks.
+    """
+
+    flags: Tensor
+    name: str
+    signs: tuple[str, ...] = ()
+    by_square: int = 0
+
+
+class _Messages(logging.Handler):
+    """Keeps what is logged as a warning."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.found.append(record.getMessage())
 
 
 @contextmanager
-def _isolated(device: torch.device) -> Iterator[None]:
-    """Keep pyautoattack's seeding, logging and `sys.settrace(None)` from leaking out."""
-    logger = logging.getLogger("auto-attack")
-    trace, disabled = sys.gettrace(), logger.disabled
+def _isolated(device: torch.device) -> Iterator[_Messages]:
+    """Keep pyautoattack's seeding, logging and `sys.settrace(None)` from leaking out; yields its warnings."""
+    from pyautoattack import checks  # type: ignore[import-untyped]
+
+    checks.funcs.update(dict.fromkeys(checks.funcs, 0))  # or one dynamic model marks all after it
+    logger, messages = logging.getLogger("auto-attack"), _Messages()
+    trace, handlers = sys.gettrace(), logger.handlers
+    before = logger.level, logger.propagate, logger.disabled
     cuda = {torch.cuda.current_device()} if torch.cuda.is_available() else set()
     if device.type == "cuda" and device.index is not None:
         cuda.add(device.index)
     with torch.random.fork_rng(devices=sorted(cuda)):
-        logger.disabled = True
+        logger.handlers = [messages]
+        logger.propagate = logger.disabled = False
+        logger.setLevel(logging.WARNING)
         try:
-            yield
+            yield messages
         finally:
-            logger.disabled = disabled
+            logger.handlers = handlers
+            logger.setLevel(before[0])
+            logger.propagate, logger.disabled = before[1:]
             sys.settrace(trace)
 
 
@@ -96,6 +139,21 @@ def _full_adversary(
     return adversary, ENSEMBLE
 
 
+def _count_square(square: Any, model: nn.Module) -> list[int]:
+    """From now on, how many images each call of Square breaks; it gets correct ones only."""
+    broken: list[int] = []
+    perturb = square.perturb
+
+    def counting(x: Tensor, y: Tensor) -> Tensor:
+        x_adv: Tensor = perturb(x, y)
+        with torch.no_grad():
+            broken.append(int((model(x_adv).argmax(dim=1) != y).sum()))
+        return x_adv
+
+    square.perturb = counting
+    return broken
+
+
 def _attack(
     model: nn.Module,
     x: Tensor,
@@ -104,11 +162,11 @@ def _attack(
     norm: Norm,
     batch_size: int,
     build: Callable[[torch.device], Any],
-) -> Tensor:
-    """Run one adversary; flags come from its images, evaluated again and checked."""
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Run one adversary; flags come from its images, evaluated again and checked. Also its signs."""
     device = device_of(model, x)
     x, y = x.float().contiguous(), y.long().to(x.device)
-    with _isolated(device), evaluating(model, device):
+    with _isolated(device) as messages, evaluating(model, device):
         adversary = build(device)
         adversary.verbose = False
         x_adv, _ = adversary.run_standard_evaluation(x, y, batch_size=batch_size)
@@ -122,7 +180,9 @@ def _attack(
                 f"{high:.8g}]; allowed: distance <= eps = {eps:.8g} and pixels in [0, 1]"
             )
         clean = batched_correct(model, x, y, batch_size)
-        return clean & batched_correct(model, x_adv, y, batch_size)
+        flags = clean & batched_correct(model, x_adv, y, batch_size)
+    said = " ".join(messages.found)
+    return flags, tuple(sorted(text for key, text in _SIGNS.items() if key in said))
 
 
 def apgd_ce_flags(
@@ -135,7 +195,7 @@ def apgd_ce_flags(
     seed: int,
     norm: Norm = "linf",
     batch_size: int = 256,
-) -> Tensor:
+) -> Attacked:
     """Which images stay correct under APGD on the cross-entropy, one restart.
 
     pyautoattack seeds every batch alike, so flags depend on the batch size (and on the order of
@@ -149,7 +209,7 @@ def apgd_ce_flags(
         norm: of the ball.
 
     Returns:
-        (N,) bool on the CPU.
+        Flags, name and signs.
 
     Raises:
         ValueError: as in `clean_flags`, or num_steps is less than 1.
@@ -161,12 +221,13 @@ def apgd_ce_flags(
     if num_steps < 1:
         raise ValueError(f"num_steps is {num_steps}; must be 1 or more")
     if not len(x):
-        return torch.zeros(0, dtype=torch.bool)
+        return Attacked(torch.zeros(0, dtype=torch.bool), APGD_CE)
 
     def build(device: torch.device) -> Any:
         return _apgd_ce(model, device, eps, norm, num_steps, seed)
 
-    return _attack(model, x, y, eps, norm, batch_size, build)
+    flags, signs = _attack(model, x, y, eps, norm, batch_size, build)
+    return Attacked(flags, APGD_CE, signs)
 
 
 def autoattack_flags(
@@ -178,7 +239,7 @@ def autoattack_flags(
     seed: int,
     norm: Norm = "linf",
     batch_size: int = 256,
-) -> tuple[Tensor, str]:
+) -> Attacked:
     """Which images stay correct under AutoAttack, and what the attack may be called.
 
     From 10 classes on: the standard version. 4 to 9: the same attacks with C - 1 target classes.
@@ -193,7 +254,7 @@ def autoattack_flags(
         norm: of the ball.
 
     Returns:
-        (N,) bool on the CPU, and the name.
+        Flags, name, signs, and how many images Square broke.
 
     Raises:
         ValueError: as in `clean_flags`, no images, or fewer than 2 classes.
@@ -209,12 +270,13 @@ def autoattack_flags(
         num_classes = model(x[:1].to(device).float()).shape[1]
     if num_classes < 2:
         raise ValueError(f"the model has {num_classes} class; AutoAttack needs 2 or more")
-    name = ""
+    name, by_square = "", [0]
 
     def build(device: torch.device) -> Any:
-        nonlocal name
+        nonlocal name, by_square
         adversary, name = _full_adversary(model, device, eps, norm, num_classes, seed)
+        by_square = _count_square(adversary.square, model)
         return adversary
 
-    flags = _attack(model, x, y, eps, norm, batch_size, build)
-    return flags, name
+    flags, signs = _attack(model, x, y, eps, norm, batch_size, build)
+    return Attacked(flags, name, signs, sum(by_square))

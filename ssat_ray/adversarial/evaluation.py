@@ -164,6 +164,26 @@ def pgd_flags(
     return flags
 
 
+def class_accuracies(flags: np.ndarray, labels: np.ndarray, num_classes: int) -> list[float | None]:
+    """The share of each class's images that stay correct; None for a class without an image.
+
+    Args:
+        flags: (N,) bool. labels: (N,) integers below `num_classes`.
+
+    Returns:
+        `num_classes` fractions in [0, 1].
+    """
+    total = np.bincount(labels, minlength=num_classes)
+    correct = np.bincount(labels[flags], minlength=num_classes)
+    return [int(c) / int(n) if n else None for c, n in zip(correct, total, strict=True)]
+
+
+def worst_class(accuracies: list[float | None]) -> int:
+    """The class with the lowest accuracy, the first of several; classes without one are left out."""
+    known = [(value, label) for label, value in enumerate(accuracies) if value is not None]
+    return min(known)[1]
+
+
 def masking_warnings(accuracies: dict[str, float]) -> list[str]:
     """Signs that an attack failed or that gradients are masked; empty where there is none.
 

@@ -76,6 +76,7 @@ def _row_view(row: Row, measures: list[str]) -> dict[str, Any]:
         "train_rise": max((r for r in row["train_rise_bytes"] if r is not None), default=None),
         "bytes": row["bytes"],
         "differences": row["differences"],
+        "by_class": words.class_cells(row),
     }
 
 
@@ -217,6 +218,7 @@ def render(results: dict[str, Any], figures: FigureData) -> str:
         headline=[_row_view(row, measures) for row in headline],
         measures=measures,
         measure_names=names,
+        classes=words.shown_classes(rows[0]),
         num_selected=selected["images"]["pool"] if selected else None,
         notes=words.notes(results),
         stages=stages,

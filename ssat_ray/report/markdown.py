@@ -8,7 +8,7 @@ from ssat_ray.report import words
 
 
 def markdown_table(results: dict[str, Any]) -> str:
-    """Rows with accuracies and 95 % intervals (percent), images, steps, total seconds and memory.
+    """Rows with accuracies and 95 % intervals (percent), images, steps, total seconds and memory; by class.
 
     AutoAttack may cover fewer seeds than the rest; its heading says so.
     """
@@ -45,7 +45,14 @@ def markdown_table(results: dict[str, Any]) -> str:
     ]
     for note in words.notes(results):
         lines += ["", note]
+    lines += ["", f"{names['pgd']} accuracy by class, %:", "", *_class_table(rows)]
     return "\n".join(lines) + "\n"
+
+
+def _class_table(rows: list[words.Row]) -> list[str]:
+    heads = ["row", "worst", *map(str, words.shown_classes(rows[0]))]
+    cells = [_line([f"`{row['row']}`", *words.class_cells(row)]) for row in rows]
+    return [_line(heads), "|" + "---|" + "---:|" * (len(heads) - 1), *cells]
 
 
 def _line(cells: list[str]) -> str:

@@ -20,6 +20,8 @@ ABOUT = {
 }
 ATTACKS = ("clean", "pgd", "apgd-ce", "autoattack")
 """Measures of accuracy, the weakest attack first."""
+MOST_CLASSES = 20
+"""Classes that tables have columns for."""
 STAGES = (
     "pool",
     "checkpoint",
@@ -169,6 +171,21 @@ def attack_names(rows: list[Row]) -> dict[str, str]:
         attack: next(row["accuracy"][attack]["name"] for row in rows if attack in row["accuracy"])
         for attack in attacks_in(rows)
     }
+
+
+def shown_classes(row: Row) -> range:
+    """Classes that a table has a column for: all, or none where they are too many."""
+    num_classes = len(row["accuracy"]["pgd"]["by_class"])
+    return range(num_classes if num_classes <= MOST_CLASSES else 0)
+
+
+def class_cells(row: Row) -> list[str]:
+    """PGD accuracy (percent) of the row's worst class, with its number, then of each of `shown_classes`."""
+    entry = row["accuracy"]["pgd"]
+    accuracies, worst = entry["by_class"], entry["worst_class"]
+    shown = [accuracies[label] for label in shown_classes(row)]
+    cells = ["–" if value is None else f"{value:.1f}" for value in shown]
+    return [f"{accuracies[worst]:.1f} (class {worst})", *cells]
 
 
 def stages_in(rows: list[Row]) -> list[str]:

@@ -152,4 +152,4 @@ def read_results(folder: Path) -> dict[str, Any]:
     return results
 
 
-STAGE = Stage("report", 2, run)
+STAGE = Stage("report", 3, run)

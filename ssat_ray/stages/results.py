@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from ssat_ray.adversarial.evaluation import masking_warnings
+from ssat_ray.adversarial.evaluation import worst_class
 from ssat_ray.adversarial.intervals import bootstrap_interval, paired_difference
 from ssat_ray.provenance import git_commit, machine
 from ssat_ray.report.words import ATTACKS, STAGES, machine_name, short_commit
 from ssat_ray.stages.base import Task
 from ssat_ray.stages.evaluate import read_flags
 from ssat_ray.stages.shards import left_out_warnings
+from ssat_ray.stages.soundness import masking
 from ssat_ray.store import Job, Store
 
 SCHEMA = 1
@@ -91,7 +92,7 @@ def build_results(artefacts: Artefacts) -> Record:
         "norm": config["threat"]["norm"],
         "eps": config["threat"]["eps"],
         "warnings": [
-            *_masking(rows),
+            *masking(rows),
             *_limits(rows, config["train"]["max_steps"]),
             *_world_sizes(rows),
             *_mixture(made_by),
@@ -184,13 +185,26 @@ def _accuracy(artefacts: Artefacts, row: str) -> Record:
         seeds, flags = artefacts.flags(row, attack)
         if not seeds:
             continue
+        records = [artefacts.record(row, seed, f"evaluate:{attack}") for seed in seeds]
+        by_class = _by_class([record["accuracy_by_class"] for record in records])
         accuracy[attack] = {
             **_interval(bootstrap_interval(flags)),
             "by_seed": [100 * float(f.mean()) for f in flags],
             "seeds": seeds,
-            "name": artefacts.record(row, seeds[0], f"evaluate:{attack}")["name"],
+            "name": records[0]["name"],
+            "by_class": by_class,
+            "worst_class": worst_class(by_class),
+            "signs": [record["signs"] for record in records],
         }
     return accuracy
+
+
+def _by_class(accuracies: list[list[float | None]]) -> list[float | None]:
+    """By class the mean over seeds, in percent; None for a class without a test image."""
+    known = [
+        [value for value in values if value is not None] for values in zip(*accuracies, strict=True)
+    ]
+    return [100 * _mean(values) if values else None for values in known]
 
 
 def _differences(artefacts: Artefacts, row: str) -> Record:
@@ -242,20 +256,6 @@ def _made_by(records: list[Record]) -> Record:
     }
 
 
-def _masking(rows: list[Record]) -> list[str]:
-    """Signs of gradient masking, by row and seed."""
-    found = []
-    for row in rows:
-        for seed in row["seeds"]:
-            accuracies = {
-                attack: entry["by_seed"][entry["seeds"].index(seed)] / 100
-                for attack, entry in row["accuracy"].items()
-                if seed in entry["seeds"]
-            }
-            found += [f"{row['row']}, seed {seed}: {text}" for text in masking_warnings(accuracies)]
-    return found
-
-
 def _limits(rows: list[Record], max_steps: int) -> list[str]:
     """How many trainings ended at the limit."""
     hit = [limit for row in rows for limit in row["steps"]["hit_max_steps"]]
@@ -300,17 +300,6 @@ def _mixture(made_by: Record) -> list[str]:
             f"artefacts of {len(machines)} machines contributed ({'; '.join(machines)}): "
             "seconds are not comparable across machines"
         )
-    return found
-
-
-def masked_rows(results: Record) -> list[str]:
-    """Rows and seeds where AutoAttack leaves more images correct than PGD: the evaluation is unsound."""
-    found = []
-    for row in results["rows"]:
-        auto, pgd = row["accuracy"].get("autoattack"), row["accuracy"]["pgd"]
-        for seed, value in zip(auto["seeds"], auto["by_seed"], strict=True) if auto else ():
-            if value > pgd["by_seed"][pgd["seeds"].index(seed)]:
-                found.append(f"{row['row']} (seed {seed})")
     return found
 
 

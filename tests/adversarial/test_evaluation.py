@@ -1,7 +1,5 @@
-"""Evaluation flags against linear closed forms, pyautoattack itself, and other batchings."""
+"""Clean and PGD flags against closed forms, a float64 loop and other batchings; classes; signs of masking."""
 
-import logging
-import sys
 from typing import Any
 
 import numpy as np
@@ -9,45 +7,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssat_ray.adversarial import autoattack
-from ssat_ray.adversarial.autoattack import apgd_ce_flags, autoattack_flags
-from ssat_ray.adversarial.evaluation import clean_flags, masking_warnings, pgd_flags
+from ssat_ray.adversarial.evaluation import (
+    class_accuracies,
+    clean_flags,
+    masking_warnings,
+    pgd_flags,
+    worst_class,
+)
 
 PGD: dict[str, Any] = {"eps": 0.05, "step_size": 0.02, "num_steps": 5, "seed": 0}
 
 
-def _linear(num_classes: int, seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Flatten(), nn.Linear(16, num_classes))
-
-
-def _data(model: nn.Module, num_images: int, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Images labelled by the model, one of them wrongly."""
-    x = torch.rand(num_images, 1, 4, 4, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        y = model(x).argmax(dim=1)
-    y[0] = (y[0] + 1) % num_classes
-    return x, y
-
-
-def _linear_truth(model: nn.Sequential, x: Tensor, y: Tensor, eps: float) -> list[bool]:
-    """A linear model is robust where its worst point against each other class is correct."""
-    weight, truth = next(model.parameters()).detach(), []
-    for image, label in zip(x, y.tolist(), strict=True):
-        robust = True
-        for other in set(range(len(weight))) - {label}:
-            direction = (weight[other] - weight[label]).sign().view(1, 4, 4)
-            worst = (image + eps * direction).clamp(0, 1)
-            logits = model(worst[None])[0]
-            robust &= bool(logits[label] > logits[other])
-        truth.append(robust)
-    return truth
-
-
-def test_clean_flags_and_restored_mode() -> None:
+def test_clean_flags_and_restored_mode(linear: Any, data: Any) -> None:
     norm = nn.BatchNorm2d(1)
-    model = nn.Sequential(norm, nn.Dropout(0.9), _linear(3))
-    x, y = _data(model.eval(), 10, 3)
+    model = nn.Sequential(norm, nn.Dropout(0.9), linear(3))
+    x, y = data(model.eval(), 10, 3)
     model.train()
     flags = clean_flags(model, x, y, 4)
     assert flags.tolist() == [False] + [True] * 9
@@ -65,38 +39,77 @@ def test_logits_that_are_not_finite_count_as_wrong() -> None:
     assert not clean_flags(Broken(), torch.rand(3, 1, 2, 2), torch.zeros(3, dtype=torch.long)).any()
 
 
-def test_pgd_flags_of_a_linear_model_are_exact() -> None:
-    model = _linear(2, seed=3)
-    x, y = _data(model, 60, 2)
-    truth = _linear_truth(model, x, y, 0.05)
+def test_pgd_flags_of_a_linear_model_are_exact(linear: Any, data: Any, linear_truth: Any) -> None:
+    model = linear(2, seed=3)
+    x, y = data(model, 60, 2)
+    truth = linear_truth(model, x, y, 0.05)
     assert 5 < sum(truth) < 55
     flags = pgd_flags(model, x, y, eps=0.05, step_size=0.05, num_steps=3, seed=0)
     assert flags.tolist() == truth
 
 
-@pytest.mark.usefixtures("short_attacks")
-def test_flags_of_a_linear_model_are_exact_in_the_l2_ball() -> None:
-    """Off the borders of [0, 1] an image stays correct exactly if the boundary is farther than eps."""
-    torch.manual_seed(3)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 2)).requires_grad_(False)
-    model[1].bias.copy_(-0.5 * model[1].weight.sum(1))
-    x = 0.4 + 0.2 * torch.rand(60, 1, 6, 6)  # Square's L2 version wants more than 4 x 4
-    logits, weight = model(x), model[1].weight
-    y = logits.argmax(1)
-    distance = (logits[:, 0] - logits[:, 1]).abs() / (weight[0] - weight[1]).norm()
-    eps = float(distance.sort().values[29:31].mean())
-    assert eps < 0.4
-    truth = (distance > eps).tolist()
+def test_pgd_flags_of_a_linear_model_are_exact_in_the_l2_ball(l2_case: Any) -> None:
+    model, x, y, eps, truth = l2_case
+    settings: dict[str, Any] = {"eps": eps, "norm": "l2", "step_size": 0.04, "num_steps": 60}
+    assert pgd_flags(model, x, y, **settings, seed=0).tolist() == truth
     assert sum(truth) == 30
-    settings: dict[str, Any] = {"eps": eps, "norm": "l2", "seed": 0}
-    assert pgd_flags(model, x, y, step_size=0.04, num_steps=60, **settings).tolist() == truth
-    assert apgd_ce_flags(model, x, y, num_steps=30, **settings).tolist() == truth
-    assert autoattack_flags(model, x, y, **settings)[0].tolist() == truth
 
 
-def test_pgd_flags_do_not_depend_on_batches_shards_or_order() -> None:
-    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 32), nn.Tanh(), _linear_head())
-    x, y = _data(model, 60, 4)
+def _start(seed: int, restart: int, image_id: int, norm: str) -> np.ndarray:
+    """The noise of one image, (1, 4, 4) float64."""
+    key = np.array([seed, image_id], dtype=np.uint64)
+    counter = np.array([0, 0, 0, restart], dtype=np.uint64)
+    generator = np.random.Generator(np.random.Philox(key=key, counter=counter))
+    if norm == "l2":
+        noise = generator.standard_normal((1, 4, 4), dtype=np.float32).astype(np.float64)
+        return noise / np.sqrt((noise**2).sum())
+    return 2 * generator.random((1, 4, 4), dtype=np.float32).astype(np.float64) - 1
+
+
+def _attacked_in_float64(
+    model: nn.Sequential, image: np.ndarray, label: int, start: np.ndarray, norm: str, eps: float
+) -> bool:
+    """Whether one image stays correct at the end of PGD-CE on z = tanh(x A + a) B + b, by hand."""
+    a, a0, b, b0 = (p.detach().double().numpy() for p in model.parameters())
+    x = image.reshape(-1)
+
+    def projected(x_adv: np.ndarray) -> np.ndarray:
+        if norm == "linf":
+            return np.clip(np.clip(x_adv, x - eps, x + eps), 0, 1)
+        length = np.sqrt(((x_adv - x) ** 2).sum())
+        return np.clip(x + (x_adv - x) * min(1.0, eps / max(length, 1e-300)), 0, 1)
+
+    x_adv = projected(np.clip(x + eps * start.reshape(-1), 0, 1))
+    for _ in range(3):
+        hidden = np.tanh(a @ x_adv + a0)
+        logits = b @ hidden + b0
+        p = np.exp(logits - logits.max())
+        p /= p.sum()
+        p[label] -= 1
+        gradient = ((b.T @ p) * (1 - hidden**2)) @ a
+        unit = np.sign(gradient) if norm == "linf" else gradient / np.sqrt((gradient**2).sum())
+        x_adv = projected(x_adv + 0.4 * eps * unit)
+    return bool((b @ np.tanh(a @ x_adv + a0) + b0).argmax() == label)
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.12), ("l2", 0.4)])
+def test_pgd_flags_equal_a_float64_loop(norm: Any, eps: float, curved: Any, data: Any) -> None:
+    model = curved()
+    x, y = data(model, 50, 4)
+    expected = clean_flags(model, x, y).tolist()
+    for restart in range(2):
+        for i, (image, label) in enumerate(zip(x.double().numpy(), y.tolist(), strict=True)):
+            start = _start(9, restart, 20 + i, norm)
+            expected[i] &= _attacked_in_float64(model, image, label, start, norm, eps)
+    steps: dict[str, Any] = {"step_size": 0.4 * eps, "num_steps": 3, "restarts": 2}
+    found = pgd_flags(model, x, y, eps=eps, **steps, seed=9, first_id=20, norm=norm)
+    assert found.tolist() == expected
+    assert 5 < sum(expected) < 45
+
+
+def test_pgd_flags_do_not_depend_on_batches_shards_or_order(curved: Any, data: Any) -> None:
+    model = curved()
+    x, y = data(model, 60, 4)
     weak: dict[str, Any] = {"eps": 0.3, "step_size": 0.01, "num_steps": 1, "batch_size": 60}
     flags = pgd_flags(model, x, y, **weak, seed=0)
     assert 10 < int(flags.sum()) < 59
@@ -116,16 +129,11 @@ def test_pgd_flags_do_not_depend_on_batches_shards_or_order() -> None:
     assert not torch.equal(flags[20:], pgd_flags(model, x[20:], y[20:], **weak, seed=0))
 
 
-def _linear_head() -> nn.Linear:
-    torch.manual_seed(5)
-    head = nn.Linear(32, 4)
-    nn.init.normal_(head.weight)
-    return head
-
-
-def test_restarts_combine_and_their_starts_are_keyed_by_seed_restart_and_id() -> None:
-    model = _linear(3, seed=2)
-    x, y = _data(model, 40, 3)
+def test_restarts_combine_and_their_starts_are_keyed_by_seed_restart_and_id(
+    linear: Any, data: Any
+) -> None:
+    model = linear(3, seed=2)
+    x, y = data(model, 40, 3)
     ids = torch.arange(100, 140)
     starts: dict[str, Any] = {"eps": 0.4, "step_size": 0.0, "num_steps": 0}
     expected = clean_flags(model, x, y)
@@ -150,130 +158,9 @@ def test_restarts_combine_and_their_starts_are_keyed_by_seed_restart_and_id() ->
     assert counts[0] > counts[1] > counts[3]
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.05), ("l2", 0.2)])
-def test_apgd_ce_equals_pyautoattack_called_directly(norm: Any, eps: float) -> None:
-    from pyautoattack.autopgd_base import APGDAttack  # type: ignore[import-untyped]
-
-    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 32), nn.Tanh(), _linear_head())
-    x, y = _data(model, 40, 4)
-    flags = apgd_ce_flags(model, x, y, eps=eps, num_steps=10, seed=7, norm=norm, batch_size=40)
-    clean = clean_flags(model, x, y)
-    name = {"linf": "Linf", "l2": "L2"}[norm]
-    attack = APGDAttack(model, n_iter=10, n_restarts=1, eps=eps, norm=name, seed=7, device="cpu")
-    x_adv = attack.perturb(x[clean], y[clean])
-    with torch.no_grad():
-        expected = clean.clone()
-        expected[clean] = model(x_adv).argmax(dim=1) == y[clean]
-    assert torch.equal(flags, expected)
-    assert 0 < int(flags.sum()) < int(clean.sum())
-    built = autoattack._apgd_ce(model, torch.device("cpu"), eps, norm, 10, 7).apgd
-    checkpoints = (
-        "norm",
-        "n_iter",
-        "n_iter_2",
-        "n_iter_min",
-        "size_decr",
-        "n_restarts",
-        "eps",
-        "seed",
-    )
-    assert [getattr(built, k) for k in checkpoints] == [getattr(attack, k) for k in checkpoints]
-
-
-@pytest.fixture
-def short_attacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real adversaries with fewer iterations and queries."""
-    build = autoattack._full_adversary
-
-    def short(*arguments: Any) -> tuple[Any, str]:
-        adversary, name = build(*arguments)
-        for attack in (adversary.apgd, adversary.apgd_targeted, adversary.fab):
-            attack.n_iter = 12
-        adversary.square.n_queries = 30
-        return adversary, name
-
-    monkeypatch.setattr(autoattack, "_full_adversary", short)
-
-
-@pytest.mark.parametrize("num_classes", [2, 3, 4, 5, 9, 10, 12])
-@pytest.mark.usefixtures("short_attacks")
-def test_autoattack_is_exact_on_linear_models(num_classes: int) -> None:
-    model = _linear(num_classes, seed=num_classes)
-    x, y = _data(model, 14, num_classes)
-    truth = _linear_truth(model, x, y, 0.06)
-    flags, name = autoattack_flags(model, x, y, eps=0.06, seed=0, batch_size=5)
-    assert flags.tolist() == truth
-    assert 0 < sum(truth) < 13
-    assert name == ("AutoAttack" if num_classes >= 10 else "ensemble (not standard AutoAttack)")
-    assert bool((flags <= clean_flags(model, x, y)).all())
-    assert all(parameter.grad is None for parameter in model.parameters())
-
-
-@pytest.mark.parametrize(("norm", "name"), [("linf", "Linf"), ("l2", "L2")])
-@pytest.mark.parametrize("num_classes", [2, 3, 4, 9, 10, 100])
-def test_settings_of_the_full_adversary(num_classes: int, norm: Any, name: str) -> None:
-    device = torch.device("cpu")
-    adversary, _ = autoattack._full_adversary(_linear(2), device, 0.1, norm, num_classes, 3)
-    if num_classes < 4:
-        assert adversary.attacks_to_run == ["apgd-ce", "apgd-dlr", "fab", "square"]
-        assert adversary.apgd.dlr_loss is autoattack._margin_loss
-    else:
-        assert adversary.attacks_to_run == ["apgd-ce", "apgd-t", "fab-t", "square"]
-        targets = min(num_classes - 1, 9)
-        assert adversary.apgd_targeted.n_target_classes == targets
-        assert adversary.fab.n_target_classes == targets
-        assert adversary.apgd.n_restarts == adversary.fab.n_restarts == 1
-    assert (adversary.norm, adversary.epsilon, adversary.seed) == (name, 0.1, 3)
-    assert (adversary.apgd.n_iter, adversary.fab.n_iter) == (100, 100)
-    assert adversary.square.n_queries == 5000
-
-
-def test_margin_loss() -> None:
-    logits = torch.tensor([[1.0, 3.0, 2.0], [1.0, 3.0, 2.0], [0.0, 0.0, 5.0]])
-    found = autoattack._margin_loss(logits, torch.tensor([1, 2, 2]))
-    assert found.tolist() == [-1.0, 1.0, -5.0]
-    assert autoattack._margin_loss(logits[:, :2], torch.tensor([0, 1, 1])).tolist() == [2, -2, 0]
-
-
-@pytest.mark.usefixtures("short_attacks")
-def test_global_state_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
-    model = _linear(2)
-    x, y = _data(model, 6, 2)
-    state = torch.get_rng_state()
-    trace = sys.gettrace()
-
-    def previous(*_: Any) -> None:
-        return None
-
-    with caplog.at_level(logging.DEBUG):
-        sys.settrace(previous)
-        try:
-            autoattack_flags(model, x, y, eps=0.05, seed=0)
-            apgd_ce_flags(model, x, y, eps=0.05, num_steps=5, seed=0)
-            kept = sys.gettrace()
-        finally:
-            sys.settrace(trace)
-    assert kept is previous
-    assert torch.equal(state, torch.get_rng_state())
-    assert not caplog.records
-    assert not logging.getLogger("auto-attack").disabled
-
-
-@pytest.mark.parametrize("value", [0.52, float("nan")])
-def test_images_outside_the_ball_are_refused(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
-    class Cheat:
-        def run_standard_evaluation(self, x: Tensor, y: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
-            return torch.full_like(x, value), y
-
-    monkeypatch.setattr(autoattack, "_apgd_ce", lambda *_: Cheat())
-    x = torch.full((3, 1, 4, 4), 0.5)
-    with pytest.raises(RuntimeError, match="distance"):
-        apgd_ce_flags(_linear(2), x, torch.zeros(3, dtype=torch.long), eps=0.01, seed=0)
-
-
-def test_bad_input_is_named() -> None:
-    model = _linear(2)
-    x, y = _data(model, 4, 2)
+def test_bad_input_is_named(linear: Any, data: Any) -> None:
+    model = linear(2)
+    x, y = data(model, 4, 2)
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
         clean_flags(model, 255 * x, y)
     with pytest.raises(ValueError, match="no label"):
@@ -285,18 +172,22 @@ def test_bad_input_is_named() -> None:
     with pytest.raises(ValueError, match="ids"):
         pgd_flags(model, x, y, **PGD, ids=torch.arange(3))
     with pytest.raises(ValueError, match="float32"):
-        clean_flags(_linear(2).double(), x, y)
-    with pytest.raises(ValueError, match="1 class"):
-        autoattack_flags(_linear(1), x, y, eps=0.1, seed=0)
+        clean_flags(linear(2).double(), x, y)
 
 
-def test_empty_sets_give_empty_flags() -> None:
+def test_empty_sets_give_empty_flags(linear: Any) -> None:
     x, y = torch.rand(0, 1, 4, 4), torch.zeros(0, dtype=torch.long)
-    assert clean_flags(_linear(2), x, y).shape == (0,)
-    assert pgd_flags(_linear(2), x, y, **PGD).shape == (0,)
-    assert apgd_ce_flags(_linear(2), x, y, eps=0.1, seed=0).shape == (0,)
-    with pytest.raises(ValueError, match="no images"):
-        autoattack_flags(_linear(2), x, y, eps=0.1, seed=0)
+    assert clean_flags(linear(2), x, y).shape == (0,)
+    assert pgd_flags(linear(2), x, y, **PGD).shape == (0,)
+
+
+def test_class_accuracies_and_the_worst_class() -> None:
+    labels = np.array([2, 0, 2, 0, 2, 4])
+    flags = np.array([True, False, False, True, False, True])
+    found = class_accuracies(flags, labels, 6)
+    assert found == [0.5, None, pytest.approx(1 / 3), None, 1.0, None]
+    assert worst_class(found) == 2
+    assert worst_class([0.5, None, 0.5]) == 0
 
 
 @pytest.mark.parametrize(

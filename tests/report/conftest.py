@@ -29,8 +29,17 @@ def make_row(name: str, rows: tuple[str, ...], seeds: list[int], autoattack: boo
     for key, (display, shift) in names.items():
         covered = seeds[:1] if key == "autoattack" else seeds
         by_seed = [PGD[name] + shift + d for d in rng.normal(scale=0.6, size=len(covered))]
+        by_class = [PGD[name] + shift + 2 * label - 9 for label in range(10)]
+        by_class[3] = PGD[name] + shift - 20
         accuracy[key] = around(
-            float(np.mean(by_seed)), 2.3, name=display, by_seed=by_seed, seeds=covered
+            float(np.mean(by_seed)),
+            2.3,
+            name=display,
+            by_seed=by_seed,
+            seeds=covered,
+            by_class=by_class,
+            worst_class=3,
+            signs=[[] for _ in covered],
         )
     differences = {
         other: around(PGD[name] - PGD[other], 1.4, paired=True)

@@ -74,6 +74,9 @@ def test_every_row_shows_its_numbers(case):
         for cell in row["accuracy"].values():
             assert f"{cell['mean']:.1f}" in text
             assert f"{cell['low']:.1f} – {cell['high']:.1f}" in text
+        by_class = row["accuracy"]["pgd"]["by_class"]
+        assert " ".join(f"{value:.1f}" for value in by_class) in text
+        assert f"{by_class[3]:.1f} (class 3)" in text
         steps = row["steps"]["total"]
         assert count(sum(steps) / len(steps)).replace("\u202f", " ") in text
         assert duration(row["seconds"]["total"]) in text

@@ -8,7 +8,9 @@ from ssat_ray.report.markdown import markdown_table
 
 
 def entry(mean: float, seeds: list[int], name: str) -> dict[str, Any]:
-    return {"mean": mean, "low": mean - 1, "high": mean + 2, "seeds": seeds, "name": name}
+    interval = {"mean": mean, "low": mean - 1, "high": mean + 2}
+    classes = {"by_class": [mean + 5, None, mean - 7], "worst_class": 2}
+    return {**interval, **classes, "seeds": seeds, "name": name}
 
 
 def make_results() -> dict[str, Any]:
@@ -61,16 +63,34 @@ def test_table_has_every_number_and_names_fewer_seeds() -> None:
         "900 (generate)",
     ):
         assert expected in lines[3]
-    assert "Seeds 0, 1; 95 % intervals over seeds and the 797 test images together" in lines[-1]
-    assert "EPYC, 2 cores" in lines[-1]
-    assert "commit 0123456789-dirty." in lines[-1]
+    about = lines[5]
+    assert "Seeds 0, 1; 95 % intervals over seeds and the 797 test images together" in about
+    assert "EPYC, 2 cores" in about
+    assert "commit 0123456789-dirty." in about
+
+
+def test_classes_have_a_table_of_their_own() -> None:
+    lines = markdown_table(make_results()).splitlines()
+    assert lines[-6:] == [
+        "PGD-40 accuracy by class, %:",
+        "",
+        "| row | worst | 0 | 1 | 2 |",
+        "|---|---:|---:|---:|---:|",
+        "| `random` | 76.4 (class 2) | 88.4 | – | 76.4 |",
+        "| `lcs-km` | 76.4 (class 2) | 88.4 | – | 76.4 |",
+    ]
+    results = make_results()
+    for row in results["rows"]:
+        row["accuracy"]["pgd"] |= {"by_class": [50.0] * 99 + [3.0], "worst_class": 99}
+    lines = markdown_table(results).splitlines()
+    assert lines[-1] == "| `lcs-km` | 3.0 (class 99) |"
 
 
 def test_one_seed_is_one_seed() -> None:
     results = make_results()
     results["seeds"] = [0]
-    last = markdown_table(results).splitlines()[-1]
-    assert last.startswith("Seed 0; 95 % intervals over the 797 test images only; eps")
+    about = markdown_table(results).splitlines()[5]
+    assert about.startswith("Seed 0; 95 % intervals over the 797 test images only; eps")
 
 
 def test_limits_and_the_search_over_recipes_are_told() -> None:
@@ -83,5 +103,5 @@ def test_limits_and_the_search_over_recipes_are_told() -> None:
     lines = markdown_table(results).splitlines()
     assert "| ≥ 950 (limit 1/2) |" in lines[2]
     assert "| 550 |" in lines[3]
-    assert lines[-3].startswith("≥ (limit): train.max_steps")
-    assert lines[-1].startswith("Choosing random's recipe took 2 min 25 s more")
+    assert lines[7].startswith("≥ (limit): train.max_steps")
+    assert lines[9].startswith("Choosing random's recipe took 2 min 25 s more")

@@ -185,3 +185,12 @@ def test_the_radius_in_both_norms():
     assert words.radius({"norm": "l2", "eps": 0.5}) == "eps 0.5 (L2)"
     assert words.bound({"norm": "linf", "eps": 0.15}) == "each pixel changes by at most 0.15"
     assert "add up to at most 0.5²" in words.bound({"norm": "l2", "eps": 0.5})
+
+
+def test_classes_have_cells_unless_they_are_many():
+    entry = {"by_class": [60.04, None, 51.26], "worst_class": 2}
+    row = {"accuracy": {"pgd": entry}}
+    assert words.class_cells(row) == ["51.3 (class 2)", "60.0", "–", "51.3"]
+    assert list(words.shown_classes(row)) == [0, 1, 2]
+    entry |= {"by_class": [50.0] * 20 + [3.0], "worst_class": 20}
+    assert words.class_cells(row) == ["3.0 (class 20)"]

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from ssat_ray.errors import UserError
-from ssat_ray.stages.parts import _FAULT
-from ssat_ray.store import write_atomic
+from ssat_ray.stages.base import Task
+from ssat_ray.stages.parts import _FAULT, PartActor, in_order
+from ssat_ray.store import Job, write_atomic
 
 
 def test_a_full_disk_in_an_actor_is_told_in_its_own_words(full_disk: Path) -> None:
@@ -19,6 +20,30 @@ def test_a_full_disk_in_an_actor_is_told_in_its_own_words(full_disk: Path) -> No
         write_atomic(full_disk, b"x")
     found = _FAULT.search("".join(traceback.format_exception(error.value)))
     assert found is not None and found[1] == str(error.value)
+
+
+class Weighed(PartActor):
+    @classmethod
+    def cost(cls, task: Task, part: int) -> float:
+        return float(task.job.params["weight"] / (1 + part))
+
+
+@pytest.mark.parametrize(
+    ("actor", "expected"),
+    [
+        (PartActor, [(0, 1), (0, 2), (1, 0), (1, 3)]),
+        (Weighed, [(1, 0), (0, 1), (0, 2), (1, 3)]),
+    ],
+)
+def test_parts_go_by_falling_cost_and_equal_ones_by_number(
+    actor: type[PartActor], expected: list[tuple[int, int]], tmp_path: Path
+) -> None:
+    tasks = [
+        Task(Job("evaluate", 1, {"weight": weight}, {}, {}), tmp_path, {}, tmp_path)
+        for weight in (6, 4)
+    ]
+    order = in_order(actor, tasks, {0: {2, 1}, 1: {3, 0}})
+    assert [(item["task"], item["part"]) for item in order] == expected
 
 
 @pytest.mark.ray

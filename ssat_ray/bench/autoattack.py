@@ -1,0 +1,139 @@
+"""`ssat bench autoattack`: the stage `evaluate` with two actors against one, one thread each, in one Ray session.
+
+Seconds run from the first batch's start to the last one's end. Processes, imports and the loading of model
+and images come before: an actor takes no batch until all of its pool are ready.
+"""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssat_ray import runtime
+from ssat_ray.bench.measure import Comparison
+from ssat_ray.config import Config, RuntimeConfig
+from ssat_ray.errors import RunFailed
+from ssat_ray.loading import load_config
+from ssat_ray.plan import STAGES, build_plan
+from ssat_ray.stages import evaluate
+from ssat_ray.stages.base import StageContext, Task
+from ssat_ray.stages.evaluate import AttackActor, read_flags
+from ssat_ray.stages.parts import Note, run_parts
+from ssat_ray.store import Job, Store
+from ssat_ray.training.world import World
+
+BAR = 1.7
+BATCH, FEWEST_BATCHES = 25, 4
+"""Images a batch, and batches at least: fewer images make smaller batches."""
+TRAINING = ("train.none_recipes={}", "train.max_steps=100", "threat.eps=0.15")
+"""Of the digits net: enough that about half of the images outlast AutoAttack and every attack has work."""
+GATE = "gate"
+
+
+class GatedActor(AttackActor):
+    """Begins when all actors of the pool are up, and notes when it worked (seconds of one clock)."""
+
+    def __init__(self, tasks: list[Task], num_parts: list[int], runtime: RuntimeConfig) -> None:
+        super().__init__(tasks, num_parts, runtime)
+        importlib.import_module("pyautoattack")
+        self.classifier(tasks[0])(self.batch(tasks[0], 0)[0])
+        gate = tasks[0].store_root / GATE
+        (gate / str(time.monotonic_ns())).touch()
+        while len(list(gate.iterdir())) < min(runtime.actors, sum(num_parts)):
+            time.sleep(0.01)
+
+    def process(self, task: Task, part: int) -> Note:
+        begin = time.monotonic()
+        note = super().process(task, part)
+        return {**note, "begin": begin, "end": time.monotonic()}
+
+
+def run(
+    rows: int = 100, repeats: int = 5, overrides: tuple[str, ...] = (), folder: Path | None = None
+) -> list[Comparison]:
+    """One line: ours is two actors, bare is one.
+
+    Args:
+        rows: test images of the digits, at most 797. 100 take about 10 minutes on 2 cores.
+        repeats: runs of each side, in alternation.
+        overrides: of the configuration, for a shorter training.
+        folder: of the store; removed afterwards if None.
+
+    Raises:
+        RunFailed: an image's flag is not the same for one actor and for two.
+    """
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="ssat-bench-") as scratch:
+            return run(rows, repeats, overrides, Path(scratch))
+    config = load_config("digits", [*TRAINING, *settings(rows), *overrides])
+    store = Store(folder / "store")
+    job = prepare(config, store)
+    seconds: dict[int, list[float]] = {2: [], 1: []}
+    flags: list[np.ndarray] = []
+    with runtime.ray_session(config.runtime):
+        board = runtime.start_board()  # it lives as long as this handle
+        for _ in range(repeats):
+            for actors, found in seconds.items():
+                found.append(attack(job, store, actors))
+                flags.append(read_flags(store.folder(job)))
+        del board
+    if any(not np.array_equal(flags[0], other) for other in flags[1:]):
+        raise RunFailed("AutoAttack's flags depend on the number of actors.")
+    batches = -(-rows // config.evaluate.batch_size)
+    return [
+        Comparison(
+            f"AutoAttack, digits net, {rows} images in {batches} batches, two actors (ours) and one",
+            seconds[2],
+            seconds[1],
+            BAR,
+            {"robust": f"{flags[0].mean():.1%}", "flags": "identical by image"},
+        )
+    ]
+
+
+def settings(rows: int) -> list[str]:
+    """Overrides of the configuration: what is attacked, in which batches."""
+    batch = min(BATCH, -(-rows // FEWEST_BATCHES))
+    return [
+        "rows=[none,random]",
+        f"data.num_test={rows}",
+        f"evaluate.batch_size={batch}",
+        "evaluate.autoattack_seeds=[0]",
+    ]
+
+
+def prepare(config: Config, store: Store) -> Job:
+    """Train the digits net here, and return the job that attacks it."""
+    jobs = build_plan(config).jobs
+    context = StageContext(store, config.runtime, store.root / "run.log")
+    STAGES["labelled"].run([jobs["none", 0, "labelled"]], context)
+    task = Task.of(jobs["none", 0, "train"], store)
+    train = STAGES["train"].train
+    assert train is not None
+    files, record = train(task, World(), lambda *_: None)
+    task.write(files)
+    task.publish(record)
+    return jobs["none", 0, "evaluate:autoattack"]
+
+
+def attack(job: Job, store: Store, actors: int) -> float:
+    """Attack anew with so many actors; seconds from the first batch to the end of the last."""
+    shutil.rmtree(store.folder(job), ignore_errors=True)
+    gate = store.root / GATE
+    shutil.rmtree(gate, ignore_errors=True)
+    gate.mkdir(parents=True)
+    times: list[float] = []
+
+    def finish(task: Task, notes: list[Note], context: StageContext) -> dict[str, Any]:
+        times.extend((min(n["begin"] for n in notes), max(n["end"] for n in notes)))
+        return evaluate.finish(task, notes, context)
+
+    context = StageContext(store, RuntimeConfig(actors=actors), store.root / "run.log")
+    run_parts(GatedActor, [job], [evaluate.num_batches(job, store)], finish, context)
+    return times[1] - times[0]
