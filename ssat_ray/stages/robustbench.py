@@ -26,11 +26,11 @@ _FAMILIES = (
 def write_model_info(results: Record, folder: Path) -> None:
     """Write `<folder>/robustbench/<dataset>/<Linf|L2>/<row>-seed-<seed>.json`, and remove what an older run left."""
     shutil.rmtree(folder / FOLDER, ignore_errors=True)
-    place = folder / FOLDER / results["data"]["dataset"] / THREATS[results["norm"]]
     for row in results["rows"]:
         for seed in row["accuracy"].get("autoattack", {"seeds": []})["seeds"]:
-            text = json.dumps(model_info(results, row, seed), indent=2)
-            write_atomic(place / f"{row['row']}-seed-{seed}.json", text)
+            info = model_info(results, row, seed)
+            place = folder / FOLDER / info["dataset"] / THREATS[results["norm"]]
+            write_atomic(place / f"{row['row']}-seed-{seed}.json", json.dumps(info, indent=2))
 
 
 def model_info(results: Record, row: Record, seed: int) -> Record:
