@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ssat_ray.errors import UserError
+from ssat_ray.errors import cannot_be_read
 
 
 class Names:
@@ -58,5 +58,5 @@ def scan(
                 elif wanted(entry.name):
                     files.add(entry.name)
     except OSError as error:
-        raise UserError(f"{folder} cannot be read: {error.strerror or error}.") from error
+        raise cannot_be_read(folder, error) from error
     return files, folders

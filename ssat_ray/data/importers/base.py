@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ssat_ray.errors import UserError
+from ssat_ray.errors import UserError, cannot_be_read
 
 BLOCK_BYTES = 4 * 2**20
 """How much of a source is in memory at a time, before conversion."""
@@ -34,12 +33,6 @@ class DamagedFile(UserError):
 
 CONTENT_ERRNOS = (None, errno.EINVAL, errno.EOVERFLOW)
 """Of an OSError that a file's content can cause: libraries raise some themselves, or seek where nothing can be."""
-
-
-def cannot_be_read(name: str, error: OSError) -> UserError:
-    """What to raise if the disk or the network fails, which says nothing about the file's content."""
-    reason = os.strerror(error.errno) if error.errno else str(error)
-    return UserError(f"{name} cannot be read: {reason}. Once it can, run the same command again.")
 
 
 def unreadable(name: str, error: Exception, problem: str) -> UserError:

@@ -13,11 +13,10 @@ from ssat_ray.data.importers.base import (
     Block,
     ImportOptions,
     Source,
-    cannot_be_read,
 )
 from ssat_ray.data.importers.encoded import SUFFIXES, BlockBuilder, Decoder, is_image
 from ssat_ray.data.listing import scan
-from ssat_ray.errors import UserError
+from ssat_ray.errors import UserError, cannot_be_read
 
 
 def open_file(path: Path, options: ImportOptions) -> Source:

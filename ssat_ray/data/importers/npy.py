@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ssat_ray.data.importers.arrays import ArraySource, NpyStream
-from ssat_ray.data.importers.base import ImportOptions, Source, cannot_be_read
-from ssat_ray.errors import UserError
+from ssat_ray.data.importers.base import ImportOptions, Source
+from ssat_ray.errors import UserError, cannot_be_read
 
 
 def open_file(path: Path, options: ImportOptions) -> Source:
@@ -27,6 +27,6 @@ def open_array(path: Path) -> NpyStream:
             raise UserError(f"{path} does not exist.")
         size = path.stat().st_size
     except OSError as error:
-        raise cannot_be_read(str(path), error) from error
+        raise cannot_be_read(path, error) from error
     # Read, not mapped: pages of a mapped file would count as memory of the process.
     return NpyStream(lambda: open(path, "rb"), size, str(path), can_seek=True)

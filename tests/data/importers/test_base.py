@@ -22,11 +22,10 @@ from ssat_ray.data.importers.arrays import NpyStream
 from ssat_ray.data.importers.base import (
     DamagedFile,
     ImportOptions,
-    cannot_be_read,
     open_source,
     unreadable,
 )
-from ssat_ray.errors import UserError
+from ssat_ray.errors import UserError, cannot_be_read
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 5, 4, 3), dtype=np.uint8)
 
