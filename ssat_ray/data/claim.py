@@ -9,12 +9,12 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 from ssat_ray.data.folder import Folder
 from ssat_ray.errors import UserError
 
 LOCK = ".pool.lock"
+ATTEMPTS = 1000
 
 
 @contextlib.contextmanager
@@ -34,9 +34,9 @@ def claim(folder: Folder) -> Iterator[None]:
         with _locked(folder.local_path):
             yield
     except OSError as error:
-        reason = (
-            f"{os.strerror(error.errno)} ({error.filename or folder})" if error.errno else error
-        )
+        reason = str(error)
+        if error.errno:
+            reason = f"{os.strerror(error.errno)} ({error.filename or folder})"
         raise UserError(
             f"{folder} cannot be read or written: {reason}. What was finished is kept; once it can, run the "
             "same command again."
@@ -48,27 +48,27 @@ def _locked(folder: Path) -> Iterator[None]:
     if folder.is_file():
         raise UserError(f"{folder} is a file; a pool is a folder.")
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    file = _lock(folder)
+    lock = _lock(folder)
     try:
         yield
     finally:
-        if file is not None:
-            (folder / LOCK).unlink(
-                missing_ok=True
-            )  # while it is held: whoever waits sees that it is gone
-            file.close()
+        if (
+            lock is not None
+        ):  # removed while it is held, so that whoever opened it sees that it is void
+            (folder / LOCK).unlink(missing_ok=True)
+            os.close(lock)
         with contextlib.suppress(OSError):
             for path in made:
                 path.rmdir()  # only if it is empty
 
 
-def _lock(folder: Path) -> IO[str] | None:
-    """The locked file; None if the folder is read-only, so that nobody here can write into it."""
+def _lock(folder: Path) -> int | None:
+    """The locked file's descriptor; None if the folder is read-only, so that nothing can be written into it."""
     path = folder / LOCK
-    while True:
+    for _ in range(ATTEMPTS):
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            file = open(path, "a+")  # noqa: SIM115
+            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except FileNotFoundError:  # its holder has just removed the folder
             continue
         except OSError as error:
@@ -76,19 +76,21 @@ def _lock(folder: Path) -> IO[str] | None:
                 return None
             raise
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                file.truncate(0)
-                file.write(f"process {os.getpid()} on {socket.gethostname()}")
-                file.flush()
-                return file
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(lock), path.stat()):
+                about = f"process {os.getpid()} on {socket.gethostname()}".encode()
+                with contextlib.suppress(OSError):  # a full disk is reported where it matters
+                    os.ftruncate(lock, os.pwrite(lock, about, 0))
+                return lock
+        except FileNotFoundError:
+            pass  # its holder has just removed it
         except BlockingIOError:
-            file.seek(0)
-            holder = file.read() or "another process"
-            file.close()
+            holder = os.pread(lock, 1000, 0).decode() or "another process"
+            os.close(lock)
             raise UserError(
                 f"{holder} is writing into {folder}. Wait until it has ended, or choose another folder."
             ) from None
-        except FileNotFoundError:
-            pass  # the lock was given back meanwhile, and its file removed
-        file.close()
+        os.close(lock)
+    raise UserError(
+        f"{path} cannot be made, or other processes come and go in {folder}. Try again."
+    )

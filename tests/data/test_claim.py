@@ -8,8 +8,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +99,43 @@ def test_folders_made_in_vain_are_removed(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), claim(Folder(tmp_path / "a" / "b")):
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
+
+
+@contextlib.contextmanager
+def unprivileged(folder: Path) -> Iterator[None]:
+    """As a user who may read the folder and not write into it."""
+    folder.chmod(0o555)
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(os.getuid())
+        folder.chmod(0o755)
+
+
+def test_a_finished_pool_may_be_read_only() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        np.savez(folder / "a.npz", image=IMAGES)
+        import_pool([folder / "a.npz"], str(folder / "pool"))
+        folder.chmod(0o755)
+        with unprivileged(folder / "pool"):
+            assert import_pool([folder / "a.npz"], str(folder / "pool"))[1] is False
+            with pytest.raises(
+                UserError, match=r"append\.json could not be written: Permission denied"
+            ):
+                append_pool([folder / "a.npz"], str(folder / "pool"), again=True)
+        (folder / "pool" / LOCK).write_text("")
+        held = pytest.raises(UserError, match=r"Permission denied \(.*\.pool\.lock\)")
+        with unprivileged(folder / "pool"), held:  # somebody may hold it, and this user cannot ask
+            import_pool([folder / "a.npz"], str(folder / "pool"))
+
+
+def test_a_lock_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / LOCK).symlink_to(tmp_path / "none" / "none")
+    with pytest.raises(UserError, match=r"\.pool\.lock cannot be made"), claim(Folder(tmp_path)):
+        pass
 
 
 def test_a_file_system_that_fails(tmp_path: Path) -> None:
