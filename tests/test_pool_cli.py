@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssat_ray.pool_cli import Progress
+from ssat_ray.errors import UserError
+from ssat_ray.pool_cli import Progress, app
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (30, 4, 5, 3), dtype=np.uint8)
 
@@ -116,6 +117,21 @@ def test_mistakes_are_one_paragraph_and_exit_2(
     assert done.returncode == 2
     assert expected in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1 and not done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["info"], ["verify"], ["append", "a.npz"], ["import", "a.npz"], ["copy", "pool"]],
+)
+@pytest.mark.parametrize("place", ["a.npz", "a.npz/pool"])
+def test_a_file_in_the_place_of_a_pool(
+    arguments: list[str], place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.savez("a.npz", image=IMAGES)
+    app(["import", "a.npz", "pool"], standalone_mode=False)
+    with pytest.raises(UserError, match=r"a\.npz.* (is a file; a|is no|cannot be read or written)"):
+        app([*arguments, place], standalone_mode=False)
 
 
 def test_progress_prints_a_line_every_few_seconds(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import uuid
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +14,11 @@ from typing import Any
 from pyarrow import ArrowException
 from pyarrow import fs as arrow_fs
 
-from ssat_ray.errors import UserError
+from ssat_ray.errors import UserError, cannot_be_read
 from ssat_ray.store import write_atomic
+
+OBJECT_STORES = ("s3", "gcs", "abfs")
+"""Their files come into being when the stream is closed; and S3, and Azure without hierarchy, move none."""
 
 
 class Folder:
@@ -36,6 +41,11 @@ class Folder:
     @property
     def is_local(self) -> bool:
         return "://" not in self.uri or self.uri.startswith("file://")
+
+    @property
+    def local_path(self) -> Path:
+        """Where a local folder is."""
+        return Path(self._opened[1])
 
     @cached_property
     def _opened(self) -> tuple[Any, str]:
@@ -64,13 +74,22 @@ class Folder:
         return system.open_input_file(f"{base}/{name}")
 
     def write(self, name: str, data: bytes | str) -> None:
-        """Write a file so that readers see all of it or none: object stores do so by themselves."""
-        system, base = self._opened
+        """Write a file so that readers see all of it or none."""
         if self.is_local:
-            write_atomic(Path(base) / name, data)
+            write_atomic(self.local_path / name, data)
             return
-        with system.open_output_stream(f"{base}/{name}") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+        system, base = self._opened
+        path, scratch = f"{base}/{name}", f"{base}/.{name}.{uuid.uuid4().hex}.tmp"
+        whole = system.type_name in OBJECT_STORES
+        try:
+            with system.open_output_stream(path if whole else scratch) as file:
+                file.write(data.encode() if isinstance(data, str) else data)
+            if not whole:
+                _move(system, scratch, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                self.delete(scratch.rpartition("/")[2])
+            raise
 
     def exists(self, name: str) -> bool:
         system, base = self._opened
@@ -90,10 +109,19 @@ class Folder:
             system.delete_file(f"{base}/{name}")
 
 
+def _move(system: Any, source: str, target: str) -> None:
+    """Put a file into another one's place."""
+    try:
+        system.move(source, target)
+    except OSError:  # HDFS moves onto no file that exists
+        system.delete_file(target)
+        system.move(source, target)
+
+
 def file_digest(path: Path, algorithm: str = "sha256") -> str:
     """Hexadecimal digest of a local file's content; UserError if it cannot be read."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, algorithm).hexdigest()
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise cannot_be_read(path, error) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,19 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from ssat_ray.data.folder import Folder
-from ssat_ray.data.importers.base import ImportOptions, open_source
-from ssat_ray.data.journal import (
+from ssat_ray.data.claim import claim
+from ssat_ray.data.fingerprints import (
     FileRecord,
-    difference,
     fingerprint,
-    same_content,
     with_hashes,
 )
+from ssat_ray.data.folder import Folder
+from ssat_ray.data.importers.base import ImportOptions, open_source
+from ssat_ray.data.journal import read_journal
+from ssat_ray.data.origins import check_same_import, holds
 from ssat_ray.data.pool import MANIFEST, Pool, generation_digest, manifest
 from ssat_ray.data.pool_writer import PoolWriter, Report, quiet
 from ssat_ray.data.shard import SHARD_BYTES, rows_a_shard
-from ssat_ray.errors import UserError
+from ssat_ray.errors import UserError, cannot_be_read
 
 IMPORT_JOURNAL, APPEND_JOURNAL, COPY_JOURNAL = "import.json", "append.json", "copy.json"
 
@@ -51,15 +51,30 @@ def import_pool(
     Returns: the pool, and whether anything was written.
 
     Raises:
-        UserError: a file is refused (file and row are named), the target holds another pool or import, or
-            cannot be written (the disk is full). Finished shards are kept.
+        UserError: a file is refused (file and row are named), the target holds another pool or import,
+            another process writes into it, or it cannot be written (the disk is full). Finished shards are
+            kept.
     """
-    options = options or ImportOptions()
     folder = target if isinstance(target, Folder) else Folder(target)
+    with claim(folder):
+        return _import(
+            paths, folder, options or ImportOptions(), shard_rows, num_classes, restart, report
+        )
+
+
+def _import(
+    paths: Sequence[Path],
+    folder: Folder,
+    options: ImportOptions,
+    shard_rows: int | None,
+    num_classes: int | None,
+    restart: bool,
+    report: Report,
+) -> tuple[Pool, bool]:
     every, files, job = _job(paths, options, shard_rows, num_classes)
     if folder.exists(MANIFEST):
         pool = Pool(folder)
-        _check_same_import(pool, every, files, job)
+        check_same_import(pool, every, files, job)
         folder.delete(IMPORT_JOURNAL)
         return pool, False
     refuse_unknown_shards(folder, IMPORT_JOURNAL, restart)
@@ -92,8 +107,8 @@ def append_pool(
 ) -> tuple[Pool, bool]:
     """Add the files' rows to a pool as a new generation; its files and digests stay as they are.
 
-    Ids go on after the last one. Resumable like `import_pool`; `pool.json` is replaced last. Files that the
-    pool holds already are recognised as `import_pool` does, and not added.
+    Ids go on after the last one. Resumable like `import_pool`; `pool.json` is replaced last. Each file that
+    the pool holds already is recognised as `import_pool` does, and not added.
 
     Args:
         again: add files that the pool holds already a second time.
@@ -102,27 +117,33 @@ def append_pool(
 
     Raises:
         UserError: also if images have another shape than the pool's, a label is not one of its classes, or
-            the pool holds the files already but they were read with other options.
+            the pool holds some of the files and not others, or holds them read with other options.
     """
-    options = options or ImportOptions()
-    pool = Pool(target)
+    folder = Pool(target).folder
+    with claim(folder):
+        return _append(
+            paths, Pool(folder), options or ImportOptions(), shard_rows, again, restart, report
+        )
+
+
+def _append(
+    paths: Sequence[Path],
+    pool: Pool,
+    options: ImportOptions,
+    shard_rows: int | None,
+    again: bool,
+    restart: bool,
+    report: Report,
+) -> tuple[Pool, bool]:
     if pool.is_reference:
         raise UserError(
             f"{pool.folder} refers to shards in {pool.manifest['location']}; append to that pool."
         )
-    known = pool.manifest.get("source") or [None] * len(pool.generations)
     every, files, job = _job(paths, options, shard_rows, None)
-    job["generations"] = [g["digest"] for g in pool.manifest["generations"]]
-    _drop_stale_append(pool)
-    held = [] if again else [o for o in known if o and same_content(o["files"], every, files)]
-    if held:
-        options_now = {k: v for k, v in job["options"].items() if k != "num_classes"}
-        changed = [difference(options_now, origin["options"]) for origin in held]
-        if all(changed):
-            raise UserError(
-                f"{pool.folder} holds these files already, with {changed[-1]}. --again adds them twice."
-            )
+    finished = _finish_append(pool, job)
+    if finished or (not again and holds(pool, every, files, job["options"])):
         return pool, False
+    job["generations"] = [g["digest"] for g in pool.manifest["generations"]]
     source = open_source(paths, options)
     if source.shape != pool.shape:
         raise UserError(
@@ -134,6 +155,7 @@ def append_pool(
     first_id = pool.shards[-1]["last_id"] + 1
     writing.take_source(source, first_id, pool.num_classes, report)
     more = {k: v for k, v in pool.manifest.items() if k not in _OWN_KEYS}
+    known = pool.manifest.get("source") or [None] * len(pool.generations)
     more["source"] = [*known, {"files": with_hashes(every, files), "options": job["options"]}]
     generations = [*pool.generations, *writing.generations(1)]
     text = manifest(generations, pool.image_shape, pool.num_classes, **more)
@@ -158,9 +180,14 @@ def copy_pool(
     Raises:
         UserError: a shard of the origin is missing or altered, or the target is another pool.
     """
-    pool = Pool(origin)
-    folder = target if isinstance(target, Folder) else Folder(target)
-    shard_rows = choose_shard_rows(shard_rows, pool.shape)
+    pool, folder = Pool(origin), target if isinstance(target, Folder) else Folder(target)
+    with claim(folder):
+        return _copy(pool, folder, choose_shard_rows(shard_rows, pool.shape), restart, report)
+
+
+def _copy(
+    pool: Pool, folder: Folder, shard_rows: int, restart: bool, report: Report
+) -> tuple[Pool, bool]:
     digests = [g["digest"] for g in pool.manifest["generations"]]
     job = {"options": {"copy of": digests, "shard_rows": shard_rows}}
     if folder.exists(MANIFEST):
@@ -187,8 +214,10 @@ def verify_pool(pool: Pool, report: Report = quiet) -> list[str]:
     for index, entry in enumerate(pool.shards):
         try:
             pool.read(index)
-        except (UserError, OSError) as error:
+        except UserError as error:
             problems.append(str(error))
+        except OSError as error:
+            problems.append(str(cannot_be_read(pool.shard_path(index), error)))
         rows += entry["rows"]
         report(rows, len(pool), int(np.prod(pool.shape)))
     if rows != len(pool):
@@ -222,26 +251,6 @@ def _job(
     return every, files, json.loads(json.dumps(job))
 
 
-def _check_same_import(
-    pool: Pool, paths: list[Path], files: list[FileRecord], job: dict[str, Any]
-) -> None:
-    known = (pool.manifest.get("source") or [None])[0]
-    if known is None or not same_content(known["files"], paths, files):
-        names = [] if known is None else [f["name"] for f in known["files"]]
-        same_names = names == [f["name"] for f in files]
-        held = ", ".join(names) + (" with other contents" if same_names else "")
-        raise UserError(
-            f"{pool.folder} is a pool already, made of {held or 'other files'}. `ssat pool append` adds to it; "
-            "a pool of its own needs another folder."
-        )
-    changed = difference(job["options"], known["options"])
-    if changed:
-        raise UserError(
-            f"{pool.folder} was imported from these files with {changed}. Choose another folder, or remove "
-            "it; `ssat pool copy` changes shard_rows."
-        )
-
-
 def refuse_unknown_shards(folder: Folder, journal: str, restart: bool) -> None:
     """UserError if the folder has shards that neither a pool nor a journal accounts for."""
     if not restart and not folder.exists(journal) and any(folder.names(".parquet")):
@@ -251,16 +260,23 @@ def refuse_unknown_shards(folder: Folder, journal: str, restart: bool) -> None:
         )
 
 
-def _drop_stale_append(pool: Pool) -> None:
-    """Remove the journal of an append that was killed after it had replaced `pool.json`."""
+def _finish_append(pool: Pool, job: dict[str, Any]) -> bool:
+    """Remove the journal of an append that was killed after it had replaced `pool.json`.
+
+    Returns: whether it was this one, so that nothing is left to do, `--again` or not.
+    """
     if not pool.folder.exists(APPEND_JOURNAL):
-        return
+        return False
+    try:
+        found = read_journal(pool.folder, APPEND_JOURNAL)["job"]
+    except UserError:  # a damaged one is reported when it is gone on from
+        return False
+    before = found.pop("generations", [])
     digests = [g["digest"] for g in pool.manifest["generations"]]
-    with contextlib.suppress(ValueError, KeyError, TypeError):  # a damaged one is reported later
-        content = json.loads(pool.folder.read(APPEND_JOURNAL).to_pybytes())
-        before = content["job"]["generations"]
-        if len(before) < len(digests) and digests[: len(before)] == before:
-            pool.folder.delete(APPEND_JOURNAL)
+    if len(before) >= len(digests) or digests[: len(before)] != before:
+        return False
+    pool.folder.delete(APPEND_JOURNAL)
+    return bool(found == job)
 
 
 def choose_shard_rows(given: int | None, shape: tuple[int, int, int]) -> int:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import time
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, TypedDict
 
-from ssat_ray.data.folder import Folder, file_digest
+from ssat_ray.data import schema
+from ssat_ray.data.fingerprints import by_source
+from ssat_ray.data.folder import Folder
 from ssat_ray.data.shard import ShardEntry
 from ssat_ray.errors import UserError
-
-END_BYTES, SAMPLE_BYTES, NUM_SAMPLES = 2**20, 2**14, 62
-FileRecord = dict[str, Any]
 
 
 class Note(TypedDict):
@@ -24,85 +19,6 @@ class Note(TypedDict):
     entry: ShardEntry
     generation: int
     max_label: int
-
-
-def fingerprint(paths: Sequence[Path]) -> list[FileRecord]:
-    """What tells these files from others without reading all of them: one record a file or folder.
-
-    `name`, `bytes`, `mtime_ns`, and `sample`: 20 hex digits of SHA-256 over the first and last MiB and 62
-    pieces of 16 KiB between; for a folder over the names, sizes and times of its files.
-    """
-    return [_folder_record(path) if path.is_dir() else _file_record(path) for path in paths]
-
-
-def _file_record(path: Path) -> FileRecord:
-    try:
-        about = path.stat()
-        digest = hashlib.sha256()
-        with open(path, "rb") as file:
-            digest.update(file.read(END_BYTES))
-            middle = about.st_size - 2 * END_BYTES
-            for i in range(NUM_SAMPLES if middle > 0 else 0):
-                file.seek(END_BYTES + middle * i // NUM_SAMPLES)
-                digest.update(file.read(SAMPLE_BYTES))
-            file.seek(max(0, about.st_size - END_BYTES))
-            digest.update(file.read(END_BYTES))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
-    return {
-        "name": path.name,
-        "bytes": about.st_size,
-        "mtime_ns": about.st_mtime_ns,
-        "sample": digest.hexdigest()[:20],
-    }
-
-
-def _folder_record(root: Path) -> FileRecord:
-    digest, size = hashlib.sha256(), 0
-    for folder, subfolders, names in os.walk(root):
-        subfolders.sort()
-        for name in sorted(names):
-            path = os.path.join(folder, name)
-            try:
-                about = os.stat(path)
-            except OSError as error:
-                raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
-            place = os.path.relpath(path, root)
-            digest.update(json.dumps([place, about.st_size, about.st_mtime_ns]).encode())
-            size += about.st_size
-    return {"name": root.name, "bytes": size, "mtime_ns": 0, "sample": digest.hexdigest()[:20]}
-
-
-def with_hashes(paths: Sequence[Path], files: Sequence[FileRecord]) -> list[FileRecord]:
-    """The records with the SHA-256 of each whole file, for `pool.json`; folders have none.
-
-    Raises:
-        UserError: a file is not as its record says: it changed while it was imported.
-    """
-    found = []
-    for path, record, now in zip(paths, files, fingerprint(paths), strict=True):
-        if now != record:
-            raise UserError(
-                f"{path} changed while it was imported. Run the same command again: it reads the file anew."
-            )
-        found.append(record if path.is_dir() else {**record, "sha256": file_digest(path)})
-    return found
-
-
-def same_content(
-    known: Sequence[FileRecord], paths: Sequence[Path], files: Sequence[FileRecord]
-) -> bool:
-    """Whether the files at `paths`, with fingerprints `files`, have the recorded contents, whatever their names.
-
-    A file whose time is not the recorded one is compared by its hash, which reads all of it.
-    """
-    content = [[(f["bytes"], f["sample"]) for f in records] for records in (known, files)]
-    return content[0] == content[1] and all(
-        "sha256" not in old
-        or old["mtime_ns"] == new["mtime_ns"]
-        or old["sha256"] == file_digest(path)
-        for old, path, new in zip(known, paths, files, strict=True)
-    )
 
 
 def difference(now: dict[str, Any], before: dict[str, Any]) -> str:
@@ -124,6 +40,17 @@ def clear_scratch(folder: Folder) -> None:
             folder.delete(name)
 
 
+def read_journal(folder: Folder, name: str) -> dict[str, Any]:
+    """`job`, `starts` and `notes` of a journal file; UserError if it is damaged."""
+    try:
+        content: dict[str, Any] = json.loads(folder.read(name).to_pybytes())
+        schema.check(schema.Journal, content)
+    except (ValueError, RecursionError) as error:
+        where = folder.path(name)
+        raise UserError(f"{where} is damaged ({error}); --restart begins anew.") from error
+    return content
+
+
 class Journal:
     """A small JSON file in the target, there from before the first shard until after `pool.json`.
 
@@ -142,31 +69,30 @@ class Journal:
     def resume(cls, folder: Folder, name: str, job: dict[str, Any], restart: bool) -> Journal:
         """The journal in the folder if it is of the same job, else a new one.
 
-        Shards that came from files which changed since are dropped from it.
+        Shards that came from files which changed since are dropped from it; those of a changed labels file
+        are all that came with it.
 
         Raises:
-            UserError: the folder holds the journal of another job, or shards of unknown origin.
+            UserError: the folder holds the journal of another job, or it is damaged.
         """
-        journal, where = cls(folder, name, job), folder.path(name)
+        journal = cls(folder, name, job)
         clear_scratch(folder)
         if restart or not folder.exists(name):
             return journal
-        try:
-            content = json.loads(folder.read(name).to_pybytes())
-            found, journal.notes, starts = content["job"], content["notes"], content["starts"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{where} is damaged; --restart begins anew.") from error
+        content = read_journal(folder, name)
+        found, journal.notes, starts = content["job"], content["notes"], content["starts"]
         old_files, files = found.get("files", []), job.get("files", [])
         changed = difference(_settings(job), _settings(found))
         if [f["name"] for f in old_files] != [f["name"] for f in files]:
             changed = f"files {', '.join(f['name'] for f in old_files)}"
         if changed:
             raise UserError(
-                f"{where} is of an unfinished command with {changed}. Run that one again, choose another "
+                f"{folder.path(name)} is of an unfinished command with {changed}. Run that one again, choose another "
                 "folder, or give --restart to discard its shards."
             )
         journal.starts = starts
-        for i, (old, new) in enumerate(zip(old_files, files, strict=True)):
+        sources = [by_source(records, job["options"]) for records in (old_files, files)]
+        for i, (old, new) in enumerate(zip(*sources, strict=True)):
             if old != new:
                 if i < len(starts):
                     journal.keep(starts[i])

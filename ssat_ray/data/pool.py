@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ssat_ray.data import schema
 from ssat_ray.data.folder import Folder
 from ssat_ray.data.shard import UNREADABLE, Shard, ShardEntry, decode_ids, decode_shard
-from ssat_ray.errors import UserError
+from ssat_ray.errors import UserError, cannot_be_read
 from ssat_ray.store import canonical_json
 
 MANIFEST = "pool.json"
@@ -70,22 +71,33 @@ class Pool:
     def __init__(self, location: Folder | str | os.PathLike[str]) -> None:
         self.folder = location if isinstance(location, Folder) else Folder(location)
         where = self.folder.path(MANIFEST)
-        try:
-            self.manifest: dict[str, Any] = json.loads(self.folder.read(MANIFEST).to_pybytes())
-        except FileNotFoundError as error:
-            raise UserError(f"{self.folder} is no pool: it has no {MANIFEST}.") from error
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{where} is damaged: {error}.") from error
-        if self.manifest.get("format") != FORMAT:
-            raise UserError(
-                f"{where} has format {self.manifest.get('format')}, this release reads {FORMAT}."
-            )
+        self.manifest = self._manifest(where)
         self.shards_in = Folder(self.manifest["location"]) if self.is_reference else self.folder
+        if sum(about["shards"] for about in self.manifest["generations"]) != len(self.shards):
+            raise UserError(f"{where} is damaged: its generations have other shards than it lists.")
         last = -1
         for entry in self.shards:
             if not last < entry["first_id"] <= entry["last_id"]:
                 raise UserError(f"{where}: ids of {entry['file']} do not follow those before it.")
             last = entry["last_id"]
+
+    def _manifest(self, where: str) -> dict[str, Any]:
+        try:
+            content: dict[str, Any] = json.loads(self.folder.read(MANIFEST).to_pybytes())
+            if isinstance(content, dict) and content.get("format") != FORMAT:
+                raise UserError(
+                    f"{where} has format {content.get('format')}, this release reads {FORMAT}."
+                )
+            schema.check(schema.Manifest, content)
+        except FileNotFoundError as error:
+            raise UserError(f"{self.folder} is no pool: it has no {MANIFEST}.") from error
+        except NotADirectoryError as error:
+            raise UserError(f"{self.folder} is no pool: it is no folder.") from error
+        except OSError as error:
+            raise cannot_be_read(where, error) from error
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where} is damaged: {error}.") from error
+        return content
 
     @property
     def is_reference(self) -> bool:

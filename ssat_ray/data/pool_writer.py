@@ -15,7 +15,7 @@ from ssat_ray.data.journal import Journal, Note, clear_scratch
 from ssat_ray.data.pool import MANIFEST, Pool
 from ssat_ray.data.prefetch import prefetch
 from ssat_ray.data.shard import Shard, ShardEntry, encode_shard, recut, shard_entry
-from ssat_ray.errors import UserError
+from ssat_ray.errors import UserError, cannot_be_read
 
 Report = Callable[[int, int | None, int], None]
 """Called with rows so far, rows in all (None if unknown) and bytes an image."""
@@ -46,8 +46,8 @@ class PoolWriter:
         shard_rows: int,
     ) -> None:
         self.folder, self.shard_rows, self._num_before = folder, shard_rows, num_before
-        with self._writes("the folder"):
-            self.journal = Journal.resume(folder, journal, job, restart)
+        self.journal = Journal.resume(folder, journal, job, restart)
+        with self._writes(f"the journal {journal}"):
             self.journal.save()
 
     def generations(self, count: int) -> list[list[ShardEntry]]:
@@ -88,7 +88,7 @@ class PoolWriter:
     def take_generation(
         self, pool: Pool, number: int, entries: Sequence[ShardEntry], report: Report
     ) -> None:
-        """Write what is missing of a generation of another pool."""
+        """Write what is missing of a generation of another pool; UserError if it cannot be read."""
         notes = self.journal.notes
         last_id = notes[-1]["entry"]["last_id"] if notes else -1
         first = pool.shards.index(entries[0])
@@ -97,7 +97,10 @@ class PoolWriter:
             row = self.journal.num_rows
             for index, entry in enumerate(entries, first):
                 if entry["last_id"] > last_id:
-                    shard = pool.read(index)
+                    try:
+                        shard = pool.read(index)
+                    except OSError as error:
+                        raise cannot_be_read(pool.shard_path(index), error) from error
                     shard = shard[shard.ids > last_id]
                     row += len(shard.ids)
                     report(row, len(pool), int(np.prod(pool.shape)))
@@ -143,7 +146,7 @@ class PoolWriter:
     def _writes(self, what: str) -> Iterator[None]:
         try:
             yield
-        except (OSError, UserError) as error:
+        except (OSError, UserError) as error:  # UserError: the disk is full
             reason = getattr(error, "strerror", None) or str(error).rstrip(".")
             raise UserError(
                 f"{self.folder}: {what} could not be written: {reason}. Shards written so "

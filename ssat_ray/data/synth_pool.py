@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ssat_ray.config import SynthConfig
+from ssat_ray.data.claim import claim
 from ssat_ray.data.folder import Folder
 from ssat_ray.data.importers.base import BLOCK_BYTES, Block, Joined, Source
 from ssat_ray.data.ingest import choose_shard_rows, refuse_unknown_shards
@@ -65,6 +66,18 @@ def synth_pool(
     folder = target if isinstance(target, Folder) else Folder(target)
     source = _SynthRows(source_of(labelled), settings_of(config), config.num_images, seed, first_id)
     shard_rows = choose_shard_rows(config.shard_rows, source.shape)
+    with claim(folder):
+        return _make(source, folder, labelled.num_classes, shard_rows, restart, report)
+
+
+def _make(
+    source: _SynthRows,
+    folder: Folder,
+    num_classes: int,
+    shard_rows: int,
+    restart: bool,
+    report: Report,
+) -> tuple[Pool, bool]:
     job = {"options": {**source.options, "shard_rows": shard_rows}}
     if folder.exists(MANIFEST):
         pool = Pool(folder)
@@ -77,13 +90,10 @@ def synth_pool(
         return pool, False
     refuse_unknown_shards(folder, SYNTH_JOURNAL, restart)
     writing = PoolWriter(folder, SYNTH_JOURNAL, job, restart, 0, shard_rows)
-    writing.take_source(Joined([source]), first_id, labelled.num_classes, report)
+    writing.take_source(Joined([source]), source.first_id, num_classes, report)
     height, width, channels = source.shape
     text = manifest(
-        writing.generations(1),
-        (channels, height, width),
-        labelled.num_classes,
-        synth=job["options"],
+        writing.generations(1), (channels, height, width), num_classes, synth=job["options"]
     )
     return writing.finish(text), True
 
@@ -96,7 +106,7 @@ class _SynthRows(Source):
     def __init__(
         self, base: SynthSource, settings: SynthSettings, rows: int, seed: int, first_id: int
     ) -> None:
-        self._base, self._settings, self._seed, self._first_id = base, settings, seed, first_id
+        self._base, self._settings, self._seed, self.first_id = base, settings, seed, first_id
         self.shape, self.rows = base.shape, rows
         digest = hashlib.sha256(base.planes.tobytes())
         digest.update(np.stack([base.classes, base.counts]).astype("<i8").tobytes())
@@ -110,8 +120,8 @@ class _SynthRows(Source):
 
     def blocks(self, start: int = 0) -> Iterator[Block]:
         assert self.rows is not None
-        stop = self._first_id + self.rows
+        stop = self.first_id + self.rows
         size = max(1, BLOCK_BYTES // int(np.prod(self.shape)))
-        for first in range(self._first_id + start, stop, size):
+        for first in range(self.first_id + start, stop, size):
             ids = np.arange(first, min(first + size, stop))
             yield Block(*synth(self._base, ids, self._seed, settings=self._settings))

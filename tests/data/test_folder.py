@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
+from fsspec.implementations.local import LocalFileSystem
+from pyarrow import fs as arrow_fs
 
 from ssat_ray.data.folder import Folder
 from ssat_ray.errors import UserError
@@ -31,6 +36,66 @@ def test_files_round_trip(tmp_path: Path, scheme: str) -> None:
 def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         Folder(tmp_path).read("none")
+
+
+class HdfsLike(arrow_fs.FSSpecHandler):
+    """A local file system whose disk can be full, and which moves no file onto another."""
+
+    def __init__(self) -> None:
+        super().__init__(LocalFileSystem())
+        self.full = False
+
+    def open_output_stream(self, path: str, metadata: object) -> Any:
+        stream = super().open_output_stream(path, metadata)
+        return pa.PythonFile(_Full(stream), "w") if self.full else stream
+
+    def move(self, source: str, target: str) -> None:
+        if os.path.exists(target):
+            raise OSError(f"{target} exists")
+        super().move(source, target)
+
+
+class _Full:
+    """A stream that takes 10 bytes."""
+
+    closed = False
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, data: bytes) -> int:
+        self.stream.write(bytes(data)[:10])
+        raise OSError("no space")
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+    def close(self) -> None:
+        self.stream.close()
+
+
+def test_a_write_that_fails_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a file system that is neither local nor an object store."""
+    handler = HdfsLike()
+
+    class Opener:
+        @staticmethod
+        def from_uri(uri: str) -> tuple[Any, str]:
+            return arrow_fs.PyFileSystem(handler), uri.removeprefix("other://")
+
+    monkeypatch.setattr(arrow_fs, "FileSystem", Opener)
+    folder = Folder(f"other://{tmp_path}")
+    folder.write("pool.json", "the first content")
+    handler.full = True
+    with pytest.raises(OSError, match="no space"):
+        folder.write("pool.json", "the second content")
+    assert folder.read("pool.json").to_pybytes() == b"the first content"
+    handler.full = False
+    folder.write("pool.json", "the second content")
+    assert folder.read("pool.json").to_pybytes() == b"the second content"
+    assert list(folder.names()) == ["pool.json"]
 
 
 def test_an_unknown_scheme_is_named() -> None:

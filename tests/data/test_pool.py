@@ -131,9 +131,52 @@ def test_a_row_count_that_differs_is_refused(tmp_path: Path) -> None:
         Pool(tmp_path).read(0)
 
 
-def test_a_damaged_manifest_is_a_user_error(tmp_path: Path) -> None:
-    (tmp_path / MANIFEST).write_text('{"format": 1,')
-    with pytest.raises(UserError, match=r"pool\.json"):
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"format": 1,', r"pool\.json is damaged: Expecting"),
+        ("\x00", r"pool\.json is damaged: Expecting"),
+        ("[" * 100_000, r"pool\.json is damaged: .*recursion"),
+        ("[]", r"pool\.json is damaged: it: input should be a valid dict"),
+        ('{"format": 1}', r"pool\.json has format 1, this release reads 2"),
+        ('{"format": 2}', r"pool\.json is damaged: shape: field required"),
+    ],
+)
+def test_a_damaged_manifest_is_a_user_error(tmp_path: Path, text: str, expected: str) -> None:
+    (tmp_path / MANIFEST).write_text(text)
+    with pytest.raises(UserError, match=expected):
+        Pool(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("shape", [2, 2], r"shape: list should have at least 3"),
+        ("rows", "4", r"rows: input should be a valid integer"),
+        ("shards", [], r"shards: list should have at least 1"),
+        ("shards", [{}], r"shards\.0\.file: field required"),
+        ("generations", [], r"its generations have other shards than it lists"),
+        ("source", [{"options": {}}], r"source\.0\.files: field required"),
+        ("location", 3, r"location: input should be a valid string"),
+    ],
+)
+def test_fields_of_another_kind(tmp_path: Path, key: str, value: object, expected: str) -> None:
+    _write(tmp_path, [_shard(4, (2, 2, 1))])
+    about = json.loads((tmp_path / MANIFEST).read_text())
+    (tmp_path / MANIFEST).write_text(json.dumps({**about, key: value}))
+    with pytest.raises(UserError, match=rf"pool\.json is damaged: {expected}"):
+        Pool(tmp_path)
+
+
+def test_a_location_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for location in (tmp_path / "file", tmp_path / "file" / "pool"):
+        with pytest.raises(UserError, match=r"file.* is no pool: it is no folder"):
+            Pool(location)
+    (tmp_path / MANIFEST).mkdir()
+    with pytest.raises(
+        UserError, match=r"pool\.json cannot be read: .*is a directory\. Once it can"
+    ):
         Pool(tmp_path)
 
 

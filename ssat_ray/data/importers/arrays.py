@@ -22,6 +22,7 @@ from ssat_ray.data.importers.base import (
     Source,
     check_image_bytes,
     check_labels,
+    unreadable,
 )
 from ssat_ray.errors import UserError
 
@@ -80,7 +81,8 @@ class NpyStream(Rows):
                 self.shape, fortran, self.dtype = _read_header(stream)
                 self._data_at = stream.tell()
         except Exception as error:  # NumPy evaluates the header: it can raise nearly anything
-            raise DamagedFile(f"{name} is corrupt, or no .npy array: {error}.") from error
+            problem = f"{name} is corrupt, or no .npy array: {error}."
+            raise unreadable(name, error, problem) from error
         if self.dtype.hasobject:
             raise UserError(
                 f"{name} is an object array (a pickle); reading it could run code. Save numeric arrays."
@@ -116,9 +118,8 @@ class NpyStream(Rows):
                     if row > start:
                         yield np.frombuffer(data, self.dtype).reshape(count, *self.shape[1:])
         except BROKEN as error:
-            raise DamagedFile(
-                f"{self.name} is corrupt; row {row} was reached: {error}. Get the file again."
-            ) from error
+            problem = f"{self.name} is corrupt; row {row} was reached: {error}. Get the file again."
+            raise unreadable(self.name, error, problem) from error
 
     @staticmethod
     def _read(stream: BinaryIO, num_bytes: int) -> bytes:
@@ -207,14 +208,15 @@ def _layout(rows: Rows, given: str | None) -> tuple[bool, Shape]:
 def _range(rows: Rows, given: str | None) -> str:
     """The range of a floating-point array: the given one, or told by its first rows.
 
-    Values below 0 mean -1,1; values from 2 up mean 0,255; else 0,1 if anything is above 0. What is
-    found is checked on every row, so a wrong guess is an error later, never a wrong image.
+    A value of -0.5 or below means -1,1; values from 2 up mean 0,255; else 0,1 if anything is above 0 and
+    nothing below. Little negative values may as well be noise around 0, so they tell no range. What is found is
+    checked on every row.
     """
     if given is not None:
         return given
     sample = next(rows.chunks(0, max(1, BLOCK_BYTES // rows.row_bytes)), np.zeros(0))
     low, high = (float(sample.min()), float(sample.max())) if sample.size else (0.0, 0.0)
-    if -1 <= low < 0 and high <= 1:
+    if -1 <= low <= -0.5 and high <= 1:
         return "-1,1"
     if low >= 0 and 2 <= high <= 255:
         return "0,255"

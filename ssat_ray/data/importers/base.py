@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ssat_ray.errors import UserError
+from ssat_ray.errors import UserError, cannot_be_read
 
 BLOCK_BYTES = 4 * 2**20
 """How much of a source is in memory at a time, before conversion."""
@@ -28,6 +29,24 @@ class DamagedFile(UserError):
     """
 
     first_row = 0
+
+
+CONTENT_ERRNOS = (None, errno.EINVAL, errno.EOVERFLOW)
+"""Of an OSError that a file's content can cause: libraries raise some themselves, or seek where nothing can be."""
+
+
+def unreadable(name: str, error: Exception, problem: str) -> UserError:
+    """What to raise for an error that came up while the file `name` was read.
+
+    A `DamagedFile` with the sentence `problem`; unless the error is of the disk or the network, or comes
+    from one: then what was read before stays valid, and the same command may succeed later.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno not in CONTENT_ERRNOS:
+            return cannot_be_read(name, cause)
+        cause = cause.__cause__ or cause.__context__
+    return DamagedFile(problem)
 
 
 @dataclass(frozen=True)
@@ -71,7 +90,8 @@ class Source(ABC):
         """Rows `start`, `start + 1`, …, in blocks of about `BLOCK_BYTES`.
 
         Raises:
-            UserError: something in the file is not allowed; it names the file and the row.
+            UserError: something in the file is not allowed; it names the file and the row. Or the file
+                cannot be read now.
             DamagedFile: the file is truncated or corrupt.
         """
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import heapq
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from ssat_ray.data.importers.base import MAX_IMAGE_BYTES, Block, ImportOptions, Source
+from ssat_ray.data.importers.base import (
+    MAX_IMAGE_BYTES,
+    Block,
+    ImportOptions,
+    Source,
+)
 from ssat_ray.data.importers.encoded import SUFFIXES, BlockBuilder, Decoder, is_image
-from ssat_ray.errors import UserError
+from ssat_ray.data.listing import scan
+from ssat_ray.errors import UserError, cannot_be_read
 
 
 def open_file(path: Path, options: ImportOptions) -> Source:
@@ -27,32 +34,32 @@ class ImageFolder(Source):
     """Classes are the sorted subfolders that hold images at any depth; rows are sorted by class and path."""
 
     def __init__(self, root: Path, options: ImportOptions) -> None:
-        self.name, self._root, self._options = str(root), root, options
-        flat = any(is_image(e.name) for e in os.scandir(root) if e.is_file())
-        folders = sorted(e.name for e in os.scandir(root) if e.is_dir() and e.name[0] != ".")
-        self._classes = [f for f in folders if next(_images_below(root / f), None) is not None]
-        if flat and self._classes:
+        self.name, self._options = str(root), options
+        images, folders = scan(self.name, is_image, follow_links=True)
+        listed = [name for name in folders if name[0] != "."]
+        counts = {name: _count(f"{self.name}/{name}") for name in listed}
+        self._classes = [name for name in listed if counts[name]]
+        if len(images) and self._classes:
             raise UserError(
                 f"{root} holds images and folders of images ({', '.join(self._classes[:3])}); it must be one "
                 "folder for each class, or images alone."
             )
-        if not flat and not self._classes:
+        self.rows = len(images) + sum(counts.values())
+        if not self.rows:
             raise UserError(f"{root} holds no images ({', '.join(SUFFIXES)}).")
-        self.rows = sum(1 for _, _ in self._files())
         first, _ = next(self._files())
         self.shape = self._decoder(first)[1]
 
-    def _files(self) -> Iterator[tuple[Path, int]]:
+    def _files(self) -> Iterator[tuple[str, int]]:
         if not self._classes:
-            names = (e.name for e in os.scandir(self._root) if e.is_file() and is_image(e.name))
-            yield from ((self._root / name, -1) for name in sorted(names))
+            yield from ((f"{self.name}/{name}", -1) for name in scan(self.name, is_image)[0])
         for label, name in enumerate(self._classes):
-            yield from ((path, label) for path in sorted(_images_below(self._root / name)))
+            yield from ((path, label) for path in _images_below(f"{self.name}/{name}"))
 
-    def _decoder(self, first: Path) -> tuple[Decoder, tuple[int, int, int]]:
+    def _decoder(self, first: str) -> tuple[Decoder, tuple[int, int, int]]:
         """A decoder that has seen the first image, so that rows are alike wherever reading starts."""
         decoder = Decoder(self._options)
-        height, width, channels = decoder(_read(first), str(first)).shape
+        height, width, channels = decoder(_read(first), first).shape
         return decoder, (height, width, channels)
 
     def blocks(self, start: int = 0) -> Iterator[Block]:
@@ -60,25 +67,35 @@ class ImageFolder(Source):
         for row, (path, label) in enumerate(self._files()):
             if decoder is None:
                 decoder, _ = self._decoder(path)
-            if row >= start and builder.add(decoder(_read(path), str(path)), label):
+            if row >= start and builder.add(decoder(_read(path), path), label):
                 yield builder.take()
         if len(builder):
             yield builder.take()
 
 
-def _images_below(folder: Path) -> Iterator[Path]:
-    for where, _, names in os.walk(folder):
-        yield from (Path(where, name) for name in names if is_image(name))
+def _count(folder: str) -> int:
+    images, folders = scan(folder, is_image)
+    return len(images) + sum(_count(f"{folder}/{name}") for name in folders)
 
 
-def _read(path: Path) -> bytes:
+def _images_below(folder: str) -> Iterator[str]:
+    """Paths in the order of their parts; of each folder on the way the names are in memory."""
+    images, folders = scan(folder, is_image)
+    entries = heapq.merge(((name, False) for name in images), ((name, True) for name in folders))
+    for name, is_folder in entries:
+        path = f"{folder}/{name}"
+        yield from _images_below(path) if is_folder else (path,)
+
+
+def _read(path: str) -> bytes:
     """Its bytes; UserError if it is no regular file of an image's size."""
     try:
-        about = path.stat()
+        about = os.stat(path)
         if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_IMAGE_BYTES:
             raise UserError(
                 f"{path} is no regular file, or has more than {MAX_IMAGE_BYTES} bytes; remove it."
             )
-        return path.read_bytes()
+        with open(path, "rb") as file:
+            return file.read()
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise cannot_be_read(path, error) from error

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssat_ray.data.importers.arrays import ArraySource, InMemory
-from ssat_ray.data.importers.base import DamagedFile, ImportOptions, Source
+from ssat_ray.data.importers.base import ImportOptions, Source, unreadable
 from ssat_ray.errors import UserError
 
 MATRIX, COMPRESSED = 14, 15
@@ -53,7 +53,8 @@ def open_file(path: Path, options: ImportOptions) -> Source:
     except MemoryError as error:
         raise UserError(f"{path} asks for more memory than there is.") from error
     except (ValueError, OverflowError, EOFError, OSError, struct.error, zlib.error) as error:
-        raise DamagedFile(f"{path} is truncated, or no MATLAB 5 file: {error}.") from error
+        problem = f"{path} is truncated, or no MATLAB 5 file: {error}."
+        raise unreadable(str(path), error, problem) from error
     if names[0] not in arrays:
         found = ", ".join(arrays) or "neither"
         raise UserError(f"{path}: {names[0]} is missing (found {found}); (H, W, C, N) is read.")

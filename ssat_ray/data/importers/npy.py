@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ssat_ray.data.importers.arrays import ArraySource, NpyStream
 from ssat_ray.data.importers.base import ImportOptions, Source
-from ssat_ray.errors import UserError
+from ssat_ray.errors import UserError, cannot_be_read
 
 
 def open_file(path: Path, options: ImportOptions) -> Source:
@@ -22,7 +22,11 @@ def open_file(path: Path, options: ImportOptions) -> Source:
 
 def open_array(path: Path) -> NpyStream:
     """The array of a .npy file as a stream."""
-    if not path.is_file():
-        raise UserError(f"{path} does not exist.")
+    try:
+        if not path.is_file():
+            raise UserError(f"{path} does not exist.")
+        size = path.stat().st_size
+    except OSError as error:
+        raise cannot_be_read(path, error) from error
     # Read, not mapped: pages of a mapped file would count as memory of the process.
-    return NpyStream(lambda: open(path, "rb"), path.stat().st_size, str(path), can_seek=True)
+    return NpyStream(lambda: open(path, "rb"), size, str(path), can_seek=True)

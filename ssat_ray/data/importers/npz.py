@@ -10,10 +10,10 @@ from ssat_ray.data.importers.arrays import BROKEN, ArraySource, NpyStream, Rows
 from ssat_ray.data.importers.base import (
     IMAGE_KEYS,
     LABEL_KEYS,
-    DamagedFile,
     ImportOptions,
     Source,
     choose_key,
+    unreadable,
 )
 from ssat_ray.data.importers.npy import open_array
 from ssat_ray.errors import UserError
@@ -33,7 +33,8 @@ def open_file(path: Path, options: ImportOptions) -> Source:
         with zipfile.ZipFile(path) as archive:
             members = {i.filename.removesuffix(".npy"): i for i in archive.infolist()}
     except (ValueError, *BROKEN) as error:
-        raise DamagedFile(f"{path} is no npz archive, or is truncated: {error}.") from error
+        problem = f"{path} is no npz archive, or is truncated: {error}."
+        raise unreadable(str(path), error, problem) from error
     names = list(members)
     image = choose_key(names, options.image_key, IMAGE_KEYS, "--image-key", str(path))
     if image is None:

@@ -21,6 +21,7 @@ from ssat_ray.data.importers.base import (
     Source,
     check_image_bytes,
     choose_key,
+    unreadable,
 )
 from ssat_ray.data.importers.encoded import BlockBuilder, Decoder, to_labels
 from ssat_ray.errors import UserError
@@ -57,7 +58,8 @@ class ParquetImages(Source):
                 groups = range(file.metadata.num_row_groups)
                 self._group_rows = [file.metadata.row_group(i).num_rows for i in groups]
         except BROKEN as error:
-            raise DamagedFile(f"{path} is truncated, or no Parquet file: {error}.") from error
+            problem = f"{path} is truncated, or no Parquet file: {error}."
+            raise unreadable(self.name, error, problem) from error
         image = choose_key(names, options.image_key, PARQUET_IMAGE_KEYS, "--image-key", self.name)
         if image is None:
             raise UserError(
@@ -126,9 +128,8 @@ class ParquetImages(Source):
                         yield batch[skipped:], row + skipped
                     row += len(batch)
         except BROKEN as error:
-            raise DamagedFile(
-                f"{self.name} is corrupt; row {row} was reached: {error}. Get the file again."
-            ) from error
+            problem = f"{self.name} is corrupt; row {row} was reached: {error}. Get the file again."
+            raise unreadable(self.name, error, problem) from error
         if row != self.rows:
             raise DamagedFile(
                 f"{self.name} is corrupt: it has {row} rows and says {self.rows}. Get the file again."

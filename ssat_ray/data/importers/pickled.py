@@ -18,6 +18,7 @@ from ssat_ray.data.importers.base import (
     ImportOptions,
     Source,
     choose_key,
+    unreadable,
 )
 from ssat_ray.errors import UserError
 
@@ -71,7 +72,8 @@ def _load(path: Path) -> Any:
     except MemoryError as error:
         raise UserError(f"{path} asks for more memory than there is.") from error
     except Exception as error:  # a broken pickle can raise nearly anything
-        raise DamagedFile(f"{path} is truncated, or no pickle of arrays: {error}.") from error
+        problem = f"{path} is truncated, or no pickle of arrays: {error}."
+        raise unreadable(str(path), error, problem) from error
 
 
 class _ArrayUnpickler(pickle.Unpickler):

@@ -12,9 +12,9 @@ from ssat_ray.data.importers.base import (
     LABEL_KEYS,
     MAX_IMAGE_BYTES,
     Block,
-    DamagedFile,
     ImportOptions,
     Source,
+    unreadable,
 )
 from ssat_ray.data.importers.encoded import BlockBuilder, Decoder, is_image
 from ssat_ray.errors import UserError
@@ -158,9 +158,8 @@ def _members(path: Path) -> Iterator[tuple[str, bytes]]:
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError("there is no end mark")
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        raise DamagedFile(
-            f"{path} is truncated, or no tar file: {error} (after {name})."
-        ) from error
+        problem = f"{path} is truncated, or no tar file: {error} (after {name})."
+        raise unreadable(str(path), error, problem) from error
 
 
 def _check_member(path: Path, member: tarfile.TarInfo) -> None:

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
+from ssat_ray.data.fingerprints import fingerprint
 from ssat_ray.data.importers.base import ImportOptions, open_source
-from ssat_ray.data.journal import fingerprint
 from ssat_ray.errors import UserError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 5, 4, 3), dtype=np.uint8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ssat_ray.data.importers.base import MAX_IMAGE_BYTES, ImportOptions, open_source
+from ssat_ray.data.importers.folders import _images_below
 from ssat_ray.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -57,6 +59,39 @@ def test_folders(tmp_path_factory, counts, flat, modes, channels, start) -> None
     found, found_labels = read(root, start, channels=channels)
     np.testing.assert_array_equal(found, np.stack(images)[start:])
     np.testing.assert_array_equal(found_labels, labels[start:])
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.sets(
+        st.lists(st.text("ab-~é ", min_size=1, max_size=3), min_size=1, max_size=3).map("/".join),
+        max_size=8,
+    )
+)
+def test_images_come_in_the_order_of_their_paths(tmp_path_factory, stems) -> None:
+    """As `pathlib` compares them: part by part, not as text."""
+    root = tmp_path_factory.mktemp("folder")
+    for stem in stems:
+        path = root / f"{stem}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    found = [Path(path) for path in _images_below(str(root))]
+    assert found == sorted(root.rglob("*.png"))
+
+
+def test_names_are_held_compactly(tmp_path: Path) -> None:
+    """Paths in a list take 350 bytes and more a file."""
+    write(tmp_path / "cat" / "000.png")
+    count = 3000
+    for i in range(count):
+        (tmp_path / "cat" / f"image_{i:010d}.png").touch()
+    tracemalloc.start()
+    try:
+        source = open_source([tmp_path], ImportOptions())
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert source.rows == count + 1 and peak < 100 * count
 
 
 def test_the_channels_are_those_of_the_first_image(tmp_path: Path) -> None:

@@ -57,3 +57,24 @@ def test_headers_that_are_no_header(tmp_path: Path, text: bytes) -> None:
     path.write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text)
     with pytest.raises(DamagedFile, match=r"no \.npy array"):
         open_source([path], ImportOptions())
+
+
+@pytest.mark.parametrize("low", [-1e-7, -0.1, -0.49])
+def test_little_negative_values_tell_no_range(tmp_path: Path, low: float) -> None:
+    """Read as -1,1, images in 0..1 would have no dark pixels."""
+    images = np.random.default_rng(0).random((10, 4, 5, 3))
+    images[3, 2, 1, 0] = low
+    np.save(tmp_path / "a.npy", images)
+    with pytest.raises(UserError, match=rf"a\.npy .* span {low:g} to .* tells no range.*--range"):
+        open_source([tmp_path / "a.npy"], ImportOptions())
+    with pytest.raises(UserError, match=rf"a\.npy row 3 has a pixel of {low:g}, outside"):
+        list(open_source([tmp_path / "a.npy"], ImportOptions(range="0,1")).blocks())
+    (block,) = open_source([tmp_path / "a.npy"], ImportOptions(range="-1,1")).blocks()
+    np.testing.assert_array_equal(block.images, np.rint((images + 1) * 127.5).astype(np.uint8))
+
+
+def test_values_down_to_a_half_mean_both_signs(tmp_path: Path) -> None:
+    images = np.linspace(-0.5, 1, 120).reshape(2, 4, 5, 3)
+    np.save(tmp_path / "a.npy", images)
+    (block,) = open_source([tmp_path / "a.npy"], ImportOptions()).blocks()
+    np.testing.assert_array_equal(block.images, np.rint((images + 1) * 127.5).astype(np.uint8))
