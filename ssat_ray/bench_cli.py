@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +21,7 @@ bench = typer.Typer(
 )
 Rows = Annotated[int | None, typer.Option(help="images or points; default: the size of the bar")]
 Repeats = Annotated[int | None, typer.Option(help="measurements of each side; medians are shown")]
+Device = Annotated[str | None, typer.Option(help="cuda: the step on a GPU, as a share of its peak")]
 Out = Annotated[Path | None, typer.Option(help="Markdown file to append the table to")]
 
 
@@ -35,7 +37,7 @@ BENCHES = {
 """Modules of `ssat_ray.bench` with a `run`, imported where they are asked for."""
 
 
-def table(name: str, given: dict[str, int], found: list[Comparison]) -> str:
+def table(name: str, given: Mapping[str, object], found: list[Comparison]) -> str:
     """The Markdown section of one bench, with command, machine, date and commit.
 
     Args:
@@ -70,11 +72,38 @@ def _run(name: str, rows: int | None, repeats: int | None, out: Path | None) -> 
             raise UserError(f"--{option} {value}: must be at least 1.")
         if option not in inspect.signature(run).parameters:
             raise UserError(f"--{option} {value}: bench {name} has no such size; leave it out.")
-    text = table(name, given, run(**given))
+    _show(name, given, run(**given), out)
+
+
+def _show(
+    name: str, given: Mapping[str, object], found: list[Comparison], out: Path | None
+) -> None:
+    text = table(name, given, found)
     print(text)
     if out is not None:
         with out.open("a", encoding="utf-8") as file:
             file.write(text + "\n")
+
+
+@bench.command()
+def step(repeats: Repeats = None, device: Device = None, out: Out = None) -> None:
+    """A TRADES-10 training step against the textbook's; with --device, against the device's matrix peak."""
+    if device is None:
+        _run("step", None, repeats, out)
+        return
+    import torch
+
+    from ssat_ray.bench import gpu
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"--device {device}: PyTorch has no such device here ({reason})."
+        ) from error
+    given = {} if repeats is None else {"repeats": repeats}
+    _show("step", {**given, "device": device}, gpu.run(repeats or 10, torch.device(device)), out)
 
 
 def _command(name: str, about: str) -> None:
@@ -86,7 +115,8 @@ def _command(name: str, about: str) -> None:
 
 
 for _name, _about in BENCHES.items():
-    _command(_name, _about)
+    if _name != "step":
+        _command(_name, _about)
 
 
 @bench.command("all")

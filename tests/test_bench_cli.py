@@ -41,7 +41,7 @@ def test_a_small_bench_prints_and_appends(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "rows", "expected"),
-    [("kmeans", "0", "--rows 0: must be at least 1"), ("step", "9", "bench step has no such size")],
+    [("kmeans", "0", "--rows 0: must be at least 1"), ("ddp", "9", "bench ddp has no such size")],
 )
 def test_a_bad_number_is_a_user_error(name: str, rows: str, expected: str) -> None:
     command = [SSAT, "bench", name, "--rows", rows]
@@ -53,3 +53,19 @@ def test_a_bad_number_is_a_user_error(name: str, rows: str, expected: str) -> No
 def test_a_bench_is_a_median_of_five_by_default(name: str) -> None:
     run = importlib.import_module(f"ssat_ray.bench.{name}").run
     assert inspect.signature(run).parameters["repeats"].default == 5
+
+
+def test_the_step_on_a_device_needs_neither_ray_nor_faiss_nor_diffusers() -> None:
+    """A bare GPU box: here it gets as far as asking PyTorch for the device."""
+    code = (
+        "import sys\n"
+        "for name in ('ray', 'faiss', 'diffusers', 'mlflow', 'pyautoattack', 'sklearn'):\n"
+        "    sys.modules[name] = None\n"
+        "sys.argv = ['ssat', 'bench', 'step', '--device', 'nonsense']\n"
+        "from ssat_ray.cli import main\n"
+        "import ssat_ray.bench.gpu\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert "--device nonsense: PyTorch has no such device here" in done.stderr

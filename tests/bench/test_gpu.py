@@ -1,0 +1,33 @@
+"""The bench of a step on an accelerator, tiny and on the CPU: its figures fit together."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ssat_ray.bench import gpu
+from ssat_ray.bench.step import Case
+from ssat_ray.config import ModelConfig
+from ssat_ray.models.base import num_flops
+from ssat_ray.models.registry import build_classifier
+
+TINY = Case("tiny", ModelConfig(widths=(8, 16), strides=(1, 2)), (1, 8, 8), 16, "bf16", bar=0.4)
+CPU = torch.device("cpu")
+
+
+def test_the_line() -> None:
+    (line,) = gpu.run(3, CPU, (TINY,))
+    assert line.what == "TRADES-10 step, tiny, batch 16, bf16, cpu" and line.bar == 0.4
+    peak = float(line.notes["peak"].removesuffix(" TFLOP/s").replace(",", "")) * 1e12
+    flops = num_flops(build_classifier(TINY.model, (1, 8, 8), 10, 0), (1, 8, 8))
+    assert line.bare[0] == pytest.approx(16 * 27 * flops / peak, abs=27 * 16 * flops / peak)
+    rate = float(line.notes["images/s"].replace(",", ""))
+    assert rate * 27 * flops / peak == pytest.approx(line.ratio, rel=1.0)
+    attack, rest = (float(line.notes[name].split()[0]) for name in ("attack", "the rest"))
+    assert attack > 0 and attack + rest == pytest.approx(sorted(line.ours)[1], rel=0.02)
+
+
+def test_the_peak_is_a_rate_that_a_product_reaches() -> None:
+    a = torch.randn(512, 512, dtype=torch.bfloat16)
+    took = min(gpu.seconds(lambda: a @ a, CPU) for _ in range(20))
+    assert gpu.matrix_peak(CPU) == pytest.approx(2 * 512**3 / took, rel=0.9)
