@@ -13,14 +13,25 @@ import typer
 
 from ssat_ray.bench.measure import HEADER, Comparison
 from ssat_ray.errors import UserError
+from ssat_ray.options import parse_count
 from ssat_ray.provenance import git_commit, machine
 from ssat_ray.report.words import machine_name, short_commit
 
 bench = typer.Typer(
     no_args_is_help=True, help="Measure the project against the bare alternative, in alternation."
 )
-Rows = Annotated[int | None, typer.Option(help="images or points; default: the size of the bar")]
-Repeats = Annotated[int | None, typer.Option(help="measurements of each side; medians are shown")]
+Rows = Annotated[
+    int | None,
+    typer.Option(
+        parser=parse_count, metavar="COUNT", help="images or points; default: the size of the bar"
+    ),
+]
+Repeats = Annotated[
+    int | None,
+    typer.Option(
+        parser=parse_count, metavar="COUNT", help="measurements of each side; medians are shown"
+    ),
+]
 Device = Annotated[str | None, typer.Option(help="cuda: the step on a GPU, as a share of its peak")]
 Out = Annotated[Path | None, typer.Option(help="Markdown file to append the table to")]
 

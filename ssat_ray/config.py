@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from ssat_ray.mistakes import moved, nearest
 
@@ -74,6 +82,13 @@ class DataConfig(Section):
 ARCHITECTURES = (
     r"preact-small|wrn-\d+-\d+(-silu|-relu)|preact-resnet-18(-silu|-relu)|resnet(18|34|50|101|152)"
 )
+MODEL_NAMES = (
+    "preact-small",
+    *(f"wrn-28-10-{activation}" for activation in ("silu", "relu")),
+    *(f"preact-resnet-18-{activation}" for activation in ("silu", "relu")),
+    *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
+)
+"""One name of each kind, for messages."""
 
 
 class ModelConfig(Section):
@@ -81,7 +96,6 @@ class ModelConfig(Section):
 
     name: str = Field(
         "preact-small",
-        pattern=rf"^({ARCHITECTURES}|[\w.]+:\w+)$",
         description="preact-small, wrn-28-10-silu, preact-resnet-18-relu, resnet18 or alike, or an "
         "import path",
     )
@@ -98,6 +112,16 @@ class ModelConfig(Section):
     std: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.5,), min_length=1, strict=False, description="of the input, likewise"
     )
+
+    @field_validator("name")
+    @classmethod
+    def _a_model_has_this_name(cls, name: str) -> str:
+        if not re.fullmatch(rf"{ARCHITECTURES}|[\w.]+:\w+", name):
+            raise ValueError(
+                f"model.name={name!r}: there is no such model{nearest(name, list(MODEL_NAMES))}; the names "
+                f"are {', '.join(MODEL_NAMES)} (WRN-depth-width in any size), or package.module:factory"
+            )
+        return name
 
     @model_validator(mode="after")
     def _one_stride_a_width(self) -> ModelConfig:

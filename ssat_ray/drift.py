@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from ssat_ray.selection.drift import Drift, Reference, ShardSummary, compare
 from ssat_ray.selection.table import ScoreTable, shard_of
 from ssat_ray.selection.verdict import STATUSES, Judgement, Status, Thresholds, Verdict, verdict
 from ssat_ray.stages.score import SCORERS
+from ssat_ray.start import check_grown
 from ssat_ray.store import Job, Store
 
 
@@ -69,18 +72,7 @@ def new_scores(config: Config, plan: Plan) -> dict[str, list[Job]]:
             f"rows={list(config.rows)} fit no clusters, so nothing can drift from them; "
             f"add one of {rows}."
         )
-    if config.pool.source != "external":
-        raise UserError(
-            f"pool.source={config.pool.source}: only a pool that exists elsewhere is appended to; "
-            "give one with pool.source=external and pool.path."
-        )
-    generations = len(Pool(str(config.pool.path)).generations)
-    if generations <= config.pool.cluster_generations:
-        raise UserError(
-            f"pool.path={config.pool.path} has {generations} generation(s), and the clusters are "
-            f"fitted on pool.cluster_generations={config.pool.cluster_generations}: nothing is "
-            "newer than they. Append images (`ssat pool append`) or lower the setting."
-        )
+    check_grown(config)
     found: dict[str, dict[str, Job]] = {method: {} for method in sorted(methods)}
     for (_, seed, stage), job in plan.jobs.items():
         new = job.stage == "score" and _generation(job) >= config.pool.cluster_generations
@@ -180,22 +172,32 @@ def exit_code(found: list[MethodDrift]) -> int:
     return max(one.verdict.exit_code for one in found)
 
 
-def advice(found: list[MethodDrift], num_generations: int) -> str:
-    """What to do about it, in a sentence."""
+def command_over_all(
+    preset: str, overrides: Sequence[str], name: str | None, num_generations: int
+) -> str:
+    """The command that fits the clusters over all generations, for a shell; the rest as it was given."""
+    key = "pool.cluster_generations"
+    kept = [one for one in overrides if one.partition("=")[0].strip() != key]
+    settings = [*kept, f"{key}={num_generations}"]
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    named = [] if name is None else ["--name", name]
+    return shlex.join(["ssat", "run", preset, *arguments, *named])
+
+
+def advice(found: list[MethodDrift], command: str) -> str:
+    """What to do about it, in a sentence; `command` clusters over all generations."""
     if status(found) == "re-cluster":
-        return (
-            "The clusters no longer fit the pool: cluster again over all of it with --set "
-            f"pool.cluster_generations={num_generations}."
-        )
+        return f"The clusters no longer fit the pool; cluster again over all of it: {command}"
     if status(found) == "watch":
         return "The clusters can stay; compare again after the next append."
     return "The clusters still fit the pool; go on with them."
 
 
-def to_json(found: list[MethodDrift], num_generations: int, scored: int) -> str:
+def to_json(found: list[MethodDrift], command: str, scored: int) -> str:
     """All numbers and words, for automation; what is not finite is null.
 
     Args:
+        command: clusters over all generations.
         scored: shards that were scored for this comparison.
     """
 
@@ -209,7 +211,7 @@ def to_json(found: list[MethodDrift], num_generations: int, scored: int) -> str:
     content = {
         "status": status(found),
         "exit_code": exit_code(found),
-        "advice": advice(found, num_generations),
+        "advice": advice(found, command),
         "shards_scored": scored,
         "methods": [dataclasses.asdict(one) for one in found],
     }

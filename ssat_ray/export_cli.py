@@ -26,9 +26,9 @@ def export(
     Without --row or --seed it is the one with the best PGD accuracy on the validation images.
     """
     from ssat_ray import export as exporting
-    from ssat_ray.plan import check_name
     from ssat_ray.registration import register as make_version
     from ssat_ray.report.card import summary
+    from ssat_ray.start import check_name
 
     exporting.check_target(out, force)
     found = exporting.FinishedRun.open(check_name(run, "RUN"), runs, store)

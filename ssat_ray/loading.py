@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import types
 from importlib import resources
@@ -10,14 +11,22 @@ from typing import Any, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from ssat_ray.config import Config
+from ssat_ray.counts import whole_number
 from ssat_ray.errors import UserError
 from ssat_ray.mistakes import nearest
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number, as everywhere but in YAML 1.1."""
+    """YAML in which 1e-3 is a number, as everywhere but in YAML 1.1, and 1e5 a whole one."""
+
+
+def _number(loader: _Loader, node: yaml.ScalarNode) -> float:
+    """A count may be written with an exponent; 3.0 stays a fraction, so that it is no count."""
+    whole = whole_number(node.value) if "e" in node.value.lower() else None
+    return loader.construct_yaml_float(node) if whole is None else whole
 
 
 _Loader.add_implicit_resolver(
@@ -25,6 +34,7 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
     list("-+.0123456789"),
 )
+_Loader.add_constructor("tag:yaml.org,2002:float", _number)
 
 
 def _read_yaml(text: str) -> Any:
@@ -148,9 +158,34 @@ def _explain(error: ValidationError) -> str:
         elif item["type"] == "value_error":
             lines.append(f"{item['msg'].removeprefix('Value error, ')}.")
         else:
-            allowed = item["msg"][0].lower() + item["msg"][1:]
-            lines.append(f"{key}={item['input']!r}: {allowed}{_type_of(path)}.")
+            lines.append(f"{key}={item['input']!r}: {_allowed(item, path)}.")
     return " ".join(dict.fromkeys(lines))
+
+
+def _allowed(item: ErrorDetails, path: list[str]) -> str:
+    """What a key may be, after a value that it may not be."""
+    key, found = ".".join(path), item["input"]
+    if item["type"] == "tuple_type":
+        example = (
+            "" if isinstance(found, dict) or found is None else f", for example {key}=[{found}]"
+        )
+        return f"it is a list{example}"
+    if item["type"] == "model_type":
+        return f"it is a section; set its keys, for example {key}.{_key_for(item, path)}"
+    return item["msg"][0].lower() + item["msg"][1:] + _type_of(path)
+
+
+def _key_for(item: ErrorDetails, path: list[str]) -> str:
+    """`key=value` within a section: of the first key that the value suits, else the first key's default."""
+    section: type[BaseModel] = Config
+    for key in path:
+        section = section.model_fields[key].annotation  # type: ignore[assignment]
+    for name in section.model_fields:
+        with contextlib.suppress(ValidationError):
+            section.model_validate({name: item["input"]})
+            return f"{name}={item['input']}"
+    name, field = next(iter(section.model_fields.items()))
+    return f"{name}={field.default}"
 
 
 def _type_of(path: list[str]) -> str:

@@ -15,7 +15,7 @@ from ssat_ray import runtime, tracking
 from ssat_ray.config import Config
 from ssat_ray.errors import RunFailed, UserError
 from ssat_ray.memory import MemoryWatch, read_memory
-from ssat_ray.plan import STAGES, Plan, build_plan, default_name
+from ssat_ray.plan import STAGES, Plan
 from ssat_ray.report.markdown import markdown_table
 from ssat_ray.report.selection import render_selection
 from ssat_ray.stages import pool
@@ -24,6 +24,7 @@ from ssat_ray.stages.group import run_group
 from ssat_ray.stages.report import REPORT, RESULTS, read_results
 from ssat_ray.stages.robustbench import write_model_info
 from ssat_ray.stages.selection_results import selection_results
+from ssat_ray.start import default_name
 from ssat_ray.store import Job, Store, write_atomic
 
 ON_DRIVER = ("labelled", "pool", "checkpoint")
@@ -48,6 +49,8 @@ class Watcher:
     def stage_finished(self, stage: str, jobs: list[Job], seconds: float) -> None: ...
 
     def waiting(self, job: Job) -> None: ...
+
+    def connecting(self) -> None: ...
 
     def connected(self, board: Any) -> None: ...
 
@@ -158,17 +161,23 @@ class Outcome:
 
 
 def run(
-    config: Config, watcher: Watcher, *, name: str | None = None, until: str | None = None
+    config: Config,
+    plan: Plan,
+    watcher: Watcher,
+    *,
+    name: str | None = None,
+    until: str | None = None,
 ) -> Outcome:
     """Compute everything that the configuration asks for (up to the stage `until`), report it, track it.
+
+    Args:
+        plan: of the configuration.
 
     Raises:
         UserError: the input or the environment is at fault. RunFailed: a stage could not finish.
     """
     store = Store(config.runtime.store)
-    store.check_writable()
     folder = Path(config.runtime.runs).absolute() / (name or default_name(config))
-    plan = build_plan(config)
     write_run(config, plan, folder)
     order = list(STAGES)
     wanted = plan.unique if until is None else _up_to(plan, order[: order.index(until) + 1])
@@ -181,6 +190,7 @@ def run(
     execute([job for job in missing if job.stage in ON_DRIVER], context, watcher)
     preflight(config, plan, store)
     if any(job.stage not in ON_DRIVER for job in missing):
+        watcher.connecting()
         with (
             MemoryWatch(folder / MEMORY) as memory,
             runtime.ray_session(config.runtime),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +10,6 @@ from ssat_ray.config import Config
 from ssat_ray.data.folder import file_digest
 from ssat_ray.data.pool import Pool
 from ssat_ray.data.published import fingerprint
-from ssat_ray.errors import UserError
-from ssat_ray.loading import load_config
 from ssat_ray.stages import (
     checkpoint,
     cluster,
@@ -30,7 +26,8 @@ from ssat_ray.stages import (
     train,
 )
 from ssat_ray.stages.base import Stage
-from ssat_ray.store import Job, canonical_json
+from ssat_ray.start import check_inputs
+from ssat_ray.store import Job
 
 STAGES: dict[str, Stage] = {
     module.STAGE.name: module.STAGE
@@ -78,7 +75,12 @@ class Plan:
 
 
 def build_plan(config: Config) -> Plan:
-    """Jobs of every row and seed; equal work has equal digests and is done once."""
+    """Jobs of every row and seed; equal work has equal digests and is done once.
+
+    Raises:
+        UserError: a file that the configuration names is missing or cannot be used.
+    """
+    check_inputs(config)
     jobs: dict[tuple[str, int, str], Job] = {}
     data = _labelled_job(config)
     adopted = _checkpoint_job(config, data)
@@ -120,8 +122,6 @@ def _checkpoint_job(config: Config, data: Job) -> Job | None:
     path = config.intermediate.checkpoint
     if path is None:
         return None
-    if not Path(path).is_file():
-        raise UserError(f"intermediate.checkpoint: {path} does not exist.")
     params = {"sha256": file_digest(Path(path))}
     version, part = STAGES["checkpoint"].version, _part(config, "model")
     return Job("checkpoint", version, params, part, {"labelled": data}, Path(path).name, path)
@@ -169,13 +169,8 @@ def _pool_jobs(config: Config, seed: int, data: Job) -> dict[str, Job]:
         }
     if config.pool.source == "synth":
         return {"pool": _job("synth", of, _part(config, "synth"), {"labelled": data}, about)}
-    found = Pool(str(config.pool.path))
-    try:
-        config.check_pool(f"pool.path={config.pool.path}, images", len(found))
-    except ValueError as error:
-        raise UserError(f"{error}.") from error
     jobs = {}
-    for i, generation in enumerate(found.manifest["generations"]):
+    for i, generation in enumerate(Pool(str(config.pool.path)).manifest["generations"]):
         job = Job(
             "pool",
             STAGES["pool"].version,
@@ -262,25 +257,3 @@ def _attack_settings(config: Config, attack: str) -> dict[str, Any]:
     elif attack == "apgd-ce":
         settings["num_steps"] = options.apgd_steps
     return settings
-
-
-def check_name(name: str, option: str = "--name") -> str:
-    """The name that an option gives, if it is a plain file name: `ssat gc` looks for runs one folder deep.
-
-    Raises:
-        UserError: it is not.
-    """
-    if not name.strip() or name.startswith(".") or set(name) & set("/\\"):
-        raise UserError(
-            f"{option} {name!r}: it must be a plain file name: not empty, no / or \\, no dot in front."
-        )
-    return name
-
-
-def default_name(config: Config) -> str:
-    """Run name: the preset's, with 8 hex digits where overrides change a result."""
-    own = config.model_dump(mode="json", exclude={"runtime"})
-    with contextlib.suppress(UserError):
-        if load_config(config.preset).model_dump(mode="json", exclude={"runtime"}) == own:
-            return config.preset
-    return f"{config.preset}-{hashlib.sha256(canonical_json(own).encode()).hexdigest()[:8]}"

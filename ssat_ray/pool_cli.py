@@ -1,4 +1,4 @@
-"""`ssat pool`: import, append, synth, info, verify, copy."""
+"""`ssat pool`: import, append, synth, info, verify, copy, export."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ssat_ray.errors import UserError
+from ssat_ray.options import parse_count
+from ssat_ray.report import words
 
 if TYPE_CHECKING:
     from ssat_ray.data.importers.base import ImportOptions
@@ -41,7 +43,12 @@ ShapeText = Annotated[str | None, typer.Option("--shape", help="HxWxC of raw byt
 Size = Annotated[str | None, typer.Option("--size", help="HxW to which encoded images are resized")]
 Channels = Annotated[int | None, typer.Option(help="1 or 3: convert encoded images")]
 ShardRows = Annotated[
-    int | None, typer.Option(help="images a shard; default: 64 MiB, at most 262144")
+    int | None,
+    typer.Option(
+        parser=parse_count,
+        metavar="COUNT",
+        help="images a shard; default: 64 MiB, at most 262,144",
+    ),
 ]
 Restart = Annotated[
     bool, typer.Option("--restart", help="discard the shards of an unfinished command")
@@ -62,7 +69,10 @@ def import_(
     size: Size = None,
     channels: Channels = None,
     num_classes: Annotated[
-        int | None, typer.Option(help="default: the largest label plus one")
+        int | None,
+        typer.Option(
+            parser=parse_count, metavar="COUNT", help="default: the largest label plus one"
+        ),
     ] = None,
     shard_rows: ShardRows = None,
     restart: Restart = False,
@@ -82,7 +92,7 @@ def import_(
         restart=restart,
         report=Progress(),
     )
-    print(f"{pool.folder}: {len(pool)} images {'imported' if written else 'are there already'}")
+    print(f"{pool.folder}: {len(pool):,} images {'imported' if written else 'are there already'}")
 
 
 @app.command()
@@ -118,11 +128,11 @@ def append(
         report=Progress(),
     )
     appended = (
-        f"{pool.manifest['generations'][-1]['rows']} images appended as generation "
+        f"{pool.manifest['generations'][-1]['rows']:,} images appended as generation "
         f"{len(pool.generations) - 1}"
     )
     print(
-        f"{pool.folder}: {appended if written else 'these images are there already'}, {len(pool)} in all"
+        f"{pool.folder}: {appended if written else 'these images are there already'}, {len(pool):,} in all"
     )
 
 
@@ -130,9 +140,13 @@ def append(
 def synth(
     source: Annotated[str, typer.Argument(help="`digits`, or an npz with `image` and `label`")],
     target: Target,
-    num_images: Annotated[int, typer.Option(help="images to make")],
+    num_images: Annotated[
+        int, typer.Option(parser=parse_count, metavar="COUNT", help="images to make, e.g. 1e6")
+    ],
     seed: Annotated[int, typer.Option(help="another one gives other images")] = 0,
-    first_id: Annotated[int, typer.Option(help="id of the first image")] = 0,
+    first_id: Annotated[
+        int, typer.Option(parser=parse_count, metavar="COUNT", help="id of the first image")
+    ] = 0,
     shard_rows: ShardRows = None,
     overrides: Annotated[
         list[str] | None,
@@ -142,9 +156,10 @@ def synth(
 ) -> None:
     """Make a pool of distorted labelled images, of any size. Run it again to resume."""
     from ssat_ray.data.labelled import read_labelled
-    from ssat_ray.data.synth_pool import synth_pool
+    from ssat_ray.data.synth_pool import check_numbers, synth_pool
     from ssat_ray.loading import resolve
 
+    check_numbers(num_images, seed, first_id)
     given = ("data.name", "data.path", "synth.num_images", "synth.shard_rows")
     for override in overrides or []:
         key = override.partition("=")[0].strip()
@@ -164,7 +179,7 @@ def synth(
         restart=restart,
         report=Progress(),
     )
-    print(f"{pool.folder}: {len(pool)} images {'made' if written else 'are there already'}")
+    print(f"{pool.folder}: {len(pool):,} images {'made' if written else 'are there already'}")
 
 
 @app.command()
@@ -180,14 +195,14 @@ def info(
     from ssat_ray.data.pool import Pool
 
     pool = Pool(target)
-    print(f"images       {len(pool)}\nshape        {'x'.join(map(str, pool.shape))} (H x W x C)")
-    print(f"classes      {pool.num_classes}\nshards       {len(pool.shards)}")
-    print(f"bytes        {pool.num_bytes} ({pool.num_bytes / 2**30:.2f} GiB)")
+    print(f"images       {len(pool):,}\nshape        {'x'.join(map(str, pool.shape))} (H x W x C)")
+    print(f"classes      {pool.num_classes}\nshards       {len(pool.shards):,}")
+    print(f"bytes        {pool.num_bytes:,} ({words.size(pool.num_bytes)})")
     if pool.is_reference:
         print(f"shards in    {pool.manifest['location']}")
     for number, about in enumerate(pool.manifest["generations"]):
         print(
-            f"generation {number} {about['rows']} images, {about['shards']} shards, {about['digest']}"
+            f"generation {number} {about['rows']:,} images, {about['shards']:,} shards, {about['digest']}"
         )
     if histogram:
         counts = np.zeros(pool.num_classes + 1, np.int64)
@@ -195,7 +210,7 @@ def info(
             labels = pool.read_ids(index)[1].astype(np.int64)
             counts += np.bincount(labels + 1, minlength=len(counts))
         names = ("none", *range(pool.num_classes))
-        listed = (f"{name}: {n}" for name, n in zip(names, counts, strict=True) if n)
+        listed = (f"{name}: {n:,}" for name, n in zip(names, counts, strict=True) if n)
         print(f"labels       {', '.join(listed)}")
 
 
@@ -212,7 +227,7 @@ def verify(target: Target) -> None:
     if problems:
         raise typer.Exit(1)
     print(
-        f"{pool.folder}: {len(pool)} images in {len(pool.shards)} shards are as they were written"
+        f"{pool.folder}: {len(pool):,} images in {len(pool.shards):,} shards are as they were written"
     )
 
 
@@ -230,9 +245,24 @@ def copy(
         source, target, shard_rows=shard_rows, restart=restart, report=Progress()
     )
     print(
-        f"{pool.folder}: {len(pool)} images {'copied' if written else 'are there already'}, "
-        f"{len(pool.shards)} shards"
+        f"{pool.folder}: {len(pool):,} images {'copied' if written else 'are there already'}, "
+        f"{len(pool.shards):,} shards"
     )
+
+
+@app.command()
+def export(
+    source: Annotated[str, typer.Argument(help="the pool's folder: a path or a URI")],
+    target: Annotated[str, typer.Argument(help="an .npz file, or a folder for PNG files")],
+    force: Annotated[bool, typer.Option("--force", help="replace an earlier export")] = False,
+) -> None:
+    """Write a pool's images as one npz, or as PNG files in a folder for each class."""
+    from ssat_ray.data.export import export_pool
+    from ssat_ray.data.pool import Pool
+
+    pool = Pool(source)
+    export_pool(pool, target, force=force, report=Progress())
+    print(f"{target}: {len(pool):,} images exported")
 
 
 class Progress:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -71,12 +72,42 @@ def probe_config(config: Config, size: Sizes, num_images: int) -> Config:
     return Config.model_validate(tree)
 
 
-class Walls(pipeline.Watcher):
-    """Wall seconds of each stage, as the pipeline sees them; tells `say` of each stage."""
+def load_warning(load: float, cores: int, ours: int) -> str | None:
+    """What to say of a machine that computes for others too, or None.
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.say = say
+    Args:
+        load: average number of processes that run or wait for a core.
+        ours: how many of them may be our own.
+    """
+    if load <= max(cores, ours):
+        return None
+    return (
+        f"warning: the 1-minute load is {load:.1f} on {cores} cores: other programs run beside, so the "
+        "measured times are too long"
+    )
+
+
+class Walls(pipeline.Watcher):
+    """Wall seconds of each stage, as the pipeline sees them; tells `say` of each stage, and once of load.
+
+    Args:
+        actors: of a stage.
+    """
+
+    def __init__(self, say: Callable[[str], None], actors: int) -> None:
+        self.say, self.actors = say, actors
         self.seconds: dict[str, float] = {}
+        self._warned = False
+
+    def look_at_load(self, ours: int) -> None:
+        found = load_warning(os.getloadavg()[0], os.cpu_count() or 1, ours)
+        if found is not None and not self._warned:
+            self._warned = True
+            self.say(found)
+
+    def connecting(self) -> None:
+        self.look_at_load(ours=0)
+        self.say("starting Ray")
 
     def connected(self, board: Any) -> None:
         self._board = board  # Ray ends an actor that nobody refers to
@@ -86,6 +117,7 @@ class Walls(pipeline.Watcher):
 
     def stage_finished(self, stage: str, jobs: list[Job], seconds: float) -> None:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+        self.look_at_load(ours=self.actors + 2)  # beside the actors, this process and Ray's
 
 
 def program_seconds() -> float:
@@ -122,7 +154,7 @@ def measure(
 def _run(
     config: Config, num_images: int, seconds: float, store: Store, say: Callable[[str], None]
 ) -> Probe:
-    folder, walls = store.root.parent, Walls(say)
+    folder, walls = store.root.parent, Walls(say, config.runtime.actors)
     context = StageContext(store, config.runtime, folder / "run.log")
     labelled = next(job for job in build_plan(config).unique if job.stage == "labelled")
     pipeline.execute([labelled], context, walls)
@@ -137,6 +169,7 @@ def _run(
     extras = extra_jobs(config, size)
     wanted = {job.digest: job for jobs in (warm, small, main, extras) for job in jobs}
     before = time.perf_counter()
+    walls.connecting()
     with MemoryWatch(folder / pipeline.MEMORY, interval=1.0) as memory:
         shared = shared_bytes()
         with runtime.ray_session(config.runtime):

@@ -7,9 +7,12 @@ import ctypes
 import gc
 import logging
 import os
+import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -17,7 +20,7 @@ import ray
 import torch
 
 from ssat_ray.config import RuntimeConfig
-from ssat_ray.errors import UserError
+from ssat_ray.errors import RunFailed, UserError
 
 BOARD = "ssat-progress"
 RayError = ray.exceptions.RayError
@@ -31,8 +34,31 @@ def ray_session(config: RuntimeConfig) -> Iterator[None]:
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     address = config.address or os.environ.get("RAY_ADDRESS")
+    if not address:
+        _check_cpus(config, config.num_cpus or os.cpu_count() or 1)
+    _start(config, address)
+    try:
+        _check_cpus(config, int(ray.cluster_resources().get("CPU", 0)))
+    except UserError:
+        ray.shutdown()
+        raise
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start(config: RuntimeConfig, address: str | None) -> None:
+    """Connect this process to the cluster at `address`, or to one that is started here.
+
+    Raises:
+        UserError: no cluster answers, or it cannot be joined. RunFailed: none could be started.
+    """
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address:
             ray.init(address=address, **common)
@@ -44,24 +70,29 @@ def ray_session(config: RuntimeConfig) -> Iterator[None]:
                 include_dashboard=False,
                 **common,
             )
-    except ConnectionError as error:
-        raise UserError(f"no Ray cluster answers at {address}: {error}") from error
-    least, found = config.least_workers, int(ray.cluster_resources().get("CPU", 0))
+    except Exception as error:  # Ray raises a bare Exception where a node times out
+        traceback.print_exc()
+        reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+        if address:
+            raise UserError(f"the Ray cluster at {address} cannot be joined: {reason}.") from error
+        logs = (
+            Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray/session_latest/logs"
+        )
+        raise RunFailed(
+            f"Ray did not start on this machine: {reason}. A busy machine can be the cause; wait until it "
+            f"is less so. Ray's own logs: {logs}."
+        ) from error
+
+
+def _check_cpus(config: RuntimeConfig, found: int) -> None:
+    least = config.least_workers
     needed = max(least * config.cpus_per_worker, config.actors)
     if needed > found:
-        ray.shutdown()
         each = f" of {config.cpus_per_worker} CPUs" if config.cpus_per_worker > 1 else ""
         raise UserError(
             f"runtime.train_workers={least}{each} and runtime.actors={config.actors} need "
             f"{needed} CPUs, Ray has {found}; lower them or raise runtime.num_cpus."
         )
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def use_threads(num_threads: int = 1) -> None:

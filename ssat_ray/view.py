@@ -18,12 +18,13 @@ from rich.table import Table
 from ssat_ray.drift import MethodDrift
 from ssat_ray.estimate import Estimate, Measurements
 from ssat_ray.pipeline import Watcher
-from ssat_ray.plan import STAGES
+from ssat_ray.plan import STAGES, Plan
 from ssat_ray.report import words
 from ssat_ray.report.words import duration
 from ssat_ray.runtime import read_board
 from ssat_ray.selection.drift import Drift
-from ssat_ray.store import Job
+from ssat_ray.start import stamped
+from ssat_ray.store import Job, Store
 
 POLL_SECONDS = 1.0
 LINE_SECONDS = 30.0
@@ -54,11 +55,15 @@ def quiet_output(log: Path) -> Iterator[TextIO]:
 
 
 class View(Watcher):
-    """Follows the pipeline's events and polls the progress board."""
+    """Follows the pipeline's events and polls the progress board.
 
-    def __init__(self, console: Console) -> None:
+    Args:
+        since: when the command began, for the times of its lines; default: now.
+    """
+
+    def __init__(self, console: Console, since: float | None = None) -> None:
         self.console = console
-        self.start = time.time()
+        self.start = time.time() if since is None else since
         self.stages: dict[str, dict[str, Any]] = {}
         self.current: list[str] = []
         self.waited: set[str] = set()
@@ -79,6 +84,9 @@ class View(Watcher):
         if missing and self.console.is_terminal:
             self._live = Live(self._table(), console=self.console, refresh_per_second=2)
             self._live.start()
+
+    def connecting(self) -> None:
+        self._line("starting Ray")
 
     def connected(self, board: Any) -> None:
         self._board = board
@@ -142,11 +150,7 @@ class View(Watcher):
 
     def _line(self, text: str) -> None:
         self._last_line = time.time()
-        self.console.print(
-            f"[{duration(round(time.time() - self.start)):>7}] {text}",
-            highlight=False,
-            markup=False,
-        )
+        self.console.print(stamped(text, self.start), highlight=False, markup=False)
 
     def _table(self) -> Table:
         table = Table(box=None, padding=(0, 2, 0, 0), title=None)
@@ -212,6 +216,15 @@ def selection_table(results: dict[str, Any]) -> Table:
     return table
 
 
+def selection_lines(plan: Plan, store: Store) -> list[str]:
+    """Where the chosen images of each row and seed are."""
+    return [
+        f"{row} seed {seed}: {store.folder(job)}"
+        for (row, seed, stage), job in plan.jobs.items()
+        if stage == "select"
+    ]
+
+
 def drift_table(found: MethodDrift) -> Table:
     """Every new shard, generation, and all rows against the clusters' fit, for the terminal."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
@@ -230,8 +243,16 @@ def drift_table(found: MethodDrift) -> Table:
 
 
 def drift_lines(found: MethodDrift) -> list[str]:
-    """The verdict on one method's clusters in words, after those on shards that are not stable."""
-    odd = [one for one in found.shards if one.judgement.status != "stable"]
+    """The verdict on one method's clusters in words, after those on shards that are not stable.
+
+    A shard that is all there is to a generation, and gives the verdict, is not named twice.
+    """
+    said = found.verdict.reason
+    odd = [
+        one
+        for one in found.shards
+        if one.judgement.status != "stable" and one.judgement.reason not in said
+    ]
     lines = [
         f"generation {one.generation} shard {one.shard}, {one.judgement.status}: {one.judgement.reason}"
         for one in odd[:_NAMED_SHARDS]
@@ -240,7 +261,7 @@ def drift_lines(found: MethodDrift) -> list[str]:
         lines.append(f"and {len(odd) - _NAMED_SHARDS} more shards (--json has the words for all)")
     if found.left_out:
         lines.append(f"{found.left_out:,} new images could not be read and are not compared")
-    return [*lines, f"{found.method}, {found.verdict.status}: {found.verdict.reason}"]
+    return [*lines, f"{found.method}, {found.verdict.status}: {said}"]
 
 
 def _drift_numbers(drift: Drift) -> tuple[str, ...]:

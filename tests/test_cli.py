@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +64,7 @@ def overrides(*values: str) -> list[str]:
         (["drift", "digits"], "pool.source=generate"),
         (["drift", "digits", "--json", "nowhere/x.json"], "--json nowhere/x.json"),
         (["plan", "digits", "--images", "100", "--price", "1"], "--watts"),
+        (["plan", "digits", "--images", "0"], "--images 0: must be at least 1"),
     ],
 )
 def test_mistakes_are_one_paragraph_and_exit_2(
@@ -72,6 +75,63 @@ def test_mistakes_are_one_paragraph_and_exit_2(
     assert expected in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+ONE_PROCESS = """\
+import sys
+from ssat_ray.cli import main
+for arguments in %r:
+    sys.argv = ["ssat", *arguments]
+    try:
+        main()
+    except SystemExit as end:
+        print(end.code, file=sys.stderr)
+print([name for name in ("torch", "ray", "sklearn", "mlflow") if name in sys.modules])
+"""
+
+
+def test_mistakes_in_a_command_are_found_without_slow_imports(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("pool: {source: external, path: nosuch}\n")
+    (tmp_path / "file").write_text("")
+    cases = {
+        "nosuch is no pool": ["select", "mine.yaml"],
+        "elsewhere is no pool": ["plan", "mine.yaml", "--set", "pool.path=elsewhere", "--images=9"],
+        "mine.yml does not exist": ["drift", "mine.yml"],
+        "--json gone/x.json: its folder": ["drift", "mine.yaml", "--json", "gone/x.json"],
+        "pool.source=synth: only a pool": ["drift", "scale-100m"],
+        "--name 'a/b'": ["run", "digits", "--name", "a/b"],
+        "unknown key 'rosw'": ["run", "digits", "--set", "rosw=1"],
+        "the store": ["run", "digits", "--set", "runtime.store=file/store"],
+        "lost.npz does not exist": ["run", "digits", *overrides(*SMALL, "data.path=lost.npz")],
+    }
+    code = ONE_PROCESS % list(cases.values())
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "[]\n", done.stderr
+    lines = done.stderr.splitlines()
+    assert lines[1::2] == ["2"] * len(cases)
+    assert [e for e, line in zip(cases, lines[::2], strict=True) if e not in line] == [], lines
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "mine.yaml"]
+
+
+def test_the_version(tmp_path: Path) -> None:
+    assert ssat("--version", cwd=tmp_path).stdout == f"ssat_ray {version('ssat_ray')}\n"
+
+
+def test_gc_removes_folders_of_runs_that_computed_nothing(tmp_path: Path) -> None:
+    for name in ("failed", "fine"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "run.log").write_text("")
+    (tmp_path / "runs" / "fine" / "results.json").write_text("{}")
+    (tmp_path / "store").mkdir()
+    for path in (tmp_path / "runs").rglob("*"):
+        os.utime(path, (0, 0))
+    done = ssat("gc", "--dry-run", cwd=tmp_path)
+    assert done.stdout.startswith("runs/failed\nwould remove 0 artefacts")
+    assert (tmp_path / "runs" / "failed").exists()
+    assert "1 folders of runs" in ssat("gc", cwd=tmp_path).stdout
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == ["fine"]
 
 
 def test_bad_files_are_named(tmp_path: Path) -> None:
@@ -89,6 +149,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
         done = ssat("run", "digits", *overrides(*SMALL, f"data.path={path}"), cwd=tmp_path)
         assert done.returncode == 2, done.stdout
         assert expected in done.stderr
+        assert "starting digits-" in done.stdout
 
 
 def test_unwritable_store(tmp_path: Path) -> None:
@@ -235,6 +296,32 @@ def test_autoattack_above_pgd_fails_the_run_after_its_table(
     assert f"{autoattack:.1f} [" in shown and "report: " in shown
     assert ("warning: full, seed 0: " in shown) == (autoattack != 79.0)
     assert ("full (seed 0)" in error and "--allow-masking" in error) == bool(code)
+
+
+def test_select_ends_with_where_the_chosen_images_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With the pipeline itself left out; the run's folder is made once the plan stands."""
+
+    def run(config: object, plan: object, view: object, *, name: str, until: str | None) -> object:
+        assert (tmp_path / "runs" / name / "run.log").exists()
+        return pipeline.Outcome(tmp_path / "runs" / name, None, computed=3, total=3)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pipeline, "run", run)
+    said = {}
+    for verb in ("score", "select"):
+        monkeypatch.setattr(
+            sys, "argv", ["ssat", verb, "digits", "--set", "rows=[pcs,lcs-km,full]"]
+        )
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        assert not caught.value.code
+        said[verb] = capfd.readouterr().out.splitlines()
+    assert [len(lines) for lines in said.values()] == [1, 3]
+    assert re.fullmatch(r"\[ +\d+ s\] starting digits-[0-9a-f]{8}", said["select"][0])
+    for row, line in zip(("pcs", "lcs-km"), said["select"][1:], strict=True):
+        assert re.fullmatch(rf"{row} seed 0: {tmp_path}/store/select/[0-9a-f]{{20}}", line)
 
 
 @pytest.mark.ray

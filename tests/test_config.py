@@ -8,7 +8,14 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from ssat_ray.config import Config, IntermediateConfig, PretrainConfig, TrainConfig
+from ssat_ray.config import (
+    MODEL_NAMES,
+    Config,
+    IntermediateConfig,
+    ModelConfig,
+    PretrainConfig,
+    TrainConfig,
+)
 from ssat_ray.loading import load_config
 
 
@@ -64,3 +71,14 @@ def test_the_page_has_every_key_with_its_default_and_what_the_demonstrations_set
 def test_sections_can_be_built_alone() -> None:
     assert not hasattr(IntermediateConfig(), "momentum") and TrainConfig().momentum == 0.9
     assert PretrainConfig(channels=(8, 16), norm_num_groups=2).channels == (8, 16)
+
+
+@pytest.mark.parametrize("name", [*MODEL_NAMES, "wrn-70-16-silu", "package.module:factory"])
+def test_the_names_that_messages_give_are_valid(name: str) -> None:
+    assert ModelConfig(name=name).name == name
+
+
+@pytest.mark.parametrize("name", ["resnet-18", "resnet20", "wrn-28-10", "module:", "xresnet18", ""])
+def test_other_model_names_are_not(name: str) -> None:
+    with pytest.raises(ValidationError, match="there is no such model"):
+        ModelConfig(name=name)

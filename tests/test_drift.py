@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from ssat_ray.config import Config
 from ssat_ray.data.pool import manifest
 from ssat_ray.drift import (
     advice,
+    command_over_all,
     exit_code,
     measure,
     missing_shards,
@@ -90,10 +92,41 @@ def test_verdict_and_exit_code(tmp_path: Path, spreads: list, said: str, code: i
     _publish(store, job, [_columns(i + 1, spread) for i, spread in enumerate(spreads)])
     found = [measure("kmeans", [job], store)]
     assert (status(found), exit_code(found)) == (said, code)
-    assert ("pool.cluster_generations=2" in advice(found, 2)) == (code == 3)
-    content = json.loads(to_json(found, 2, scored=2))
+    assert ("ssat run again.yaml" in advice(found, "ssat run again.yaml")) == (code == 3)
+    content = json.loads(to_json(found, "ssat run again.yaml", scored=2))
     assert (content["status"], content["exit_code"], content["shards_scored"]) == (said, code, 2)
     assert len(content["methods"][0]["shards"]) == 2
+
+
+def test_a_shard_that_gives_the_verdict_is_not_named_twice(tmp_path: Path) -> None:
+    config, plan, store = _setup(tmp_path, [1, 1])
+    (job,) = new_scores(config, plan)["kmeans"]
+    _reference(store, job.inputs["clusters"])
+    _publish(store, job, [_columns(1, spread=1.3)])
+    (line,) = drift_lines(measure("kmeans", [job], store))
+    assert line.startswith("kmeans, re-cluster: All new rows together: Inertia per image is")
+
+
+def test_shards_that_are_not_the_whole_are_named(tmp_path: Path) -> None:
+    config, plan, store = _setup(tmp_path, [1, 2])
+    (job,) = new_scores(config, plan)["kmeans"]
+    _reference(store, job.inputs["clusters"])
+    _publish(store, job, [_columns(1), _columns(2, spread=1.5)])
+    shard, verdict = drift_lines(measure("kmeans", [job], store))
+    assert shard.startswith("generation 1 shard 2, re-cluster: ")
+    assert verdict.startswith("kmeans, ")
+
+
+def test_the_command_over_all_generations_keeps_what_was_given() -> None:
+    overrides = ["rows=[lcs-km]", "pool.cluster_generations=1", "pool.path=my pool"]
+    command = command_over_all("mine.yaml", overrides, "first try", 3)
+    assert shlex.split(command) == [
+        *("ssat", "run", "mine.yaml", "--set", "rows=[lcs-km]", "--set", "pool.path=my pool"),
+        *("--set", "pool.cluster_generations=3", "--name", "first try"),
+    ]
+    assert command_over_all("mine.yaml", [], None, 2) == (
+        "ssat run mine.yaml --set pool.cluster_generations=2"
+    )
 
 
 def test_shards_keep_their_numbers_and_generations(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def _drift(cwd: Path, expected: int) -> dict[str, Any]:
     """What `ssat drift` found, having scored the appended shard and no other."""
     before = _tables(cwd)
     said = _ssat(cwd, "drift", "mine.yaml", "--json", "drift.json", expected=expected)
-    assert "1 shards scored" in said
+    assert "1 shard scored" in said
     after = _tables(cwd)
     assert len(after) == len(before) + 1 and before.items() <= after.items()
     found: dict[str, Any] = json.loads((cwd / "drift.json").read_text())
@@ -79,7 +79,9 @@ def test_shifted_images_are_flagged_and_others_are_not(tmp_path: Path) -> None:
 
     _append(first, ROWS, SHIFTED)
     found = _drift(first, expected=3)
-    assert found["status"] == "re-cluster" and "pool.cluster_generations=2" in found["advice"]
+    assert found["status"] == "re-cluster" and found["advice"].endswith(
+        "ssat run mine.yaml --set pool.cluster_generations=2"
+    )
 
     _append(second, ROWS, SynthSettings())
     assert _drift(second, expected=0)["status"] == "stable"

@@ -91,13 +91,23 @@ def test_a_later_override_wins_and_null_resets() -> None:
         ("train.milestones=[0.5, 1.0]", ["train.milestones.1=1.0", "less than 1"]),
         ("train.none_recipes.long.num_epochs=9", ["train.num_epochs=9", "plateau"]),
         (
+            "model.name=resnet-18",
+            ["model.name='resnet-18'", "did you mean 'resnet18'", "wrn-28-10-silu", "factory"],
+        ),
+        ("rows=lcs-km", ["rows='lcs-km'", "for example rows=[lcs-km]"]),
+        ("seeds=0", ["seeds=0: it is a list, for example seeds=[0]"]),
+        ("rows={a: 1}", ["rows={'a': 1}: it is a list."]),
+        ("select=0.1", ["select=0.1: it is a section", "for example select.ratio=0.1."]),
+        ("threat=high", ["threat='high'", "for example threat.norm=linf"]),
+        ("generate.num_images=1.5e0", ["generate.num_images=1.5", "integer"]),
+        (
             "pretrain={channels: [32], norm_num_groups: 16}",
             ["pretrain.norm_num_groups=16", "32", "quarter"],
         ),
         ("pretrain.norm_num_groups=7", ["pretrain.norm_num_groups=7", "divide"]),
         ("train.lr.x=1", ["'train.lr.x'", "train.lr is a value"]),
         ("train.lr", ["train.lr", "key=value"]),
-        ("runtime=5", ["runtime=5", "dictionary"]),
+        ("runtime=5", ["runtime=5", "section", "runtime.num_cpus=5"]),
         ("train.none_recipes.slow.lrr=1", ["train.none_recipes.slow", "'lrr'", "'lr'"]),
         ("train.none_recipes.slow.none_recipes={}", ["train.none_recipes.slow", "'none_recipes'"]),
         ("train.none_recipes.slow=5", ["train.none_recipes.slow=5", "dictionary"]),
@@ -117,7 +127,7 @@ def test_a_later_override_wins_and_null_resets() -> None:
         ("cluster.k=true", ["cluster.k=True", "integer"]),
         ("seeds=[true]", ["seeds.0=True", "integer"]),
         ("model.widths=['32', 64]", ["model.widths.0='32'", "integer"]),
-        ("model.widths=32", ["model.widths=32", "tuple"]),
+        ("model.widths=32", ["model.widths=32", "list, for example model.widths=[32]"]),
         ("select.per_class=1", ["select.per_class=1", "boolean", "bool"]),
         ("select.per_class='yes'", ["select.per_class='yes'", "boolean"]),
         ("runtime.store=5", ["runtime.store=5", "string"]),
@@ -187,6 +197,12 @@ def test_integers_and_exponents_are_numbers() -> None:
     config = load_config("digits", ["train.lr=1", "pretrain.lr=1e-3", "train.delta=+.5E0"])
     assert (config.train.lr, config.pretrain.lr, config.train.delta) == (1.0, 0.001, 0.5)
     assert isinstance(config.train.lr, float)
+
+
+def test_a_count_may_have_an_exponent_or_underscores() -> None:
+    config = load_config("digits", ["synth.num_images=1e5", "generate.num_images=20_000"])
+    assert (config.synth.num_images, config.generate.num_images) == (100_000, 20_000)
+    assert type(config.synth.num_images) is int
 
 
 def test_two_mistakes_in_a_recipe_are_both_named() -> None:

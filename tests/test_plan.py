@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from ssat_ray.config import RESERVED_RECIPES, Config
+from ssat_ray.config import RESERVED_RECIPES
 from ssat_ray.errors import UserError
 from ssat_ray.loading import load_config
 from ssat_ray.pipeline import preflight
-from ssat_ray.plan import STAGES, Plan, build_plan, check_name, default_name
+from ssat_ray.plan import STAGES, Plan, build_plan
 from ssat_ray.stages.train import BEST
 
 SELECTING = ("random", "pcs", "lcs-km", "lcs-gmm", "easy")
@@ -188,32 +188,6 @@ def test_unique_holds_each_artefact_once_in_an_order_that_can_run() -> None:
 
 def test_jobs_are_the_same_on_every_call() -> None:
     assert _digests(_plan()) == _digests(_plan())
-
-
-def test_default_name_is_the_presets_unless_a_result_changes() -> None:
-    config = load_config("digits")
-    assert default_name(config) == "digits"
-    assert default_name(load_config("digits", ["runtime.store=/elsewhere"])) == "digits"
-    first = default_name(load_config("digits", ["select.ratio=0.1"]))
-    second = default_name(load_config("digits", ["select.ratio=0.15"]))
-    assert first != second and first == default_name(load_config("digits", ["select.ratio=0.1"]))
-    prefix, _, digits = first.partition("-")
-    assert prefix == "digits" and len(digits) == 8 and int(digits, 16) >= 0
-    assert default_name(Config(preset="gone")).startswith("gone-")
-
-
-@pytest.mark.parametrize(
-    "name", ["exp/one", "../one", "..", ".", ".one", "", " ", "a\\b", "/tmp/x"]
-)
-def test_a_run_name_that_gc_would_not_see_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match="--name") as caught:
-        check_name(name)
-    assert repr(name) in str(caught.value)
-
-
-@pytest.mark.parametrize("name", ["results", "first-try", "v1.2", "two words"])
-def test_plain_run_names_pass(name: str) -> None:
-    assert check_name(name) == name
 
 
 def test_the_files_content_decides(tmp_path) -> None:

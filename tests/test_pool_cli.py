@@ -55,21 +55,46 @@ def test_synth(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", image=IMAGES, label=np.arange(30) % 3)
     sizes = ("num_test=5", "num_labelled=20", "num_validation=5")
     sets = [part for size in sizes for part in ("--set", f"data.{size}")]
-    arguments = ("synth", "a.npz", "out", "--num-images", 70, "--shard-rows", 30, *sets)
+    arguments = ("synth", "a.npz", "out", "--num-images", "7e1", "--shard-rows", "3_0", *sets)
     done = pool(*arguments, cwd=tmp_path)
     assert done.returncode == 0 and done.stdout.endswith("out: 70 images made\n")
     assert "70 images are there already" in pool(*arguments, cwd=tmp_path).stdout
     done = pool(*arguments, "--set", "synth.noise=2", cwd=tmp_path)
     assert done.returncode == 2 and "out holds a pool with noise 8.0 (now 2.0)" in done.stderr
+    done = pool("synth", "a.npz", "out", "--num-images", "0.2", cwd=tmp_path)
+    assert done.returncode == 2 and "no whole number" in done.stderr
 
 
-def test_info_does_without_heavy_libraries(tmp_path: Path) -> None:
-    """pandas and torch take longer to import than the command takes."""
-    np.savez(tmp_path / "a.npz", image=IMAGES)
-    pool("import", "a.npz", "out", cwd=tmp_path)
+def test_export(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", image=IMAGES, label=np.arange(30) % 3)
+    pool("import", "a.npz", "in", cwd=tmp_path)
+    done = pool("export", "in", "out.npz", cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout == "out.npz: 30 images exported\n"
+    with np.load(tmp_path / "out.npz") as found:
+        np.testing.assert_array_equal(found["image"], IMAGES)
+    done = pool("export", "in", "out.npz", cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr == "ssat: out.npz exists; --force replaces it.\n"
+    assert pool("export", "in", "out.npz", "--force", cwd=tmp_path).returncode == 0
+
+
+def test_large_numbers_have_separators_and_units(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2000, 24, 24, 1), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", image=images, label=np.zeros(2000, np.int64))
+    assert "2,000 images imported" in pool("import", "a.npz", "out", cwd=tmp_path).stdout
+    lines = pool("info", "out", cwd=tmp_path).stdout.splitlines()
+    found = dict(line.split(maxsplit=1) for line in lines)
+    assert found["images"] == "2,000" and found["labels"] == "0: 2,000"
+    size = (tmp_path / "out" / "shard-00000.parquet").stat().st_size
+    assert found["bytes"] == f"{size:,} ({size / 2**20:.3g} MiB)" and size > 10**6
+
+
+def test_pools_do_without_heavy_libraries(tmp_path: Path) -> None:
+    """pandas, torch and scikit-learn take longer to import than these commands take."""
     code = (
-        "import sys; from ssat_ray.cli import app; app(['pool', 'info', 'out'], standalone_mode=False);"
-        "print([m for m in ('pandas', 'torch', 'ray') if m in sys.modules])"
+        "import sys; from ssat_ray.cli import app\n"
+        "for command in ('synth digits out --num-images 50', 'info out', 'export out out.npz'):\n"
+        "    app(['pool', *command.split()], standalone_mode=False)\n"
+        "print([m for m in ('pandas', 'torch', 'ray', 'sklearn') if m in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssat_ray.config import TrainConfig
@@ -19,6 +20,7 @@ from ssat_ray.probe import (
     extra_jobs,
     flops_ratio,
     follow,
+    load_warning,
     probe_config,
     sizes,
 )
@@ -27,6 +29,7 @@ from ssat_ray.training.schedule import rule_of
 SSAT = str(Path(sys.executable).with_name("ssat"))
 
 
+@settings(deadline=None)
 @given(
     images=st.integers(1, 10**9),
     rate=st.floats(1, 1e6),
@@ -63,6 +66,16 @@ def test_flops_grow_with_the_pixels() -> None:
     config = load_config("scale-100m")
     assert flops_ratio(config, (1, 8, 8), 8) == 1
     assert flops_ratio(config, (1, 8, 8), 32) == pytest.approx(16, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("load", "ours", "warns"), [(2.0, 0, False), (2.1, 0, True), (3.9, 4, False), (4.1, 4, True)]
+)
+def test_others_on_the_machine_are_warned_of(load: float, ours: int, warns: bool) -> None:
+    text = load_warning(load, cores=2, ours=ours)
+    assert (text is not None) == warns
+    if text is not None:
+        assert f"load is {load} on 2 cores" in text and "too long" in text
 
 
 def test_every_pool_is_scored_by_the_main_ones_clusters() -> None:
@@ -106,6 +119,7 @@ def test_the_command_estimates_every_stage(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "bottleneck" in done.stdout and "kWh" in done.stdout
+    assert re.search(r"^\[ +\d+ (s|min.*)\] measuring cluster$", done.stdout, re.MULTILINE)
     found = json.loads((tmp_path / "plan.json").read_text())
     stages = [stage["stage"] for stage in found["stages"]]
     assert stages == ["labelled", "intermediate", "synth", "cluster", "score", "select"]

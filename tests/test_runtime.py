@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -9,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from ssat_ray import pipeline
+from ssat_ray import pipeline, runtime
 from ssat_ray.config import RuntimeConfig
-from ssat_ray.errors import RunFailed
+from ssat_ray.errors import RunFailed, UserError
 from ssat_ray.runtime import Meter, use_threads
 from ssat_ray.stages.base import Stage, StageContext
 from ssat_ray.store import Job, Store
@@ -32,6 +33,33 @@ def test_use_threads() -> None:
     use_threads(1)
     assert torch.get_num_threads() == 1
     use_threads(found)
+
+
+def test_ray_that_cannot_start_is_one_paragraph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "file"))  # Ray's folders go below it
+    config = RuntimeConfig(num_cpus=1, train_workers=1, actors=1)
+    with pytest.raises(RunFailed, match="Ray did not start on this machine: ") as caught:
+        runtime.ray_session(config).__enter__()
+    message = str(caught.value)
+    assert f"{tmp_path}/file/ray/session_latest/logs" in message and "busy" in message
+    assert "\n" not in message and "Traceback" in capsys.readouterr().err
+
+
+def test_too_few_cpus_are_said_before_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    cores = os.cpu_count() or 1
+    for config, found in (
+        (RuntimeConfig(num_cpus=3, actors=4), 3),
+        (RuntimeConfig(train_workers=cores + 1), cores),
+    ):
+        start = time.perf_counter()
+        with pytest.raises(UserError, match=rf"need \d+ CPUs, Ray has {found};"):
+            runtime.ray_session(config).__enter__()
+        assert time.perf_counter() - start < 0.5
 
 
 def test_the_log_gets_the_cause_of_a_failed_stage(

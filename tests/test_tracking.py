@@ -334,7 +334,8 @@ def test_if_logging_fails_the_results_are_there_and_the_same_command_logs(
     artifacts.write_text("in the way")
 
     def command() -> pipeline.Outcome:
-        return pipeline.run(comparison.config, pipeline.Watcher(), name="invented")
+        plan = build_plan(comparison.config)
+        return pipeline.run(comparison.config, plan, pipeline.Watcher(), name="invented")
 
     outcome = command()
     assert outcome.results == comparison.results
@@ -349,8 +350,8 @@ def test_if_logging_fails_the_results_are_there_and_the_same_command_logs(
 def test_a_bad_uri_ends_the_run_before_any_work(tmp_path: Path) -> None:
     config = settings(tmp_path, "runtime.tracking_uri=htp://server")
     with pytest.raises(UserError, match=r"runtime\.tracking_uri=htp://server"):
-        pipeline.run(config, pipeline.Watcher())
-    assert list((tmp_path / "store").iterdir()) == []
+        pipeline.run(config, build_plan(config), pipeline.Watcher())
+    assert not (tmp_path / "store").exists()
 
 
 def test_an_unreachable_uri_still_shows_finished_results(
@@ -359,7 +360,7 @@ def test_an_unreachable_uri_still_shows_finished_results(
     """Nothing is left to compute, so there is nothing to protect by ending early."""
     monkeypatch.setattr(pipeline, "markdown_table", lambda results: "")
     config = settings(comparison.store.root.parent, "runtime.tracking_uri=htp://server")
-    outcome = pipeline.run(config, pipeline.Watcher(), name="invented")
+    outcome = pipeline.run(config, build_plan(config), pipeline.Watcher(), name="invented")
     assert outcome.results == comparison.results
     assert "runtime.tracking_uri=htp://server" in str(outcome.untracked)
 

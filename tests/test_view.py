@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
 import time
@@ -13,25 +14,38 @@ from rich.console import Console
 
 from ssat_ray.loading import load_config
 from ssat_ray.plan import build_plan
-from ssat_ray.view import View, _status, quiet_output, results_table
+from ssat_ray.store import Store
+from ssat_ray.view import View, _status, quiet_output, results_table, selection_lines
 
 
 def test_plain_lines_name_stage_and_jobs() -> None:
     out = io.StringIO()
-    view = View(Console(file=out, width=200))
+    view = View(Console(file=out, width=200), since=time.time() - 75)
     plan = build_plan(load_config("digits"))
     jobs = [job for job in plan.unique if job.stage == "select"]
     view.planned(plan.unique, jobs)
+    view.connecting()
     view.stage_started("select", jobs)
     view.stage_finished("select", jobs, 61.0)
     view.waiting(jobs[0])
     view.waiting(jobs[0])
     view.close()
     lines = out.getvalue().splitlines()
-    assert len(lines) == 3
-    assert "select: 5 to do (random seed 0" in lines[0]
-    assert "select: done in 1 min 01 s" in lines[1]
-    assert "another process" in lines[2]
+    assert len(lines) == 4
+    assert re.fullmatch(r"\[1 min 1[5-9] s\] starting Ray", lines[0])
+    assert "select: 5 to do (random seed 0" in lines[1]
+    assert "select: done in 1 min 01 s" in lines[2]
+    assert "another process" in lines[3]
+
+
+def test_the_chosen_images_are_a_line_a_row_and_seed(tmp_path: Path) -> None:
+    plan = build_plan(load_config("digits", ["rows=[none,pcs,lcs-km,full]", "seeds=[0,3]"]))
+    lines = selection_lines(plan, Store(tmp_path))
+    assert [line.partition(": ")[0] for line in lines] == [
+        f"{row} seed {seed}" for seed in (0, 3) for row in ("pcs", "lcs-km")
+    ]
+    digest = plan.jobs["lcs-km", 3, "select"].digest
+    assert lines[-1] == f"lcs-km seed 3: {tmp_path}/select/{digest}"
 
 
 def test_the_stage_table_has_the_wanted_stages_only() -> None:

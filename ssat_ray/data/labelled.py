@@ -6,15 +6,19 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
 from ssat_ray.config import DataConfig
 from ssat_ray.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 SPLITS = ("labelled", "validation", "test")
 Rows = tuple[NDArray[np.uint8], NDArray[np.int64]]
@@ -36,6 +40,8 @@ class LabelledSet:
 
     def tensors(self, split: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Images (N, C, H, W) uint8 and labels (N,) int64 of one split."""
+        import torch  # `ssat pool synth` does without
+
         images, labels = self.splits[split]
         return to_nchw(images), torch.from_numpy(labels)
 
@@ -56,6 +62,8 @@ class LabelledSet:
 
 def to_nchw(images: NDArray[np.uint8]) -> torch.Tensor:
     """(N, H, W, C) uint8 array -> (N, C, H, W) uint8 tensor."""
+    import torch
+
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
 
 
@@ -141,12 +149,16 @@ def _at(rows: Rows, index: NDArray[np.int64]) -> Rows:
 
 
 def _sklearn_digits() -> Rows:
-    """UCI digits as shipped with scikit-learn: (1797, 8, 8, 1) uint8; 0..16 scaled to 0..255."""
-    from sklearn.datasets import load_digits
+    """UCI digits as shipped with scikit-learn: (1797, 8, 8, 1) uint8; 0..16 scaled to 0..255.
 
-    bunch = load_digits()
-    images = np.round(bunch.images * (255.0 / 16.0)).astype(np.uint8)[..., None]
-    return images, bunch.target.astype(np.int64)
+    Read from its file, since importing scikit-learn takes seconds.
+    """
+    package = find_spec("sklearn")
+    assert package is not None and package.submodule_search_locations
+    file = Path(package.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
+    table = np.loadtxt(file, delimiter=",")  # 64 pixels and the label
+    images = np.round(table[:, :64] * (255.0 / 16.0)).astype(np.uint8)
+    return images.reshape(-1, 8, 8, 1), table[:, 64].astype(np.int64)
 
 
 def _npz(path: Path) -> Rows:

@@ -35,6 +35,17 @@ def settings_of(config: SynthConfig) -> SynthSettings:
     return SynthSettings(**config.model_dump(exclude={"num_images", "shard_rows"}))
 
 
+def check_numbers(num_images: int, seed: int, first_id: int) -> None:
+    """UserError if one is out of range."""
+    for option, value, low, high in (
+        ("--num-images", num_images, 1, END_ID),
+        ("--seed", seed, 0, 2**63 - 1),
+        ("--first-id", first_id, 0, END_ID - num_images),
+    ):
+        if not low <= value <= high:
+            raise UserError(f"{option} {value}: allowed are {low} to {high}.")
+
+
 def synth_pool(
     labelled: LabelledSet,
     target: str | Folder,
@@ -56,13 +67,7 @@ def synth_pool(
         UserError: a number is out of range, the target holds another pool or an unfinished command, or cannot
             be written. Finished shards are kept.
     """
-    for option, value, low, high in (
-        ("--num-images", config.num_images, 1, END_ID),
-        ("--seed", seed, 0, 2**63 - 1),
-        ("--first-id", first_id, 0, END_ID - config.num_images),
-    ):
-        if not low <= value <= high:
-            raise UserError(f"{option} {value}: allowed are {low} to {high}.")
+    check_numbers(config.num_images, seed, first_id)
     folder = target if isinstance(target, Folder) else Folder(target)
     source = _SynthRows(source_of(labelled), settings_of(config), config.num_images, seed, first_id)
     shard_rows = choose_shard_rows(config.shard_rows, source.shape)

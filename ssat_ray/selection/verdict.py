@@ -131,8 +131,9 @@ def _judge(drift: Drift, thresholds: Thresholds, alpha: float) -> Judgement:
             f"largest: {largest.words}.",
         )
     counted.sort(key=lambda f: -f.part_of_limit)
-    status: Status = "re-cluster" if counted[0].part_of_limit >= 1 else "watch"
-    words = "; ".join(f.words for f in counted)
+    beyond = [f for f in counted if f.part_of_limit >= 1]  # what is within its limit is no reason
+    status: Status = "re-cluster" if beyond else "watch"
+    words = "; ".join(f.words for f in beyond or counted)
     return Judgement(status, words[0].upper() + words[1:] + ".")
 
 

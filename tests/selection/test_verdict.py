@@ -162,6 +162,15 @@ SAME = Drift(
 )
 
 
+def test_what_is_within_its_limit_is_no_reason_to_cluster_again() -> None:
+    watched = dataclasses.replace(SAME, ks=0.15, ks_p=1e-12)
+    both = dataclasses.replace(watched, inertia_ratio=1.5, inertia_p=1e-12)
+    assert "functions differ by up to 0.150" in _verdict([watched], watched).reason
+    found = _verdict([both], both)
+    assert found.status == "re-cluster" and "nertia per image is 1.5" in found.reason
+    assert "differ" not in found.reason
+
+
 @pytest.mark.parametrize(
     ("size", "p", "small", "watched", "large"),
     [

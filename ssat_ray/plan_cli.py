@@ -1,0 +1,94 @@
+"""`ssat plan`: measure this cluster, and say what a large pool will take."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ssat_ray.errors import RunFailed, UserError
+from ssat_ray.loading import load_config
+from ssat_ray.options import (
+    JsonFile,
+    Overrides,
+    Preset,
+    check_folder_of,
+    parse_count,
+    write_json,
+)
+from ssat_ray.start import check_inputs, default_name, stamped
+
+
+def plan(
+    preset: Preset,
+    images: Annotated[
+        int,
+        typer.Option(parser=parse_count, metavar="COUNT", help="images of the pool, e.g. 1e8"),
+    ],
+    overrides: Overrides = None,
+    resolution: Annotated[
+        int | None, typer.Option(min=1, help="side of its images; default: the labelled images'")
+    ] = None,
+    gpus: Annotated[float | None, typer.Option(min=0.01, help="GPUs that it will have")] = None,
+    watts: Annotated[float | None, typer.Option(min=0, help="drawn while it runs")] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="of a kWh; needs --watts")] = None,
+    seconds: Annotated[float, typer.Option(min=1, help="of measuring, starts not counted")] = 60.0,
+    json_file: JsonFile = None,
+) -> None:
+    """Measure this cluster on a small pool, and estimate time, memory and bytes of a large one.
+
+    Prints the estimate, and saves it in the run's folder as plan.json.
+    """
+    since = time.time()
+    if images < 1:
+        raise UserError(f"--images {images}: must be at least 1.")
+    config = load_config(preset, overrides or [])
+    check_folder_of(json_file)
+    if price is not None and watts is None:
+        raise UserError("--price is of a kWh, so it needs --watts, what the machines draw.")
+    check_inputs(config)
+    print(stamped("starting", since), flush=True)
+
+    from rich.console import Console
+
+    from ssat_ray import probe
+    from ssat_ray.estimate import Target, estimate
+    from ssat_ray.view import estimate_lines, estimate_table, quiet_output
+
+    log = Path(config.runtime.runs) / default_name(config) / "plan.log"
+    with quiet_output(log) as screen:
+        console = Console(file=screen, width=None if screen.isatty() else 140)
+
+        def say(text: str) -> None:
+            console.print(stamped(text, since), highlight=False, markup=False, soft_wrap=True)
+
+        try:
+            measured = probe.measure(
+                config, images, seconds, before=probe.program_seconds(), say=say
+            )
+        except RunFailed as error:
+            raise RunFailed(f"{error} Log: {log}") from error
+        flops = 1.0
+        if resolution is not None:
+            flops = probe.flops_ratio(config, measured.image_shape, resolution)
+        target = Target(
+            images,
+            seeds=len(config.seeds),
+            refine_rows=config.cluster.refine_rows,
+            resident_bytes=config.runtime.resident_mib * 2**20,
+            resolution=resolution,
+            flops=flops,
+            gpus=gpus,
+            watts=watts,
+            price=price,
+        )
+        found = estimate(measured, target)
+        console.print(estimate_table(found))
+        for line in estimate_lines(found, measured):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        saved = log.with_name("plan.json")
+        for path in filter(None, (saved, json_file)):
+            write_json(path, found.to_json(measured))
+        console.print(f"all numbers: {saved}", highlight=False, soft_wrap=True)

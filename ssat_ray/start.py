@@ -1,0 +1,83 @@
+"""What a command does before torch and Ray are imported: checks of its inputs, the run's name, stamped lines."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from pathlib import Path
+
+from ssat_ray.config import Config
+from ssat_ray.data.pool import Pool
+from ssat_ray.errors import UserError
+from ssat_ray.loading import load_config
+from ssat_ray.report.words import duration
+from ssat_ray.store import canonical_json
+
+
+def check_inputs(config: Config) -> None:
+    """Look at the files that the configuration names, which takes milliseconds.
+
+    Raises:
+        UserError: one is missing, or the pool is damaged or too small.
+    """
+    path = config.data.path
+    if path is not None and not Path(path).exists():
+        raise UserError(f"data.path: {path} does not exist.")
+    path = config.intermediate.checkpoint
+    if path is not None and not Path(path).is_file():
+        raise UserError(f"intermediate.checkpoint: {path} does not exist.")
+    if config.pool.path is not None:
+        found = Pool(config.pool.path)
+        try:
+            config.check_pool(f"pool.path={config.pool.path}, images", len(found))
+        except ValueError as error:
+            raise UserError(f"{error}.") from error
+
+
+def check_grown(config: Config) -> int:
+    """Generations of the pool, some of which are newer than the clusters.
+
+    Raises:
+        UserError: the pool cannot be appended to, or no generation is newer.
+    """
+    if config.pool.source != "external":
+        raise UserError(
+            f"pool.source={config.pool.source}: only a pool that exists elsewhere is appended to; "
+            "give one with pool.source=external and pool.path."
+        )
+    generations = len(Pool(str(config.pool.path)).generations)
+    if generations <= config.pool.cluster_generations:
+        raise UserError(
+            f"pool.path={config.pool.path} has {generations} generation(s), and the clusters are "
+            f"fitted on pool.cluster_generations={config.pool.cluster_generations}: nothing is "
+            "newer than they. Append images (`ssat pool append`) or lower the setting."
+        )
+    return generations
+
+
+def check_name(name: str, option: str = "--name") -> str:
+    """The name that an option gives, if it is a plain file name: `ssat gc` looks for runs one folder deep.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not name.strip() or name.startswith(".") or set(name) & set("/\\"):
+        raise UserError(
+            f"{option} {name!r}: it must be a plain file name: not empty, no / or \\, no dot in front."
+        )
+    return name
+
+
+def default_name(config: Config) -> str:
+    """Run name: the preset's, with 8 hex digits where overrides change a result."""
+    own = config.model_dump(mode="json", exclude={"runtime"})
+    with contextlib.suppress(UserError):
+        if load_config(config.preset).model_dump(mode="json", exclude={"runtime"}) == own:
+            return config.preset
+    return f"{config.preset}-{hashlib.sha256(canonical_json(own).encode()).hexdigest()[:8]}"
+
+
+def stamped(text: str, since: float) -> str:
+    """A line of progress with the time since `since` (of `time.time()`): `[   12 s] cluster: 1 to do`."""
+    return f"[{duration(round(time.time() - since)):>7}] {text}"
