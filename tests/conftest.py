@@ -29,7 +29,7 @@ select: {ratio: 0.25}
 train:
   {max_steps: 100, eval_every: 20, batch_size: 32, bn_group: 16, warmup_steps: 5, none_recipes: {half: {lr: 0.05}}}
 evaluate: {pgd_steps: 3, apgd_steps: 3, batch_size: 200}
-runtime: {checkpoint_minutes: 0.01}
+runtime: {checkpoint_minutes: 0.05}
 """
 
 

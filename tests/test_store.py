@@ -413,7 +413,8 @@ def _unfinished(folder: Path, size: int = 10) -> list[Path]:
 
 
 def test_gc_knows_what_the_stages_keep_while_they_run() -> None:
-    from ssat_ray.stages.group import FAILED, STATE
+    from ssat_ray.stages.base import STATE
+    from ssat_ray.stages.group import FAILED
     from ssat_ray.stages.parts import NOTES
 
     assert set(LEFTOVERS) == {NOTES, STATE, FAILED, "lease.json"}

@@ -24,12 +24,8 @@ from ssat_ray.plan import STAGES, build_plan
 from ssat_ray.stages import evaluate
 from ssat_ray.stages.base import Session, StageContext, Task
 from ssat_ray.stages.evaluate import AttackActor, read_flags
-from ssat_ray.stages.group import STATE
 from ssat_ray.stages.parts import Note, run_parts
 from ssat_ray.store import Job, Store
-from ssat_ray.training.state import States
-from ssat_ray.training.step import Engine
-from ssat_ray.training.world import World
 
 BAR = 1.7
 BATCH, FEWEST_BATCHES = 25, 4
@@ -119,14 +115,7 @@ def prepare(config: Config, store: Store) -> Job:
     task = Task.of(jobs["none", 0, "train"], store)
     train = STAGES["train"].train
     assert train is not None
-    session = Session(
-        world=World(),
-        engine=Engine(),
-        states=States(task.folder / STATE),
-        due=lambda step: False,
-        progress=lambda *_: None,
-    )
-    files, record = train(task, session)
+    files, record = train(task, Session.alone(task.folder))
     task.write(files)
     task.publish(record)
     return jobs["none", 0, "evaluate:autoattack"]

@@ -13,6 +13,9 @@ from ssat_ray.training.state import States
 from ssat_ray.training.step import Engine
 from ssat_ray.training.world import World
 
+STATE = "state"
+"""Folder of training states within a job's own."""
+
 
 @dataclass(frozen=True)
 class StageContext:
@@ -91,6 +94,12 @@ class Session:
     states: States
     due: Callable[[int], bool]
     progress: Callable[[int, int, str], None]
+
+    @classmethod
+    def alone(cls, folder: Path) -> Session:
+        """One process on the CPU, without Ray, that saves no state and tells nobody."""
+        states = States(folder / STATE)
+        return cls(World(), Engine(), states, due=lambda _: False, progress=lambda *_: None)
 
 
 TrainFunction = Callable[[Task, Session], tuple[dict[str, bytes], dict[str, Any]]]

@@ -22,7 +22,7 @@ from ssat_ray.config import RuntimeConfig
 from ssat_ray.data.folder import Folder
 from ssat_ray.errors import RunFailed
 from ssat_ray.runtime import Meter, board, release_memory, use_threads
-from ssat_ray.stages.base import Session, StageContext, Task, TrainFunction
+from ssat_ray.stages.base import STATE, Session, StageContext, Task, TrainFunction
 from ssat_ray.store import RAY_TRAIN, Job, write_atomic
 from ssat_ray.training.cadence import Cadence
 from ssat_ray.training.state import States
@@ -30,8 +30,6 @@ from ssat_ray.training.step import Engine
 from ssat_ray.training.world import World
 
 FAILED = "failed.txt"
-STATE = "state"
-"""Folder of training states within a job's own."""
 DIVERGED = "diverged"
 """Key of a record that has no files: the one recipe of a search whose loss became NaN, and why."""
 

@@ -22,9 +22,8 @@ from ssat_ray.data.synth import SynthSource, synth
 from ssat_ray.loading import load_config
 from ssat_ray.models.files import load_classifier
 from ssat_ray.plan import STAGES, Plan, build_plan
-from ssat_ray.stages.base import StageContext, Task
+from ssat_ray.stages.base import Session, StageContext, Task
 from ssat_ray.store import Store
-from ssat_ray.training.world import World
 
 SMALL_MODEL = (
     "model={name: preact-small, widths: [8, 16], strides: [2, 2], blocks: 1}",
@@ -102,7 +101,7 @@ class Selections:
         STAGES["labelled"].run([labelled], context)
         task = Task.of(plan.jobs["lcs-km", 0, "intermediate"], store)
         assert STAGES["intermediate"].train is not None
-        files, record = STAGES["intermediate"].train(task, World(), lambda *_: None)
+        files, record = STAGES["intermediate"].train(task, Session.alone(task.folder))
         task.write(files)
         task.publish(record)
         splits = LabelledSet.load(store.folder(labelled)).splits

@@ -99,6 +99,7 @@ def test_pgd_at_attacks_unlabelled_rows_by_their_prediction() -> None:
     assert torch.equal(step.perturb(batch.x, batch.y, noise), step.perturb(batch.x, labels, noise))
 
 
+@pytest.mark.slow
 def test_a_compiled_step_does_what_an_eager_one_does() -> None:
     """aot_eager traces forward and backward as the default backend does, without a C++ compiler."""
     eager, compiled = _step(Engine()), _step(Engine())

@@ -26,7 +26,7 @@ from ssat_ray.models.registry import build_classifier
 from ssat_ray.training.classifier import ClassifierTask, ClassifierTrainer
 from ssat_ray.training.world import World
 
-NUM_STEPS, KINDS = 20, ("trades", "pgd-at", "clean")
+NUM_STEPS = {"trades": 20, "pgd-at": 4, "clean": 4}
 
 
 def _images(rows: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -73,10 +73,10 @@ def _all_results(world: World) -> dict[str, Tensor]:
     found["rows expected"] = rows[: sum(lengths)]
     world.barrier()
     small = ModelConfig(widths=(4, 8), strides=(1, 2))
-    for kind in KINDS:
+    for kind, num_steps in NUM_STEPS.items():
         trainer = _trainer(build_classifier(small, (1, 8, 8), 3, 0), kind, world)
         losses = []
-        for _ in range(NUM_STEPS):
+        for _ in range(num_steps):
             trainer.advance()
             losses.append(trainer.mean_losses()["loss"])
         found[f"{kind} losses"] = torch.tensor(losses, dtype=torch.float64)
@@ -152,11 +152,11 @@ def test_all_ranks_hold_the_same_model(ranks: list[dict[str, Tensor]]) -> None:
         assert [key for key in ranks[0] if not torch.equal(ranks[0][key], other[key])] == []
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NUM_STEPS)
 def test_the_number_of_workers_changes_no_bit(ranks, alone, kind: str) -> None:
     """Weights, averages, BatchNorm statistics; losses are added up in another order, for the log only."""
     key = f"{kind} losses"
-    assert len(alone[key]) == NUM_STEPS == 20 and float(alone[key].std()) > 0.01
+    assert len(alone[key]) == NUM_STEPS[kind] and float(alone[key].std()) > 0.001
     torch.testing.assert_close(ranks[0][key], alone[key], rtol=1e-6, atol=0)
     keys = [key for key in alone if key.startswith(kind) and "losses" not in key]
     assert len(keys) > 40 and any("running_var" in key for key in keys)
