@@ -67,8 +67,8 @@ class DataConfig(Section):
     def _path_unless_digits(self) -> DataConfig:
         if self.name != "digits" and not self.path:
             raise ValueError(
-                f"data.name={self.name} needs data.path, the file or folder to read: "
-                "--set data.path=..."
+                f"data.name={self.name} needs data.path, the file or folder to read "
+                "(--set data.path=PATH)"
             )
         if self.name == "digits" and self.path:
             raise ValueError(f"data.path={self.path} needs a data.name other than digits")
@@ -319,7 +319,7 @@ class PoolConfig(Section):
         if self.source == "external" and self.path is None:
             raise ValueError(
                 "pool.source=external needs pool.path, the folder or URI of a pool that "
-                "`ssat pool import` has made: --set pool.path=..."
+                "`ssat pool import` has made (--set pool.path=PATH)"
             )
         if self.source != "external" and self.path is not None:
             raise ValueError(
