@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,12 @@ class States:
         return None
 
     def drop(self) -> None:
-        """Remove the states of a run that has finished."""
+        """Remove the states of a run that has finished, and what a killed writer left beside them."""
+        if self.folder.is_local:
+            shutil.rmtree(self.folder.local_path, ignore_errors=True)
+            return
         for name in self._names():
             self.folder.delete(name)
-        if self.folder.is_local and Path(self.folder.uri).is_dir():
-            Path(self.folder.uri).rmdir()
 
     def _names(self) -> list[str]:
         return list(self.folder.names(".pt"))

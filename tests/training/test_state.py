@@ -54,6 +54,7 @@ def test_the_newest_stay_and_a_damaged_one_is_passed_over(tmp_path: Path) -> Non
         files[1].write_bytes(damage)
         found = States(tmp_path / "job").load()
         assert found is not None and found["step"] == 10
+    (tmp_path / "job" / ".0000000200.pt.abc.tmp").write_bytes(b"of a writer that was killed")
     states.drop()
     states.drop()
     assert states.load() is None and not (tmp_path / "job").exists()
