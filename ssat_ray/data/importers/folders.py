@@ -14,7 +14,7 @@ from ssat_ray.data.importers.base import (
     ImportOptions,
     Source,
 )
-from ssat_ray.data.importers.encoded import SUFFIXES, BlockBuilder, Decoder, is_image
+from ssat_ray.data.importers.encoded import SUFFIXES, BlockBuilder, Decoder, is_image, read_as
 from ssat_ray.data.listing import scan
 from ssat_ray.errors import UserError, cannot_be_read
 
@@ -38,10 +38,10 @@ class ImageFolder(Source):
         images, folders = scan(self.name, is_image, follow_links=True)
         listed = [name for name in folders if name[0] != "."]
         counts = {name: _count(f"{self.name}/{name}") for name in listed}
-        self._classes = [name for name in listed if counts[name]]
-        if len(images) and self._classes:
+        self.class_names = [name for name in listed if counts[name]]
+        if len(images) and self.class_names:
             raise UserError(
-                f"{root} holds images and folders of images ({', '.join(self._classes[:3])}); it must be one "
+                f"{root} holds images and folders of images ({', '.join(self.class_names[:3])}); it must be one "
                 "folder for each class, or images alone."
             )
         self.rows = len(images) + sum(counts.values())
@@ -49,11 +49,15 @@ class ImageFolder(Source):
             raise UserError(f"{root} holds no images ({', '.join(SUFFIXES)}).")
         first, _ = next(self._files())
         self.shape = self._decoder(first)[1]
+        self.read_as = read_as(self.shape, options)
+        self.labels_from = (
+            "subfolders" if self.class_names else "there are no subfolders, which would be classes"
+        )
 
     def _files(self) -> Iterator[tuple[str, int]]:
-        if not self._classes:
+        if not self.class_names:
             yield from ((f"{self.name}/{name}", -1) for name in scan(self.name, is_image)[0])
-        for label, name in enumerate(self._classes):
+        for label, name in enumerate(self.class_names):
             yield from ((path, label) for path in _images_below(f"{self.name}/{name}"))
 
     def _decoder(self, first: str) -> tuple[Decoder, tuple[int, int, int]]:
