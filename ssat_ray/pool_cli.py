@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ssat_ray.errors import UserError
-
-if TYPE_CHECKING:
-    from ssat_ray.data.importers.base import ImportOptions
+from ssat_ray.pool_options import check_paths, class_names, import_options
 
 app = typer.Typer(no_args_is_help=True, help="Make, extend, check and copy pools of images.")
 LINE_SECONDS = 5.0
@@ -84,25 +81,27 @@ def import_(
     restart: Restart = False,
 ) -> None:
     """Make a pool of the images in one or more files. Run it again to resume."""
-    from ssat_ray.data import summary
     from ssat_ray.data.ingest import import_pool
+    from ssat_ray.report import pools
 
-    _check_paths("import", sources, target)
+    check_paths("import", sources, target)
     if num_classes is not None and not 1 <= num_classes <= 2**15:
         raise UserError(f"--num-classes {num_classes}: allowed are 1 to {2**15}.")
-    options = _options(format_, image_key, label_key, labels, layout, range_, shape, size, channels)
+    options = import_options(
+        format_, image_key, label_key, labels, layout, range_, shape, size, channels
+    )
     pool, written = import_pool(
         sources,
         target,
         options,
         shard_rows=shard_rows,
         num_classes=num_classes,
-        classes=_names(classes),
+        classes=class_names(classes),
         restart=restart,
         report=Progress(),
     )
-    said = summary.imported(pool) if written else f"{len(pool):,} images are there already"
-    _print_result(f"{pool.folder}: {said}", summary.unlabelled_warning(pool) if written else None)
+    said = pools.imported(pool) if written else f"{len(pool):,} images are there already"
+    _print_result(f"{pool.folder}: {said}", pools.unlabelled_warning(pool) if written else None)
 
 
 @app.command()
@@ -126,24 +125,26 @@ def append(
     restart: Restart = False,
 ) -> None:
     """Add the images of one or more files, or of another pool, to a pool. Run it again to resume."""
-    from ssat_ray.data import summary
     from ssat_ray.data.ingest import append_pool
+    from ssat_ray.report import pools
 
-    _check_paths("append", sources, target)
-    options = _options(format_, image_key, label_key, labels, layout, range_, shape, size, channels)
+    check_paths("append", sources, target)
+    options = import_options(
+        format_, image_key, label_key, labels, layout, range_, shape, size, channels
+    )
     pool, written = append_pool(
         sources,
         target,
         options,
         shard_rows=shard_rows,
-        classes=_names(classes),
+        classes=class_names(classes),
         again=again,
         restart=restart,
         report=Progress(),
     )
     there = f"these images are there already, {len(pool):,} in all"
-    said = summary.appended(pool) if written else there
-    _print_result(f"{pool.folder}: {said}", summary.unlabelled_warning(pool) if written else None)
+    said = pools.appended(pool) if written else there
+    _print_result(f"{pool.folder}: {said}", pools.unlabelled_warning(pool) if written else None)
 
 
 @app.command()
@@ -198,14 +199,14 @@ def info(
     ] = True,
 ) -> None:
     """Say what a pool holds; exit code 1 if a shard is missing."""
-    from ssat_ray.data import summary
     from ssat_ray.data.pool import Pool
+    from ssat_ray.report import pools
 
     pool = Pool(target)
     missing = pool.missing()
-    print("\n".join(summary.described(pool, missing)))
+    print("\n".join(pools.described(pool, missing)))
     if histogram:
-        print(summary.label_counts(pool, missing))
+        print(pools.label_counts(pool, missing))
     if missing:
         raise typer.Exit(1)
 
@@ -271,75 +272,7 @@ class Progress:
         )
 
 
-def _check_paths(command: str, sources: list[Path], target: str) -> None:
-    if not sources:
-        raise UserError(
-            f"ssat pool {command} {target}: a path is missing. Give the sources, then the target (last): the "
-            "pool's folder."
-        )
-
-
-def _names(classes: str | None) -> list[str] | None:
-    """The names of --classes; UserError if one is empty or given twice."""
-    if classes is None:
-        return None
-    names = [name.strip() for name in classes.split(",")]
-    if not all(names) or len(set(names)) < len(names):
-        raise UserError(f"--classes {classes}: give different names, for example cat,dog,eel.")
-    return names
-
-
 def _print_result(line: str, warning: str | None) -> None:
     print(line)
     if warning is not None:
         print(warning, file=sys.stderr)
-
-
-def _options(
-    format_: str | None,
-    image_key: str | None,
-    label_key: str | None,
-    labels: str | None,
-    layout: str | None,
-    range_: str | None,
-    shape: str | None,
-    size: str | None,
-    channels: int | None,
-) -> ImportOptions:
-    from ssat_ray.data.importers.arrays import RANGES
-    from ssat_ray.data.importers.base import FORMATS, ImportOptions
-
-    formats = {about.name: module for module, about in FORMATS.items()}
-    if format_ not in FORMATS:  # modules' names are understood too
-        _check("--format", format_, formats)
-    _check("--layout", layout, ("NHWC", "NCHW"))
-    _check("--range", range_, RANGES)
-    _check("--channels", channels, (1, 3))
-    height_width = None if size is None else _numbers("--size", size, "HxW")
-    shape3 = None if shape is None else _numbers("--shape", shape, "HxWxC")
-    return ImportOptions(
-        format=None if format_ is None else formats.get(format_, format_),
-        image_key=image_key,
-        label_key=label_key,
-        labels=labels,
-        layout=layout,
-        range=range_,
-        shape=None if shape3 is None else (shape3[0], shape3[1], shape3[2]),
-        size=None if height_width is None else (height_width[0], height_width[1]),
-        channels=channels,
-    )
-
-
-def _check(option: str, value: object, allowed: Iterable[object]) -> None:
-    if value is not None and value not in allowed:
-        raise UserError(f"{option} {value}: allowed are {', '.join(map(str, allowed))}.")
-
-
-def _numbers(option: str, text: str, form: str) -> list[int]:
-    """The numbers of a text such as 32x32x3."""
-    parts = text.split("x")
-    if len(parts) != form.count("x") + 1 or not all(p.isdecimal() and int(p) > 0 for p in parts):
-        raise UserError(
-            f"{option} {text}: give {form}, for example {'x'.join(['32', '32', '3'][: len(form) // 2 + 1])}."
-        )
-    return [int(part) for part in parts]

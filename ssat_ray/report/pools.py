@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ssat_ray.data.pool import Pool
+from ssat_ray.report import words
 
 
 def shape_text(pool: Pool) -> str:
@@ -68,11 +69,11 @@ def described(pool: Pool, missing: Sequence[str]) -> list[str]:
         lines.append(f"MISSING      {len(missing)} of {shards} shards: {listed}")
     names = f" ({', '.join(pool.class_names)})" if pool.class_names else ""
     lines += [
-        f"images       {len(pool)}",
+        f"images       {len(pool):,}",
         f"shape        {shape_text(pool)} (H x W x C)",
         f"classes      {pool.num_classes}{names}",
-        f"shards       {shards}",
-        f"bytes        {pool.num_bytes} ({pool.num_bytes / 2**30:.2f} GiB)",
+        f"shards       {shards:,}",
+        f"bytes        {pool.num_bytes:,} ({words.size(pool.num_bytes)})",
     ]
     if pool.is_reference:
         lines.append(f"shards in    {pool.manifest['location']}")
@@ -81,7 +82,7 @@ def described(pool: Pool, missing: Sequence[str]) -> list[str]:
     for number, (about, origin) in enumerate(zip(generations, origins, strict=False)):
         read_as = (origin or {}).get("read_as")
         lines.append(
-            f"generation {number} {about['rows']} images, {about['shards']} shards, {about['digest']}"
+            f"generation {number} {about['rows']:,} images, {about['shards']:,} shards, {about['digest']}"
             + (f", read as {read_as}" if read_as else "")
         )
     return lines
@@ -97,5 +98,5 @@ def label_counts(pool: Pool, missing: Sequence[str]) -> str:
     numbered = [str(number) for number in range(pool.num_classes)]
     for number, name in enumerate(pool.class_names[: pool.num_classes]):
         numbered[number] += f" {name}"
-    listed = (f"{name}: {n}" for name, n in zip(["none", *numbered], counts, strict=True) if n)
+    listed = (f"{name}: {n:,}" for name, n in zip(["none", *numbered], counts, strict=True) if n)
     return f"labels       {', '.join(listed)}"
