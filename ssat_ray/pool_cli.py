@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ssat_ray.errors import UserError
 from ssat_ray.options import parse_count
-from ssat_ray.report import words
-
-if TYPE_CHECKING:
-    from ssat_ray.data.importers.base import ImportOptions
+from ssat_ray.pool_options import check_paths, class_names, import_options
 
 app = typer.Typer(no_args_is_help=True, help="Make, extend, check and copy pools of images.")
 LINE_SECONDS = 5.0
@@ -23,12 +19,20 @@ LINE_SECONDS = 5.0
 Sources = Annotated[
     list[Path],
     typer.Argument(
-        help="npz, npy, Parquet, tar, 80M-TI pickle or SVHN .mat files, or a folder of images"
+        default_factory=list,  # so that a single path is the target, and what is missing can be said
+        show_default=False,
+        metavar="SOURCES",
+        help="npz, npy, Parquet, tar, 80M-TI pickle or SVHN .mat files, or folders of images; "
+        "of `append` also pools",
     ),
 ]
 Target = Annotated[str, typer.Argument(help="the pool's folder: a path, or a URI such as s3://b/p")]
 Format = Annotated[
-    str | None, typer.Option("--format", help="the sources' format, whatever their suffix")
+    str | None,
+    typer.Option(
+        "--format",
+        help="the sources' format, whatever their suffix: npz, npy, parquet, tar, pickle, mat, folder",
+    ),
 ]
 ImageKey = Annotated[str | None, typer.Option(help="name of the array or column of images")]
 LabelKey = Annotated[str | None, typer.Option(help="name of the array or column of labels")]
@@ -42,6 +46,13 @@ Range = Annotated[
 ShapeText = Annotated[str | None, typer.Option("--shape", help="HxWxC of raw bytes in a column")]
 Size = Annotated[str | None, typer.Option("--size", help="HxW to which encoded images are resized")]
 Channels = Annotated[int | None, typer.Option(help="1 or 3: convert encoded images")]
+Classes = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME,NAME,...",
+        help="names of the classes in the order of their numbers; default: of a folder, its sorted subfolders",
+    ),
+]
 ShardRows = Annotated[
     int | None,
     typer.Option(
@@ -74,25 +85,32 @@ def import_(
             parser=parse_count, metavar="COUNT", help="default: the largest label plus one"
         ),
     ] = None,
+    classes: Classes = None,
     shard_rows: ShardRows = None,
     restart: Restart = False,
 ) -> None:
     """Make a pool of the images in one or more files. Run it again to resume."""
     from ssat_ray.data.ingest import import_pool
+    from ssat_ray.report import pools
 
+    check_paths("import", sources, target)
     if num_classes is not None and not 1 <= num_classes <= 2**15:
         raise UserError(f"--num-classes {num_classes}: allowed are 1 to {2**15}.")
-    options = _options(format_, image_key, label_key, labels, layout, range_, shape, size, channels)
+    options = import_options(
+        format_, image_key, label_key, labels, layout, range_, shape, size, channels
+    )
     pool, written = import_pool(
         sources,
         target,
         options,
         shard_rows=shard_rows,
         num_classes=num_classes,
+        classes=class_names(classes),
         restart=restart,
         report=Progress(),
     )
-    print(f"{pool.folder}: {len(pool):,} images {'imported' if written else 'are there already'}")
+    said = pools.imported(pool) if written else f"{len(pool):,} images are there already"
+    _print_result(f"{pool.folder}: {said}", pools.unlabelled_warning(pool) if written else None)
 
 
 @app.command()
@@ -108,32 +126,34 @@ def append(
     shape: ShapeText = None,
     size: Size = None,
     channels: Channels = None,
+    classes: Classes = None,
     shard_rows: ShardRows = None,
     again: Annotated[
         bool, typer.Option("--again", help="add files that the pool holds already")
     ] = False,
     restart: Restart = False,
 ) -> None:
-    """Add the images of one or more files to a pool. Run it again to resume."""
+    """Add the images of one or more files, or of another pool, to a pool. Run it again to resume."""
     from ssat_ray.data.ingest import append_pool
+    from ssat_ray.report import pools
 
-    options = _options(format_, image_key, label_key, labels, layout, range_, shape, size, channels)
+    check_paths("append", sources, target)
+    options = import_options(
+        format_, image_key, label_key, labels, layout, range_, shape, size, channels
+    )
     pool, written = append_pool(
         sources,
         target,
         options,
         shard_rows=shard_rows,
+        classes=class_names(classes),
         again=again,
         restart=restart,
         report=Progress(),
     )
-    appended = (
-        f"{pool.manifest['generations'][-1]['rows']:,} images appended as generation "
-        f"{len(pool.generations) - 1}"
-    )
-    print(
-        f"{pool.folder}: {appended if written else 'these images are there already'}, {len(pool):,} in all"
-    )
+    there = f"these images are there already, {len(pool):,} in all"
+    said = pools.appended(pool) if written else there
+    _print_result(f"{pool.folder}: {said}", pools.unlabelled_warning(pool) if written else None)
 
 
 @app.command()
@@ -168,6 +188,9 @@ def synth(
                 f"--set {override}: allowed are keys of synth and data but {', '.join(given)}, which are "
                 "SOURCE, --num-images and --shard-rows."
             )
+    if source != "digits" and not Path(source).is_file():
+        found = "is a folder" if Path(source).is_dir() else "does not exist"
+        raise UserError(f"{source} {found}; SOURCE is `digits` or an npz with `image` and `label`.")
     labelled = {"name": "digits"} if source == "digits" else {"name": "npz", "path": source}
     config = resolve({"data": labelled}, overrides or [])
     pool, written = synth_pool(
@@ -189,29 +212,17 @@ def info(
         bool, typer.Option(help="count the labels, which reads that column of every shard")
     ] = True,
 ) -> None:
-    """Say what a pool holds."""
-    import numpy as np
-
+    """Say what a pool holds; exit code 1 if a shard is missing."""
     from ssat_ray.data.pool import Pool
+    from ssat_ray.report import pools
 
     pool = Pool(target)
-    print(f"images       {len(pool):,}\nshape        {'x'.join(map(str, pool.shape))} (H x W x C)")
-    print(f"classes      {pool.num_classes}\nshards       {len(pool.shards):,}")
-    print(f"bytes        {pool.num_bytes:,} ({words.size(pool.num_bytes)})")
-    if pool.is_reference:
-        print(f"shards in    {pool.manifest['location']}")
-    for number, about in enumerate(pool.manifest["generations"]):
-        print(
-            f"generation {number} {about['rows']:,} images, {about['shards']:,} shards, {about['digest']}"
-        )
+    missing = pool.missing()
+    print("\n".join(pools.described(pool, missing)))
     if histogram:
-        counts = np.zeros(pool.num_classes + 1, np.int64)
-        for index in range(len(pool.shards)):
-            labels = pool.read_ids(index)[1].astype(np.int64)
-            counts += np.bincount(labels + 1, minlength=len(counts))
-        names = ("none", *range(pool.num_classes))
-        listed = (f"{name}: {n:,}" for name, n in zip(names, counts, strict=True) if n)
-        print(f"labels       {', '.join(listed)}")
+        print(pools.label_counts(pool, missing))
+    if missing:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -290,49 +301,7 @@ class Progress:
         )
 
 
-def _options(
-    format_: str | None,
-    image_key: str | None,
-    label_key: str | None,
-    labels: str | None,
-    layout: str | None,
-    range_: str | None,
-    shape: str | None,
-    size: str | None,
-    channels: int | None,
-) -> ImportOptions:
-    from ssat_ray.data.importers.arrays import RANGES
-    from ssat_ray.data.importers.base import FORMATS, ImportOptions
-
-    _check("--format", format_, (*FORMATS, "folders"))
-    _check("--layout", layout, ("NHWC", "NCHW"))
-    _check("--range", range_, RANGES)
-    _check("--channels", channels, (1, 3))
-    height_width = None if size is None else _numbers("--size", size, "HxW")
-    shape3 = None if shape is None else _numbers("--shape", shape, "HxWxC")
-    return ImportOptions(
-        format=format_,
-        image_key=image_key,
-        label_key=label_key,
-        labels=labels,
-        layout=layout,
-        range=range_,
-        shape=None if shape3 is None else (shape3[0], shape3[1], shape3[2]),
-        size=None if height_width is None else (height_width[0], height_width[1]),
-        channels=channels,
-    )
-
-
-def _check(option: str, value: object, allowed: Iterable[object]) -> None:
-    if value is not None and value not in allowed:
-        raise UserError(f"{option} {value}: allowed are {', '.join(map(str, allowed))}.")
-
-
-def _numbers(option: str, text: str, form: str) -> list[int]:
-    """The numbers of a text such as 32x32x3."""
-    parts = text.split("x")
-    if len(parts) != form.count("x") + 1 or not all(p.isdecimal() and int(p) > 0 for p in parts):
-        raise UserError(
-            f"{option} {text}: give {form}, for example {'x'.join(['32', '32', '3'][: len(form) // 2 + 1])}."
-        )
-    return [int(part) for part in parts]
+def _print_result(line: str, warning: str | None) -> None:
+    print(line)
+    if warning is not None:
+        print(warning, file=sys.stderr)

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from ssat_ray.cli import main
+from ssat_ray.data.pool import Pool
 from ssat_ray.errors import UserError
 from ssat_ray.pool_cli import Progress, app
 
@@ -26,11 +29,16 @@ def test_import_append_info_verify_copy(tmp_path: Path) -> None:
     np.savez(tmp_path / "b.npz", image=IMAGES[10:20], label=np.arange(10) % 4)
     np.savez(tmp_path / "c.npz", image=IMAGES[20:])
     done = pool("import", "a.npz", "b.npz", "out", "--shard-rows", 8, cwd=tmp_path)
-    assert done.returncode == 0 and done.stdout.endswith("out: 20 images imported\n")
+    said = "out: 20 images of 4x5x3 imported, 4 classes; read as uint8 NHWC\n"
+    assert done.returncode == 0 and done.stdout.endswith(said) and not done.stderr
     done = pool("import", "a.npz", "b.npz", "out", "--shard-rows", 8, cwd=tmp_path)
     assert done.returncode == 0 and "20 images are there already" in done.stdout
     done = pool("append", "c.npz", "out", cwd=tmp_path)
-    assert done.returncode == 0 and "10 images appended as generation 1, 30 in all" in done.stdout
+    said = (
+        "10 images of 4x5x3 appended as generation 1, none with a label, 30 in all; read as uint8"
+    )
+    assert done.returncode == 0 and said in done.stdout
+    assert done.stderr.startswith("warning: no image has a label (no array is called label, ")
     done = pool("append", "c.npz", "out", cwd=tmp_path)
     assert done.returncode == 0 and "these images are there already, 30 in all" in done.stdout
     done = pool("copy", "out", "copy", "--shard-rows", 5, cwd=tmp_path)
@@ -44,11 +52,31 @@ def test_import_append_info_verify_copy(tmp_path: Path) -> None:
         "generation 0 20 images",
         "generation 1 10 images",
     ]
+    assert all(line.endswith("read as uint8 NHWC") for line in lines if "generation" in line)
     done = pool("verify", "copy", cwd=tmp_path)
     assert done.returncode == 0 and "30 images in 6 shards are as they were written" in done.stdout
     (tmp_path / "copy" / "shard-00003.parquet").unlink()
     done = pool("verify", "copy", cwd=tmp_path)
     assert done.returncode == 1 and "shard-00003.parquet is listed in pool.json" in done.stdout
+    done = pool("info", "copy", cwd=tmp_path)
+    assert done.returncode == 1 and not done.stderr
+    assert done.stdout.splitlines()[0] == "MISSING      1 of 6 shards: shard-00003.parquet"
+
+
+def test_formats_and_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Formats by the names of the docs, and by those of older releases."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("cat", "eel"):
+        Path("png", name).mkdir(parents=True)
+        Image.new("L", (4, 4)).save(f"png/{name}/0.png")
+    for format_ in ("folder", "folders"):
+        app(["import", "png", "p", "--format", format_], standalone_mode=False)
+    (origin,) = Pool("p").manifest["source"]
+    assert origin["options"]["format"] == "folders" and Pool("p").class_names == ["cat", "eel"]
+    app(["import", "png", "q", "--classes", "eel, dog,cat"], standalone_mode=False)
+    assert Pool("q").class_names == ["eel", "dog", "cat"] and Pool("q").num_classes == 3
+    app(["append", "q", "p", "--classes", "cat,eel,dog"], standalone_mode=False)
+    assert Pool("p").load().labels.tolist() == [0, 1, 0, 1] and Pool("p").num_classes == 3
 
 
 def test_synth(tmp_path: Path) -> None:
@@ -80,7 +108,7 @@ def test_export(tmp_path: Path) -> None:
 def test_large_numbers_have_separators_and_units(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (2000, 24, 24, 1), dtype=np.uint8)
     np.savez(tmp_path / "a.npz", image=images, label=np.zeros(2000, np.int64))
-    assert "2,000 images imported" in pool("import", "a.npz", "out", cwd=tmp_path).stdout
+    assert "2,000 images of 24x24x1 imported" in pool("import", "a.npz", "out", cwd=tmp_path).stdout
     lines = pool("info", "out", cwd=tmp_path).stdout.splitlines()
     found = dict(line.split(maxsplit=1) for line in lines)
     assert found["images"] == "2,000" and found["labels"] == "0: 2,000"
@@ -117,7 +145,18 @@ SYNTH = ["synth", "digits", "out", "--num-images", "5"]
         (["import", "a.npz", "out", "--size", "0x8"], "--size 0x8: give HxW, for example 32x32."),
         (["import", "a.npz", "out", "--num-classes", "0"], "--num-classes 0: allowed are 1"),
         (["import", "a.npz", "out", "--image-key", "b"], "has no 'b' (--image-key); found image"),
-        (["import", "a.npz", "out", "--range", "-1,1", "--shard-rows", "0"], "--shard-rows 0"),
+        (["import", "a.npz", "out", "--shard-rows", "0"], "--shard-rows 0"),
+        (["import", "a.npz", "out", "--range", "-1,1"], "is uint8; --range is for floating-point"),
+        (["import", "a.npz", "out", "--size", "8x8"], "--size says nothing about a.npz (npz)"),
+        (
+            ["import", "a.npz", "out", "--format", "zip"],
+            "allowed are npz, npy, parquet, tar, pickle",
+        ),
+        (["import", "a.npz", "out", "--classes", "a,,b"], "--classes a,,b: give different names"),
+        (["import", "a.npz", "out", "--classes", "a,a"], "--classes a,a: give different names"),
+        (["import", "a.npz", "a.npz", "out"], "a.npz is given twice"),
+        (["import", "a.npz"], "ssat pool import a.npz: a path is missing. Give the sources, then"),
+        (["append", "out"], "ssat pool append out: a path is missing. Give the sources, then the"),
         (["append", "a.npz", "out"], "out is no pool"),
         (["synth", "digits", "out", "--num-images", "0"], "--num-images 0: allowed are 1 to"),
         ([*SYNTH, "--seed", "-1"], "--seed -1: allowed are 0 to"),
@@ -126,7 +165,14 @@ SYNTH = ["synth", "digits", "out", "--num-images", "5"]
         ([*SYNTH, "--set", "synth.mix=3"], "synth.mix=3: input should be less than or equal to"),
         ([*SYNTH, "--set", "synth.mx=3"], "unknown key 'synth.mx' (did you mean 'synth.mix'?)"),
         ([*SYNTH, "--set", "synth.num_images=3"], "--set synth.num_images=3: allowed are keys of"),
-        (["synth", "b.npz", "out", "--num-images", "5"], "data.path: b.npz does not exist"),
+        (
+            ["synth", "b.npz", "out", "--num-images", "5"],
+            "b.npz does not exist; SOURCE is `digits`",
+        ),
+        (
+            ["synth", ".", "out", "--num-images", "5"],
+            "ssat: . is a folder; SOURCE is `digits` or an",
+        ),
         (["synth", "a.npz", "out", "--num-images", "5"], "a.npz lacks the array(s) label"),
         (["info", "out"], "out is no pool"),
         (["verify", "out"], "out is no pool"),
@@ -134,14 +180,23 @@ SYNTH = ["synth", "digits", "out", "--num-images", "5"]
     ],
 )
 def test_mistakes_are_one_paragraph_and_exit_2(
-    arguments: list[str], expected: str, tmp_path: Path
+    arguments: list[str],
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    np.savez(tmp_path / "a.npz", image=IMAGES)
-    (tmp_path / "a.txt").write_text("")
-    done = pool(*arguments, cwd=tmp_path)
-    assert done.returncode == 2
-    assert expected in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1 and not done.stdout
+    monkeypatch.chdir(tmp_path)
+    np.savez("a.npz", image=IMAGES)
+    Path("a.txt").write_text("text")
+    monkeypatch.setattr(sys, "argv", ["ssat", "pool", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    printed = capsys.readouterr()
+    assert ended.value.code == 2
+    assert expected in printed.err
+    assert len(printed.err.strip().splitlines()) == 1 and not printed.out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "a.txt"]
 
 
 @pytest.mark.parametrize(

@@ -14,16 +14,15 @@ from typing import IO, Any
 
 import numpy as np
 
+from ssat_ray.data.importers.folders import NO_LABEL
 from ssat_ray.data.pool import Pool
 from ssat_ray.data.pool_writer import Report, quiet
 from ssat_ray.data.shard import Shard
 from ssat_ray.errors import UserError
 
 NPZ = ".npz"
-NO_LABEL = "none"
-"""Folder of the images without a label, where others have one."""
 _OTHER_FORMATS = (".npy", ".zip", ".tar", ".gz", ".parquet", ".png", ".pickle", ".mat", ".h5")
-_IMAGE, _CLASS = re.compile(r"\d+\.png"), re.compile(rf"\d+|{NO_LABEL}")
+_IMAGE = re.compile(r"\d+\.png")
 
 
 def export_pool(
@@ -32,7 +31,8 @@ def export_pool(
     """Write all images of a pool, a shard at a time, in the order of their ids.
 
     - `*.npz`: `image` (N, H, W, C) uint8, `label` (N,) int64 (-1: none), `id` (N,) int64, stored.
-    - any other name: a folder with `<label>/<id>.png`, or `<id>.png` if the pool has no classes.
+    - any other name: a folder with `<class>/<id>.png`, or `<id>.png` if the pool has no classes. Folders are
+      named as the pool's classes are, otherwise by their numbers; `none` is for images without a label.
 
     The target is there whole or not at all.
 
@@ -50,7 +50,10 @@ def export_pool(
     if not path.absolute().parent.is_dir():
         raise UserError(f"{path}: its folder does not exist; make it first.")
     is_file = path.suffix.lower() == NPZ
-    (_check_file if is_file else _check_folder)(path, force)
+    if is_file:
+        _check_file(path, force)
+    else:
+        _check_folder(path, force, _class_folders(pool))
     try:
         with _scratch(path) as scratch:
             (_write_npz if is_file else _write_images)(pool, scratch, report)
@@ -67,22 +70,23 @@ def _check_file(path: Path, force: bool) -> None:
         raise UserError(f"{path} exists; --force replaces it.")
 
 
-def _check_folder(path: Path, force: bool) -> None:
+def _check_folder(path: Path, force: bool, names: list[str]) -> None:
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise UserError(f"{path} is no folder; give an .npz file, or another folder for PNG files.")
     if not path.exists() or not any(path.iterdir()):
         return
-    foreign = next(_foreign(path), None)
+    foreign = next(_foreign(path, names), None)
     if foreign is not None:
         raise UserError(f"{path} holds {foreign.name}, which no export made; give another folder.")
     if not force:
         raise UserError(f"{path} exists; --force replaces it.")
 
 
-def _foreign(path: Path) -> Iterator[Path]:
+def _foreign(path: Path, names: list[str]) -> Iterator[Path]:
     """What an export would not have put into a folder."""
     for entry in os.scandir(path):
-        inside = entry.is_dir(follow_symlinks=False) and _CLASS.fullmatch(entry.name)
+        made = entry.name.isdecimal() or entry.name in (NO_LABEL, *names)
+        inside = made and entry.is_dir(follow_symlinks=False)
         for one in os.scandir(entry) if inside else (entry,):
             if not (one.is_file(follow_symlinks=False) and _IMAGE.fullmatch(one.name)):
                 yield Path(one.path)
@@ -159,13 +163,23 @@ def _write_images(pool: Pool, folder: Path, report: Report) -> None:
     from PIL import Image
 
     last = pool.shards[-1]["last_id"] if pool.shards else 0
-    id_digits, class_digits = len(str(last)), len(str(max(0, pool.num_classes - 1)))
+    id_digits, names = len(str(last)), _class_folders(pool)
     folder.mkdir()
     for shard in _shards(pool, report):
         for one, image, label in zip(shard.ids, shard.images, shard.labels, strict=True):
             place = folder
-            if pool.num_classes:
-                place /= NO_LABEL if label < 0 else f"{label:0{class_digits}d}"
+            if names:
+                place /= NO_LABEL if label < 0 else names[label]
                 place.mkdir(exist_ok=True)
             pixels = image[..., 0] if image.shape[-1] == 1 else image
             Image.fromarray(pixels).save(place / f"{one:0{id_digits}d}.png")
+
+
+def _class_folders(pool: Pool) -> list[str]:
+    """A folder name a class: its own name if all classes have one that can be, otherwise its number."""
+    names = pool.class_names
+    plain = all(name != NO_LABEL and name[0] != "." and "/" not in name for name in names)
+    if names and plain and len(names) == pool.num_classes:
+        return names
+    digits = len(str(max(0, pool.num_classes - 1)))
+    return [f"{label:0{digits}d}" for label in range(pool.num_classes)]

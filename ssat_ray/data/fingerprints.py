@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from ssat_ray.data.folder import file_digest
 from ssat_ray.data.listing import scan
+from ssat_ray.data.pool import MANIFEST, Pool
 from ssat_ray.errors import UserError, cannot_be_read
 
 END_BYTES, SAMPLE_BYTES, NUM_SAMPLES = 2**20, 2**14, 62
@@ -22,9 +23,34 @@ def fingerprint(paths: Sequence[Path]) -> list[FileRecord]:
     """What tells these files from others without reading all of them: one record a file or folder.
 
     `name`, `bytes`, `mtime_ns`, and `sample`: 20 hex digits of SHA-256 over the first and last MiB and 62
-    pieces of 16 KiB between; for a folder over the names, sizes and times of its files.
+    pieces of 16 KiB between; for a folder over the names, sizes and times of its files; for a pool over the
+    digests of its generations, wherever it lies.
     """
-    return [_folder_record(path) if os.path.isdir(path) else _file_record(path) for path in paths]
+    return [_record(path) for path in paths]
+
+
+def _record(path: Path) -> FileRecord:
+    if is_pool(path):
+        return _pool_record(path)
+    return _folder_record(path) if os.path.isdir(path) else _file_record(path)
+
+
+def is_pool(path: Path) -> bool:
+    """Whether it is a folder with a `pool.json`."""
+    return os.path.isfile(path / MANIFEST)
+
+
+def refuse_twice(paths: Sequence[Path], records: Sequence[FileRecord]) -> None:
+    """UserError if two of these are the same file, or have the same content."""
+    before: dict[tuple[int, str], Path] = {}
+    for path, record in zip(paths, records, strict=True):
+        first = before.get((record["bytes"], record["sample"]))
+        if first is None:
+            before[record["bytes"], record["sample"]] = path
+        elif first.samefile(path):
+            raise UserError(f"{path} is given twice; give it once.")
+        elif path.is_dir() or file_digest(first) == file_digest(path):
+            raise UserError(f"{path} has the same content as {first}; give one of them.")
 
 
 def _file_record(path: Path) -> FileRecord:
@@ -47,6 +73,13 @@ def _file_record(path: Path) -> FileRecord:
         "mtime_ns": about.st_mtime_ns,
         "sample": digest.hexdigest()[:20],
     }
+
+
+def _pool_record(path: Path) -> FileRecord:
+    pool = Pool(path)
+    digests = [generation["digest"] for generation in pool.manifest["generations"]]
+    sample = hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:20]
+    return {"name": path.name, "bytes": pool.num_bytes, "mtime_ns": 0, "sample": sample}
 
 
 def _folder_record(root: Path) -> FileRecord:

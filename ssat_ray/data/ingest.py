@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 
 from ssat_ray.data.claim import claim
+from ssat_ray.data.class_names import names_of_append, names_of_import
 from ssat_ray.data.fingerprints import (
     FileRecord,
     fingerprint,
+    is_pool,
+    refuse_twice,
     with_hashes,
 )
 from ssat_ray.data.folder import Folder
-from ssat_ray.data.importers.base import ImportOptions, open_source
+from ssat_ray.data.importers.base import ImportOptions, Source, open_source
 from ssat_ray.data.journal import read_journal
 from ssat_ray.data.origins import check_same_import, holds
 from ssat_ray.data.pool import MANIFEST, Pool, generation_digest, manifest
@@ -35,6 +38,7 @@ def import_pool(
     *,
     shard_rows: int | None = None,
     num_classes: int | None = None,
+    classes: Sequence[str] | None = None,
     restart: bool = False,
     report: Report = quiet,
 ) -> tuple[Pool, bool]:
@@ -46,6 +50,8 @@ def import_pool(
     Args:
         shard_rows: images a shard; at most 64 MiB of pixels.
         num_classes: default: the largest label plus one, 0 without labels.
+        classes: names of the classes in the order of their numbers; default: the sorted names that the
+            files have, if any.
         restart: discard the shards of an unfinished import instead of going on.
 
     Returns: the pool, and whether anything was written.
@@ -57,42 +63,44 @@ def import_pool(
     """
     folder = target if isinstance(target, Folder) else Folder(target)
     with claim(folder):
-        return _import(
-            paths, folder, options or ImportOptions(), shard_rows, num_classes, restart, report
-        )
+        given = {"shard_rows": shard_rows, "num_classes": num_classes, "classes": classes}
+        return _import(paths, folder, options or ImportOptions(), given, restart, report)
 
 
 def _import(
     paths: Sequence[Path],
     folder: Folder,
     options: ImportOptions,
-    shard_rows: int | None,
-    num_classes: int | None,
+    given: dict[str, Any],
     restart: bool,
     report: Report,
 ) -> tuple[Pool, bool]:
-    every, files, job = _job(paths, options, shard_rows, num_classes)
+    for path in filter(is_pool, paths):
+        raise UserError(
+            f"{path} is a pool already; `ssat pool copy` copies and re-shards it, `ssat pool append` adds it to "
+            "another one."
+        )
+    every, files, job = _job(paths, options, given)
     if folder.exists(MANIFEST):
         pool = Pool(folder)
         check_same_import(pool, every, files, job)
+        pool.check_present()
         folder.delete(IMPORT_JOURNAL)
         return pool, False
     refuse_unknown_shards(folder, IMPORT_JOURNAL, restart)
     source = open_source(paths, options)
-    writing = PoolWriter(
-        folder, IMPORT_JOURNAL, job, restart, 0, choose_shard_rows(shard_rows, source.shape)
-    )
+    names, num_classes = names_of_import(source, given["classes"], given["num_classes"])
+    if names:
+        job["class_names"] = source.class_names = names
+    rows = choose_shard_rows(given["shard_rows"], source.shape)
+    writing = PoolWriter(folder, IMPORT_JOURNAL, job, restart, 0, rows)
     largest = writing.take_source(source, 0, num_classes, report)
-    found = largest + 1 if num_classes is None else num_classes
+    found = max(largest + 1, len(names)) if num_classes is None else num_classes
     height, width, channels = source.shape
-    return writing.finish(
-        manifest(
-            writing.generations(1),
-            (channels, height, width),
-            found,
-            source=[{"files": with_hashes(every, files), "options": job["options"]}],
-        )
-    ), True
+    more: dict[str, Any] = {"class_names": names} if names else {}
+    more["source"] = [_origin(every, files, job, source, writing)]
+    text = manifest(writing.generations(1), (channels, height, width), found, **more)
+    return writing.finish(text), True
 
 
 def append_pool(
@@ -101,6 +109,7 @@ def append_pool(
     options: ImportOptions | None = None,
     *,
     shard_rows: int | None = None,
+    classes: Sequence[str] | None = None,
     again: bool = False,
     restart: bool = False,
     report: Report = quiet,
@@ -108,21 +117,26 @@ def append_pool(
     """Add the files' rows to a pool as a new generation; its files and digests stay as they are.
 
     Ids go on after the last one. Resumable like `import_pool`; `pool.json` is replaced last. Each file that
-    the pool holds already is recognised as `import_pool` does, and not added.
+    the pool holds already is recognised as `import_pool` does, and not added. The source may be a pool; its
+    ids are given anew. Class names of the files get the numbers that the pool's have.
 
     Args:
+        classes: names of the classes in the order of their numbers, for a pool that has none, or to add
+            some at the end.
         again: add files that the pool holds already a second time.
 
     Returns: the pool, and whether anything was written.
 
     Raises:
-        UserError: also if images have another shape than the pool's, a label is not one of its classes, or
-            the pool holds some of the files and not others, or holds them read with other options.
+        UserError: also if images have another shape than the pool's, a label or class name is not one of its
+            classes, one of its shards is missing, or the pool holds some of the files and not others, or holds
+            them read with other options.
     """
     folder = Pool(target).folder
     with claim(folder):
+        given = {"shard_rows": shard_rows, "num_classes": None, "classes": classes}
         return _append(
-            paths, Pool(folder), options or ImportOptions(), shard_rows, again, restart, report
+            paths, Pool(folder), options or ImportOptions(), given, again, restart, report
         )
 
 
@@ -130,7 +144,7 @@ def _append(
     paths: Sequence[Path],
     pool: Pool,
     options: ImportOptions,
-    shard_rows: int | None,
+    given: dict[str, Any],
     again: bool,
     restart: bool,
     report: Report,
@@ -139,7 +153,11 @@ def _append(
         raise UserError(
             f"{pool.folder} refers to shards in {pool.manifest['location']}; append to that pool."
         )
-    every, files, job = _job(paths, options, shard_rows, None)
+    pool.check_present()
+    for path in filter(is_pool, paths):
+        if pool.folder.is_local and pool.folder.local_path.samefile(path):
+            raise UserError(f"{path} is the pool itself; it cannot be appended to itself.")
+    every, files, job = _job(paths, options, given)
     finished = _finish_append(pool, job)
     if finished or (not again and holds(pool, every, files, job["options"])):
         return pool, False
@@ -150,16 +168,19 @@ def _append(
             f"{source.name} has images of shape {source.shape} (H, W, C), the pool {pool.folder} of "
             f"{pool.shape}; a pool has one shape."
         )
-    rows = choose_shard_rows(shard_rows, pool.shape)
-    writing = PoolWriter(pool.folder, APPEND_JOURNAL, job, restart, len(pool.shards), rows)
-    first_id = pool.shards[-1]["last_id"] + 1
-    writing.take_source(source, first_id, pool.num_classes, report)
+    names = names_of_append(source, pool, given["classes"])
+    num_classes = max(pool.num_classes, len(names))
     more = {k: v for k, v in pool.manifest.items() if k not in _OWN_KEYS}
+    if names:
+        more["class_names"] = job["class_names"] = source.class_names = names
+    rows = choose_shard_rows(given["shard_rows"], pool.shape)
+    writing = PoolWriter(pool.folder, APPEND_JOURNAL, job, restart, len(pool.shards), rows)
+    writing.take_source(source, pool.shards[-1]["last_id"] + 1, num_classes, report)
     known = pool.manifest.get("source") or [None] * len(pool.generations)
-    more["source"] = [*known, {"files": with_hashes(every, files), "options": job["options"]}]
+    more["source"] = [*known, _origin(every, files, job, source, writing)]
     generations = [*pool.generations, *writing.generations(1)]
-    text = manifest(generations, pool.image_shape, pool.num_classes, **more)
-    return writing.finish(text), True
+    then = [*pool.classes_then, num_classes]
+    return writing.finish(manifest(generations, pool.image_shape, num_classes, then, **more)), True
 
 
 _OWN_KEYS = ("format", "shape", "num_classes", "rows", "generations", "shards", "source")
@@ -194,6 +215,7 @@ def _copy(
         found = Pool(folder)
         if found.manifest.get("copy") != job["options"]:
             raise UserError(f"{folder} holds another pool; choose another folder.")
+        found.check_present()
         folder.delete(COPY_JOURNAL)
         return found, False
     refuse_unknown_shards(folder, COPY_JOURNAL, restart)
@@ -204,7 +226,8 @@ def _copy(
     if "source" in pool.manifest:
         more["source"] = pool.manifest["source"]
     generations = writing.generations(len(digests))
-    text = manifest(generations, pool.image_shape, pool.num_classes, copy=job["options"], **more)
+    more["copy"] = job["options"]
+    text = manifest(generations, pool.image_shape, pool.num_classes, pool.classes_then, **more)
     return writing.finish(text), True
 
 
@@ -223,9 +246,9 @@ def verify_pool(pool: Pool, report: Report = quiet) -> list[str]:
     if rows != len(pool):
         problems.append(f"{MANIFEST} says {len(pool)} rows, its shards have {rows}.")
     shape = list(pool.shape)
-    listed = zip(pool.generations, pool.manifest["generations"], strict=True)
-    for number, (entries, about) in enumerate(listed):
-        if generation_digest(entries, shape, pool.num_classes) != about["digest"]:
+    listed = zip(pool.generations, pool.manifest["generations"], pool.classes_then, strict=True)
+    for number, (entries, about, num_classes) in enumerate(listed):
+        if generation_digest(entries, shape, num_classes) != about["digest"]:
             problems.append(
                 f"generation {number} in {MANIFEST} has another digest than its shards."
             )
@@ -233,22 +256,33 @@ def verify_pool(pool: Pool, report: Report = quiet) -> list[str]:
 
 
 def _job(
-    paths: Sequence[Path],
-    options: ImportOptions,
-    shard_rows: int | None,
-    num_classes: int | None,
+    paths: Sequence[Path], options: ImportOptions, given: dict[str, Any]
 ) -> tuple[list[Path], list[FileRecord], dict[str, Any]]:
     """All files that are read, their fingerprints, and what a journal must agree with to go on from it."""
-    given, every = asdict(options), list(paths)
+    read, every = asdict(options), list(paths)
     if options.labels is not None:
         every.append(Path(options.labels))
-        given["labels"] = Path(options.labels).name
+        read["labels"] = Path(options.labels).name
     files = fingerprint(every)
-    job = {
-        "files": files,
-        "options": {**given, "shard_rows": shard_rows, "num_classes": num_classes},
+    refuse_twice(paths, files[: len(paths)])
+    return every, files, json.loads(json.dumps({"files": files, "options": {**read, **given}}))
+
+
+def _origin(
+    paths: list[Path],
+    files: list[FileRecord],
+    job: dict[str, Any],
+    source: Source,
+    writing: PoolWriter,
+) -> dict[str, Any]:
+    """What `pool.json` says of the files that a generation was made of."""
+    return {
+        "files": with_hashes(paths, files),
+        "options": job["options"],
+        "read_as": source.read_as,
+        "labels_from": source.labels_from,
+        "unlabelled": writing.unlabelled,
     }
-    return every, files, json.loads(json.dumps(job))
 
 
 def refuse_unknown_shards(folder: Folder, journal: str, restart: bool) -> None:
@@ -272,6 +306,7 @@ def _finish_append(pool: Pool, job: dict[str, Any]) -> bool:
     except UserError:  # a damaged one is reported when it is gone on from
         return False
     before = found.pop("generations", [])
+    found.pop("class_names", None)
     digests = [g["digest"] for g in pool.manifest["generations"]]
     if len(before) >= len(digests) or digests[: len(before)] != before:
         return False

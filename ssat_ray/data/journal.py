@@ -9,16 +9,20 @@ from typing import Any, TypedDict
 from ssat_ray.data import schema
 from ssat_ray.data.fingerprints import by_source
 from ssat_ray.data.folder import Folder
+from ssat_ray.data.pool import MANIFEST
 from ssat_ray.data.shard import ShardEntry
 from ssat_ray.errors import UserError
 
 
 class Note(TypedDict):
-    """A shard that is written: its entry in `pool.json`, its generation, its largest label (-1: none)."""
+    """A shard that is written: its entry in `pool.json`, its generation, its labels in short."""
 
     entry: ShardEntry
     generation: int
     max_label: int
+    """-1: none."""
+    unlabelled: int
+    """Rows without a label."""
 
 
 def difference(now: dict[str, Any], before: dict[str, Any]) -> str:
@@ -62,6 +66,7 @@ class Journal:
     def __init__(self, folder: Folder, name: str, job: dict[str, Any]) -> None:
         self.folder, self.name, self.job = folder, name, job
         self.notes: list[Note] = []
+        self._forgotten: list[Note] = []
         self.starts = [0]
         self._saved_at, self._cost = 0.0, 0.0
 
@@ -111,7 +116,7 @@ class Journal:
     def keep(self, rows: int) -> None:
         """Forget the shards that hold any row from `rows` on."""
         while self.num_rows > rows:
-            self.notes.pop()
+            self._forgotten.append(self.notes.pop())
 
     def save(self) -> None:
         begin = time.monotonic()
@@ -131,3 +136,13 @@ class Journal:
 
     def remove(self) -> None:
         self.folder.delete(self.name)
+
+    def leave(self) -> None:
+        """Save what is known of an unfinished command; if that is no shard, leave nothing at all."""
+        if not self.notes:
+            for note in self._forgotten:
+                self.folder.delete(note["entry"]["file"])
+            if self.folder.exists(MANIFEST) or not any(self.folder.names(".parquet")):
+                self.remove()
+                return
+        self.save()

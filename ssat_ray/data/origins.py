@@ -67,7 +67,8 @@ def _held(
 
     How the shards were cut, and what the classes were said to be, makes no other images.
     """
-    given = {k: v for k, v in options.items() if k not in ("num_classes", "shard_rows", "labels")}
+    no_matter = ("num_classes", "classes", "shard_rows", "labels")
+    given = {key: value for key, value in options.items() if key not in no_matter}
     how = None
     for origin in filter(None, pool.manifest.get("source") or []):
         for known in by_source(origin["files"], origin["options"]):

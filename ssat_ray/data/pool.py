@@ -25,6 +25,7 @@ def manifest(
     generations: Sequence[Sequence[ShardEntry]],
     image_shape: tuple[int, int, int],
     num_classes: int,
+    classes_then: Sequence[int] = (),
     **more: Any,
 ) -> str:
     """The text of `pool.json`.
@@ -32,6 +33,8 @@ def manifest(
     Args:
         generations: shards of the pool as it was first made, then of each append.
         image_shape: (C, H, W).
+        classes_then: number of classes when each generation was made, which its digest keeps; default:
+            `num_classes` for all.
         more: further fields, for example `location` of the shards if it is not the manifest's folder.
     """
     channels, height, width = image_shape
@@ -45,9 +48,12 @@ def manifest(
             {
                 "rows": sum(s["rows"] for s in shards),
                 "shards": len(shards),
-                "digest": generation_digest(shards, shape, num_classes),
+                "digest": generation_digest(shards, shape, classes),
+                **({} if classes == num_classes else {"num_classes": classes}),
             }
-            for shards in generations
+            for shards, classes in zip(
+                generations, classes_then or [num_classes] * len(generations), strict=True
+            )
         ],
         **more,
         "shards": [entry for shards in generations for entry in shards],
@@ -124,6 +130,17 @@ class Pool:
         return int(self.manifest["num_classes"])
 
     @property
+    def class_names(self) -> list[str]:
+        """Of the classes 0, 1, …, as many as have one."""
+        names: list[str] = self.manifest.get("class_names", [])
+        return names
+
+    @property
+    def classes_then(self) -> list[int]:
+        """The number of classes when each generation was made."""
+        return [g.get("num_classes", self.num_classes) for g in self.manifest["generations"]]
+
+    @property
     def shards(self) -> list[ShardEntry]:
         shards: list[ShardEntry] = self.manifest["shards"]
         return shards
@@ -143,6 +160,21 @@ class Pool:
 
     def shard_path(self, index: int) -> str:
         return self.shards_in.path(self.shards[index]["file"])
+
+    def missing(self) -> list[str]:
+        """Files of shards that are not there, by one listing of the folder; nothing is read."""
+        present = set(self.shards_in.names(".parquet"))
+        return [entry["file"] for entry in self.shards if entry["file"] not in present]
+
+    def check_present(self) -> None:
+        """UserError if the file of a shard is missing."""
+        missing = self.missing()
+        if missing:
+            listed = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+            raise UserError(
+                f"{self.folder} is incomplete: {len(missing)} of its {len(self.shards)} shards are missing "
+                f"({listed}). Bring them back; nothing was written."
+            )
 
     def read(self, index: int) -> Shard:
         """One shard, its checksum, row count and ids checked.

@@ -55,6 +55,11 @@ class PoolWriter:
         notes = self.journal.notes
         return [[n["entry"] for n in notes if n["generation"] == g] for g in range(count)]
 
+    @property
+    def unlabelled(self) -> int:
+        """Rows without a label in the shards written."""
+        return sum(note.get("unlabelled", 0) for note in self.journal.notes)
+
     def take_source(
         self, source: Joined, first_id: int, num_classes: int | None, report: Report
     ) -> int:
@@ -130,17 +135,24 @@ class PoolWriter:
             contextlib.closing(prefetch(recut(shards, self.shard_rows), 1)) as whole,
             contextlib.closing(prefetch(_encoded(whole), 1)) as ready,
         ):
-            for index, (ids, max_label, data) in enumerate(ready, first):
+            for index, (ids, labels, data) in enumerate(ready, first):
                 entry = shard_entry(index, ids, data)
                 with self._writes(f"{entry['file']}, which begins with {where(entry)},"):
                     self.folder.write(entry["file"], data)
-                    self.journal.add(Note(entry=entry, generation=generation, max_label=max_label))
+                    self.journal.add(
+                        Note(
+                            entry=entry,
+                            generation=generation,
+                            max_label=int(labels.max()),
+                            unlabelled=int((labels < 0).sum()),
+                        )
+                    )
 
     def _leave(self) -> None:
         """Keep what is known, also after an error; a journal that cannot be saved is only older."""
         with contextlib.suppress(OSError, UserError):  # UserError: the disk is full
             clear_scratch(self.folder)
-            self.journal.save()
+            self.journal.leave()
 
     @contextlib.contextmanager
     def _writes(self, what: str) -> Iterator[None]:
@@ -154,10 +166,12 @@ class PoolWriter:
             ) from error
 
 
-def _encoded(shards: Iterator[Shard]) -> Iterator[tuple[NDArray[np.int64], int, bytes]]:
-    """Ids, largest label and file of each shard."""
+def _encoded(
+    shards: Iterator[Shard],
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], bytes]]:
+    """Ids, labels and file of each shard."""
     for shard in shards:
-        yield shard.ids, int(shard.labels.max()), encode_shard(shard)
+        yield shard.ids, shard.labels, encode_shard(shard)
 
 
 def _check_classes(
@@ -168,5 +182,5 @@ def _check_classes(
         raise UserError(
             f"{source.where(first_row + row)}: label {int(labels[row])} is no class of a pool with "
             f"{num_classes} classes; allowed are 0 to {num_classes - 1}, and -1 for none. The number is given "
-            "by --num-classes when a pool is first imported."
+            "by --num-classes when a pool is first imported; --classes names them and adds more."
         )

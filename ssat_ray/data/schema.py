@@ -30,6 +30,7 @@ class Generation(_Object):
     rows: NonNegativeInt
     shards: NonNegativeInt
     digest: str
+    num_classes: NonNegativeInt | None = None
 
 
 class File(_Object):
@@ -47,6 +48,9 @@ class Origin(_Object):
 
     files: Annotated[list[File], Field(min_length=1)]
     options: dict[str, Any]
+    read_as: str = ""
+    labels_from: str = ""
+    unlabelled: NonNegativeInt = 0
 
 
 class Manifest(_Object):
@@ -58,6 +62,7 @@ class Manifest(_Object):
     generations: list[Generation]
     shards: Annotated[list[Shard], Field(min_length=1)]
     location: str = ""
+    class_names: list[str] = []
     source: list[Origin | None] | None = None
     synth: dict[str, Any] = {}
 
@@ -68,6 +73,7 @@ class Note(_Object):
     entry: Shard
     generation: NonNegativeInt
     max_label: int
+    unlabelled: NonNegativeInt = 0
 
 
 class Job(_Object):
@@ -75,6 +81,7 @@ class Job(_Object):
 
     files: list[File] = []
     generations: list[str] = []
+    class_names: list[str] = []
     options: dict[str, Any]
 
 

@@ -91,6 +91,7 @@ def _make(
         changed = difference(job["options"], pool.manifest["synth"])
         if changed:
             raise UserError(f"{folder} holds a pool with {changed}; choose another folder.")
+        pool.check_present()
         folder.delete(SYNTH_JOURNAL)
         return pool, False
     refuse_unknown_shards(folder, SYNTH_JOURNAL, restart)
@@ -106,7 +107,8 @@ def _make(
 class _SynthRows(Source):
     """Row r is the image of id `first_id` + r; `options` are all that determines it."""
 
-    name = "synth"
+    name = read_as = "synth"
+    labels_from = "those of the labelled images"
 
     def __init__(
         self, base: SynthSource, settings: SynthSettings, rows: int, seed: int, first_id: int

@@ -35,8 +35,9 @@ def run(jobs: list[Job], context: StageContext) -> None:
 def refer(task: Task) -> Pool:
     """Write the manifest of the job's generation, which says where the shards are."""
     whole = Pool(str(task.job.location))
-    shards = whole.generations[task.job.params["generation"]]
-    text = manifest([shards], whole.image_shape, whole.num_classes, location=whole.shards_in.uri)
+    number = task.job.params["generation"]
+    shards, num_classes = whole.generations[number], whole.classes_then[number]
+    text = manifest([shards], whole.image_shape, num_classes, location=whole.shards_in.uri)
     write_atomic(task.folder / MANIFEST, text)
     return Pool(task.folder)
 

@@ -85,6 +85,23 @@ def test_a_folder_has_an_image_of_each_id_under_its_label(channels: int, tmp_pat
         np.testing.assert_array_equal(pixels.reshape(image.shape), image)
 
 
+def test_a_folder_can_be_imported_again(tmp_path: Path) -> None:
+    """With its classes' names, also where one has no image, and with images that have no label."""
+    source = tmp_path / "source"
+    pixels = np.arange(24, dtype=np.uint8).reshape(6, 2, 2)
+    for place, image in zip(("dog", "dog", "eel", "none", "none", "eel"), pixels, strict=True):
+        (source / place).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(source / place / f"{image.min()}.png")
+    pool, _ = import_pool([source], str(tmp_path / "pool"), classes=["cat", "dog", "eel"])
+    assert pool.load().labels.tolist() == [1, 1, 2, 2, -1, -1] and pool.num_classes == 3
+    export_pool(pool, tmp_path / "out")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["dog", "eel", "none"]
+    again, _ = import_pool([tmp_path / "out"], str(tmp_path / "again"), classes=pool.class_names)
+    np.testing.assert_array_equal(again.load().images, pool.load().images)
+    np.testing.assert_array_equal(again.load().labels, pool.load().labels)
+    export_pool(pool, tmp_path / "out", force=True)
+
+
 def test_a_pool_without_classes_is_a_flat_folder(tmp_path: Path) -> None:
     pool = _pool(tmp_path / "pool", classes=0)
     export_pool(pool, tmp_path / "out")

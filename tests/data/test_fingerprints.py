@@ -10,7 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssat_ray.data.fingerprints import by_source, fingerprint, same_content, with_hashes
+from ssat_ray.data.fingerprints import (
+    by_source,
+    fingerprint,
+    refuse_twice,
+    same_content,
+    with_hashes,
+)
 from ssat_ray.errors import UserError
 
 
@@ -74,6 +80,30 @@ def test_a_folder_is_listed_as_os_walk_does(tmp_path: Path) -> None:
     assert fingerprint([tmp_path / "in"]) == [found]
     (tmp_path / "in" / "link").symlink_to(tmp_path / "in" / "cat-")
     assert fingerprint([tmp_path / "in"]) != [found]
+
+
+def test_files_that_are_given_twice(tmp_path: Path) -> None:
+    """Also under another name, or with other times; not files that only have equal samples."""
+    paths = [tmp_path / name for name in ("a.npy", "b.npy", "c.npy")]
+    data = bytearray(np.random.default_rng(0).bytes(5 * 2**20))
+    paths[0].write_bytes(data)
+    paths[1].write_bytes(data)
+    paths[2].symlink_to(paths[0])
+    first = fingerprint(paths[:1])[0]
+    for others, expected in (
+        ([paths[0]], r"a\.npy is given twice"),
+        ([tmp_path / "x" / ".." / "a.npy"], r"a\.npy is given twice"),
+        ([paths[2]], r"c\.npy is given twice"),
+        ([paths[1]], r"b\.npy has the same content as .*a\.npy; give one of them"),
+    ):
+        (tmp_path / "x").mkdir(exist_ok=True)
+        given = [paths[0], *others]
+        with pytest.raises(UserError, match=expected):
+            refuse_twice(given, fingerprint(given))
+    data[2**20 + 2**15] ^= 1  # between the samples
+    paths[1].write_bytes(data)
+    assert fingerprint(paths[1:2])[0]["sample"] == first["sample"]
+    refuse_twice(paths[:2], fingerprint(paths[:2]))
 
 
 def test_sources() -> None:

@@ -152,7 +152,8 @@ def test_a_full_disk_loses_nothing(tmp_path_factory, cut, full_after, second, sh
         done += shards
         assert folder.written == shards
         names = [f"shard-{i:05d}.parquet" for i in range(done)]
-        assert sorted(contents(target)) == ["import.json", *names]
+        assert target.exists() == (done > 0)
+        assert not done or sorted(contents(target)) == ["import.json", *names]
     rest = FullDisk(target, 1000)
     import_pool(paths, rest, shard_rows=shard_rows)
     assert rest.written == number - done
@@ -199,6 +200,80 @@ def test_a_damaged_part_costs_its_own_rows_only(
     import_pool(paths, rest, shard_rows=10)
     assert rest.written == 7
     assert contents(tmp_path / "pool") == contents(tmp_path / "whole")
+
+
+def test_a_failed_command_without_a_shard_leaves_nothing(npz: Path, tmp_path: Path) -> None:
+    """So that the corrected command is not refused."""
+    target = tmp_path / "deep" / "pool"
+    with pytest.raises(UserError, match="is no class"):
+        import_pool([npz], str(target), num_classes=2)
+    assert not target.parent.exists()
+    import_pool([npz], str(target), num_classes=7)
+    before = contents(target)
+    np.savez(tmp_path / "b.npz", image=IMAGES[:3], label=np.array([1, 7, 2]))
+    with pytest.raises(UserError, match="is no class"):
+        append_pool([tmp_path / "b.npz"], str(target))
+    assert contents(target) == before
+
+
+def test_a_damaged_first_part_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its shards are in doubt, so they go too; foreign files in the folder stay, and the journal with them."""
+    images, path = np.tile(IMAGES, (1, 8, 8, 1)), tmp_path / "a.npz"
+    monkeypatch.setattr("ssat_ray.data.importers.arrays.BLOCK_BYTES", 7 * images[0].nbytes)
+    np.savez(path, image=images)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DamagedFile, match=r"a\.npz: image\.npy is corrupt"):
+        import_pool([path], str(tmp_path / "pool"), shard_rows=10)
+    assert not (tmp_path / "pool").exists()
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "pool" / "mine.parquet").write_text("mine")
+    with pytest.raises(DamagedFile):
+        import_pool([path], str(tmp_path / "pool"), shard_rows=10, restart=True)
+    assert sorted(contents(tmp_path / "pool")) == ["import.json", "mine.parquet"]
+
+
+def test_a_pool_that_lacks_a_shard(npz: Path, tmp_path: Path) -> None:
+    target = tmp_path / "pool"
+    import_pool([npz], str(target), shard_rows=20)
+    copy_pool(str(target), str(tmp_path / "copy"))
+    (target / "shard-00003.parquet").unlink()
+    (tmp_path / "copy" / "shard-00000.parquet").unlink()
+    before, words = contents(target), r"pool is incomplete: 1 of its 6 .* \(shard-00003\.parquet\)"
+    for paths in ([npz], [save(tmp_path / "b.npz", 0, 20)]):
+        with pytest.raises(UserError, match=words):
+            append_pool(paths, str(target))
+    with pytest.raises(UserError, match=words):
+        import_pool([npz], str(target), shard_rows=20)
+    with pytest.raises(UserError, match=r"copy is incomplete: 1 of its 1"):
+        copy_pool(str(target), str(tmp_path / "copy"))
+    assert contents(target) == before
+
+
+def test_what_is_kept_of_an_import(tmp_path: Path) -> None:
+    """Unlabelled rows are counted over all runs of a command."""
+    paths, target = (
+        [save(tmp_path / "a.npz", 0, 50), save(tmp_path / "b.npz", 50, 103)],
+        tmp_path / "p",
+    )
+    with pytest.raises(UserError, match="No space"):
+        import_pool(paths, FullDisk(target, 3), shard_rows=10)
+    (origin,) = import_pool(paths, str(target), shard_rows=10)[0].manifest["source"]
+    assert origin["read_as"] == "uint8 NHWC" and origin["labels_from"] == "array label"
+    assert origin["unlabelled"] == (LABELS < 0).sum() > 0
+
+
+def test_a_file_twice_in_one_command(npz: Path, tmp_path: Path) -> None:
+    other = save(tmp_path / "b.npz", 0, 20)
+    target = str(tmp_path / "pool")
+    with pytest.raises(UserError, match=r"a\.npz is given twice"):
+        import_pool([npz, other, npz], target)
+    import_pool([npz], target)
+    with pytest.raises(UserError, match=r"b\.npz is given twice"):
+        append_pool([other, tmp_path / "pool" / ".." / "b.npz"], target)
 
 
 def test_an_unfinished_import_of_something_else(npz: Path, tmp_path: Path) -> None:

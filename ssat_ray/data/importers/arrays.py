@@ -27,6 +27,10 @@ from ssat_ray.data.importers.base import (
 from ssat_ray.errors import UserError
 
 RANGES = {"0,1": (0.0, 1.0), "-1,1": (-1.0, 1.0), "0,255": (0.0, 255.0)}
+TOLERANCE = 1e-3
+"""How far a value may be outside a range that the user gave, as a part of it: resizing leaves such values."""
+REAL_SHARE = 0.01
+"""How many of the pixels must be outside 0..1 to tell that the range is another one."""
 BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError)
 MAX_HEADER_BYTES = 2**16
 
@@ -154,7 +158,12 @@ class Pixels:
             raise UserError(
                 f"{rows.name} is {rows.dtype}; images must be uint8 in 0..255, or floating point."
             )
-        self.range = None if rows.dtype == np.uint8 else _range(rows, options.range)
+        if rows.dtype == np.uint8 and options.range is not None:
+            raise UserError(f"{rows.name} is uint8; --range is for floating-point images.")
+        self.range = None if rows.dtype == np.uint8 else options.range or _told_range(rows)
+        self._tolerance = 0.0 if options.range is None else TOLERANCE
+        layout = "NHW" if len(rows.shape) == 3 else "NCHW" if self.channels_first else "NHWC"
+        self.read_as = " ".join(filter(None, (rows.dtype.name, self.range, layout)))
 
     def __call__(self, raw: NDArray, first_row: int) -> NDArray[np.uint8]:
         """Rows `first_row`, … of the array; UserError names the row of a value outside the range."""
@@ -167,19 +176,26 @@ class Pixels:
         low, high = RANGES[str(self.range)]
         values = raw.astype(np.float64).reshape(len(raw), -1)
         if not (values.min() >= low and values.max() <= high):
-            bad = ~((values >= low) & (values <= high)).all(1)
-            row = int(bad.argmax())
-            worst = values[row][~((values[row] >= low) & (values[row] <= high))][0]
-            problem = (
-                "NaN or infinite pixels" if not np.isfinite(worst) else f"a pixel of {worst:g}"
-            )
-            raise UserError(
-                f"{self.name} row {first_row + row} has {problem}, outside the range {self.range}. "
-                "Mend the file, or give its true range with --range (0,1 | -1,1 | 0,255)."
-            )
+            self._check_range(values, first_row)
+            np.clip(values, low, high, out=values)
         values -= low
         values *= 255.0 / (high - low)
         return np.rint(values, out=values).astype(np.uint8).reshape(raw.shape)
+
+    def _check_range(self, values: NDArray[np.float64], first_row: int) -> None:
+        """UserError naming the first row with a value outside the range by more than the tolerance."""
+        low, high = RANGES[str(self.range)]
+        slack = self._tolerance * (high - low)
+        good = (values >= low - slack) & (values <= high + slack)
+        if good.all():
+            return
+        row = int((~good.all(1)).argmax())
+        worst = values[row][~good[row]][0]
+        problem = "NaN or infinite pixels" if not np.isfinite(worst) else f"a pixel of {worst:g}"
+        raise UserError(
+            f"{self.name} row {first_row + row} has {problem}, outside the range {self.range}. "
+            "Mend the file, or give its true range with --range (0,1 | -1,1 | 0,255)."
+        )
 
 
 def _layout(rows: Rows, given: str | None) -> tuple[bool, Shape]:
@@ -205,20 +221,18 @@ def _layout(rows: Rows, given: str | None) -> tuple[bool, Shape]:
     return False, (shape[1], shape[2], shape[3])
 
 
-def _range(rows: Rows, given: str | None) -> str:
-    """The range of a floating-point array: the given one, or told by its first rows.
+def _told_range(rows: Rows) -> str:
+    """The range of a floating-point array, told by its first rows.
 
-    A value of -0.5 or below means -1,1; values from 2 up mean 0,255; else 0,1 if anything is above 0 and
-    nothing below. Little negative values may as well be noise around 0, so they tell no range. What is found is
-    checked on every row.
+    Values down to -0.5 or below mean -1,1 if at least 1 % of the pixels are below -0.05; values from 2 up mean
+    0,255 if as many are above 2; else 0,1 if anything is above 0 and nothing below, or above 1. A few values
+    outside 0..1 may as well be mistakes or noise, so they tell no range. What is found is checked on every row.
     """
-    if given is not None:
-        return given
     sample = next(rows.chunks(0, max(1, BLOCK_BYTES // rows.row_bytes)), np.zeros(0))
     low, high = (float(sample.min()), float(sample.max())) if sample.size else (0.0, 0.0)
-    if -1 <= low <= -0.5 and high <= 1:
+    if -1 <= low <= -0.5 and high <= 1 and (sample < -0.05).mean() >= REAL_SHARE:
         return "-1,1"
-    if low >= 0 and 2 <= high <= 255:
+    if low >= 0 and 2 <= high <= 255 and (sample > 2).mean() >= REAL_SHARE:
         return "0,255"
     if low >= 0 and 0 < high <= 1:
         return "0,1"
@@ -232,17 +246,23 @@ def _range(rows: Rows, given: str | None) -> str:
 
 
 class ArraySource(Source):
-    """Images, and labels if there are any, as two arrays of equal length.
+    """Images, and labels if there are any, as two arrays of equal length; `labels_from` is a `Source`'s.
 
     Raises:
         UserError: shapes, types or lengths that are not allowed.
     """
 
     def __init__(
-        self, images: Rows, labels: Rows | None, options: ImportOptions, name: str
+        self,
+        images: Rows,
+        labels: Rows | None,
+        options: ImportOptions,
+        name: str,
+        labels_from: str,
     ) -> None:
         self.name, self._images, self._labels = name, images, labels
         self._pixels = Pixels(images, options)
+        self.read_as, self.labels_from = self._pixels.read_as, labels_from
         self.shape, self.rows = self._pixels.shape, images.shape[0]
         if labels is not None:
             _check_label_array(labels, self.rows, images.name)

@@ -45,16 +45,20 @@ class Decoder:
 
     Greyscale, palette and transparent images are converted to the channels of the pool; colour becomes
     grey only if `options.channels` is 1.
+
+    Args:
+        hint: a sentence for the message about bytes that are no image at all.
     """
 
-    def __init__(self, options: ImportOptions) -> None:
+    def __init__(self, options: ImportOptions, hint: str = "") -> None:
+        self._hint = hint
         self._channels, self._size = options.channels, options.size
         self._convert = options.channels is not None
         self._first: tuple[str, Shape] | None = None
 
     def __call__(self, data: bytes, name: str) -> NDArray[np.uint8]:
         """(H, W, C) uint8. UserError: no image, a refused format or mode, another size than the first."""
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
 
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -68,6 +72,11 @@ class Decoder:
                         f"{name} has mode {image.mode}; 8 bits a channel are read. Convert it first."
                     )
                 array = self._to_array(image, name)
+        except UnidentifiedImageError as error:
+            problem = "its bytes are of no such format" if data else "it is empty"
+            raise UserError(
+                f"{name} is damaged, or no image that is read ({', '.join(FORMATS)}): {problem}.{self._hint}"
+            ) from error
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise UserError(f"{name} is damaged, or no image that is read: {error}.") from error
         if self._first is None:
@@ -129,6 +138,12 @@ def to_labels(labels: Sequence[int], first_row: int, name: str) -> NDArray[np.in
     found = np.array([max(-2, min(label, 2**31)) for label in labels], np.int64)
     check_labels(found, first_row, name)
     return found
+
+
+def read_as(shape: Shape, options: ImportOptions) -> str:
+    """A `Source`'s `read_as` for encoded images of this shape."""
+    resized = "" if options.size is None else f", resized to {shape[0]}x{shape[1]}"
+    return f"encoded images, {'RGB' if shape[2] == 3 else 'grey'}{resized}"
 
 
 def is_image(name: str) -> bool:

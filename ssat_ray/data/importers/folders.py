@@ -14,7 +14,7 @@ from ssat_ray.data.importers.base import (
     ImportOptions,
     Source,
 )
-from ssat_ray.data.importers.encoded import SUFFIXES, BlockBuilder, Decoder, is_image
+from ssat_ray.data.importers.encoded import SUFFIXES, BlockBuilder, Decoder, is_image, read_as
 from ssat_ray.data.listing import scan
 from ssat_ray.errors import UserError, cannot_be_read
 
@@ -30,18 +30,27 @@ def open_file(path: Path, options: ImportOptions) -> Source:
     return ImageFolder(path, options)
 
 
+NO_LABEL = "none"
+"""Subfolder of the images without a label."""
+
+
 class ImageFolder(Source):
-    """Classes are the sorted subfolders that hold images at any depth; rows are sorted by class and path."""
+    """Classes are the sorted subfolders that hold images at any depth; rows are sorted by class and path.
+
+    The images of a subfolder `none` have no label; they come last.
+    """
 
     def __init__(self, root: Path, options: ImportOptions) -> None:
         self.name, self._options = str(root), options
         images, folders = scan(self.name, is_image, follow_links=True)
         listed = [name for name in folders if name[0] != "."]
         counts = {name: _count(f"{self.name}/{name}") for name in listed}
-        self._classes = [name for name in listed if counts[name]]
-        if len(images) and self._classes:
+        filled = [name for name in listed if counts[name]]
+        self.class_names = [name for name in filled if name != NO_LABEL]
+        self._unlabelled = f"{self.name}/{NO_LABEL}" if NO_LABEL in filled else None
+        if len(images) and filled:
             raise UserError(
-                f"{root} holds images and folders of images ({', '.join(self._classes[:3])}); it must be one "
+                f"{root} holds images and folders of images ({', '.join(filled[:3])}); it must be one "
                 "folder for each class, or images alone."
             )
         self.rows = len(images) + sum(counts.values())
@@ -49,12 +58,18 @@ class ImageFolder(Source):
             raise UserError(f"{root} holds no images ({', '.join(SUFFIXES)}).")
         first, _ = next(self._files())
         self.shape = self._decoder(first)[1]
+        self.read_as = read_as(self.shape, options)
+        self.labels_from = (
+            "subfolders" if self.class_names else "there are no subfolders, which would be classes"
+        )
 
     def _files(self) -> Iterator[tuple[str, int]]:
-        if not self._classes:
+        if not self.class_names and self._unlabelled is None:
             yield from ((f"{self.name}/{name}", -1) for name in scan(self.name, is_image)[0])
-        for label, name in enumerate(self._classes):
+        for label, name in enumerate(self.class_names):
             yield from ((path, label) for path in _images_below(f"{self.name}/{name}"))
+        if self._unlabelled is not None:
+            yield from ((path, -1) for path in _images_below(self._unlabelled))
 
     def _decoder(self, first: str) -> tuple[Decoder, tuple[int, int, int]]:
         """A decoder that has seen the first image, so that rows are alike wherever reading starts."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -65,16 +66,19 @@ def open_file(path: Path, options: ImportOptions) -> Source:
     assert images is not None
     if images.ndim != 4:
         raise UserError(f"{path}: {names[0]} is of shape {images.shape}; (H, W, C, N) is read.")
-    rows = None
+    rows, labels_from = None, f"there is no {names[1]}; --label-key names another array"
     if labels is not None:
         if labels.dtype.kind == "f" and (labels == np.rint(labels)).all():
             labels = labels.astype(np.int64)  # MATLAB's numbers are doubles unless told otherwise
         labels = labels.reshape(-1)
         if len(labels) and labels.min() >= 1 and labels.max() == 10:
             labels = labels % 10
-        rows = InMemory(labels, f"{path}: {names[1]}")
+        rows, labels_from = InMemory(labels, f"{path}: {names[1]}"), f"array {names[1]}"
     per_row = InMemory(np.moveaxis(images, 3, 0), f"{path}: {names[0]}")
-    return ArraySource(per_row, rows, options, str(path))
+    options = replace(options, layout="NHWC")  # as which (H, W, C, N) is handed on
+    source = ArraySource(per_row, rows, options, str(path), labels_from)
+    source.read_as = source.read_as.replace("NHWC", "HWCN")
+    return source
 
 
 def _read(file: BinaryIO, path: Path, wanted: tuple[str, ...]) -> dict[str, NDArray[Any] | None]:

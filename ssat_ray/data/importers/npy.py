@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ssat_ray.data.importers.arrays import ArraySource, NpyStream
-from ssat_ray.data.importers.base import ImportOptions, Source
+from ssat_ray.data.importers.base import ImportOptions, Source, check_not_empty
 from ssat_ray.errors import UserError, cannot_be_read
 
 
@@ -16,8 +16,11 @@ def open_file(path: Path, options: ImportOptions) -> Source:
         UserError: an array is of a refused type, order or length, or a file is missing.
         DamagedFile: an array is truncated.
     """
-    labels = None if options.labels is None else open_array(Path(options.labels))
-    return ArraySource(open_array(path), labels, options, str(path))
+    images, labels = open_array(path), None
+    labels_from = "--labels FILE.npy gives them"
+    if options.labels is not None:
+        labels, labels_from = open_array(Path(options.labels)), f"file {Path(options.labels).name}"
+    return ArraySource(images, labels, options, str(path), labels_from)
 
 
 def open_array(path: Path) -> NpyStream:
@@ -25,6 +28,7 @@ def open_array(path: Path) -> NpyStream:
     try:
         if not path.is_file():
             raise UserError(f"{path} does not exist.")
+        check_not_empty(path)
         size = path.stat().st_size
     except OSError as error:
         raise cannot_be_read(path, error) from error

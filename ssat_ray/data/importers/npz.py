@@ -13,6 +13,7 @@ from ssat_ray.data.importers.base import (
     ImportOptions,
     Source,
     choose_key,
+    no_labels,
     unreadable,
 )
 from ssat_ray.data.importers.npy import open_array
@@ -42,14 +43,17 @@ def open_file(path: Path, options: ImportOptions) -> Source:
             f"{path} has no array called {', '.join(IMAGE_KEYS)}; found {', '.join(names) or 'none'}. "
             "--image-key and --label-key name the arrays."
         )
+    if options.labels is not None and options.label_key is not None:
+        raise UserError(f"{path}: --labels and --label-key both name the labels; give one of them.")
     others = [name for name in names if name != image]
     label = choose_key(others, options.label_key, LABEL_KEYS, "--label-key", str(path))
     labels: Rows | None = None
+    labels_from = no_labels("array", LABEL_KEYS, others)
     if options.labels is not None:
-        labels = open_array(Path(options.labels))
+        labels, labels_from = open_array(Path(options.labels)), f"file {Path(options.labels).name}"
     elif label is not None:
-        labels = _member(path, members[label])
-    return ArraySource(_member(path, members[image]), labels, options, str(path))
+        labels, labels_from = _member(path, members[label]), f"array {label}"
+    return ArraySource(_member(path, members[image]), labels, options, str(path), labels_from)
 
 
 def _member(path: Path, info: zipfile.ZipInfo) -> NpyStream:

@@ -21,14 +21,16 @@ from ssat_ray.data.importers.base import (
     Source,
     check_image_bytes,
     choose_key,
+    no_labels,
     unreadable,
 )
-from ssat_ray.data.importers.encoded import BlockBuilder, Decoder, to_labels
+from ssat_ray.data.importers.encoded import BlockBuilder, Decoder, read_as, to_labels
 from ssat_ray.errors import UserError
 
 ENCODED_ROWS = 16
 """Encoded images in memory at a time: their sizes are known only once they are read."""
 BROKEN = (pa.ArrowException, OSError, UnicodeDecodeError)
+HINT = " Raw pixels? --shape HxWxC says what they are."
 PARQUET_IMAGE_KEYS = (*IMAGE_KEYS, "pixels", "png", "jpg", "jpeg")
 PARQUET_LABEL_KEYS = (*LABEL_KEYS, "fine_label", "cls", "class")
 
@@ -75,7 +77,11 @@ class ParquetImages(Source):
             raise UserError(
                 f"{path}: column {self._label} is {schema.field(self._label).type}; labels must be integers."
             )
+        self.labels_from = f"column {self._label}"
+        if self._label is None:
+            self.labels_from = no_labels("column", PARQUET_LABEL_KEYS, others)
         self.shape = self._shape()
+        self.read_as = "raw bytes HWC" if options.shape else read_as(self.shape, options)
 
     def blocks(self, start: int = 0) -> Iterator[Block]:
         return self._raw(start) if self._options.shape is not None else self._decoded(start)
@@ -86,7 +92,7 @@ class ParquetImages(Source):
             yield Block(images, to_labels(self._labels(batch), row, self.name))
 
     def _decoded(self, start: int) -> Iterator[Block]:
-        decoder, builder = Decoder(self._options), BlockBuilder(start, self.name)
+        decoder, builder = Decoder(self._options, HINT), BlockBuilder(start, self.name)
         if start > 0:
             for data in self._first_image():  # rows are alike wherever reading starts
                 decoder(data, f"{self.name} row 0")
@@ -146,6 +152,10 @@ class ParquetImages(Source):
             check_image_bytes(given, self.name)
             if given[2] not in (1, 3):
                 raise UserError(f"--shape: {given[2]} channels; allowed are 1 and 3.")
+            if self._options.size or self._options.channels:
+                raise UserError(
+                    f"{self.name}: --size and --channels are for encoded images, --shape is for raw bytes."
+                )
             return given
         if pa.types.is_fixed_size_binary(self._kind):
             raise UserError(
@@ -153,7 +163,7 @@ class ParquetImages(Source):
                 "--shape HxWxC says what they are."
             )
         for data in self._first_image():
-            height, width, channels = Decoder(self._options)(data, f"{self.name} row 0").shape
+            height, width, channels = Decoder(self._options, HINT)(data, f"{self.name} row 0").shape
             return height, width, channels
         raise UserError(f"{self.name} has no rows.")
 

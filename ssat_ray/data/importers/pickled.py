@@ -18,6 +18,7 @@ from ssat_ray.data.importers.base import (
     ImportOptions,
     Source,
     choose_key,
+    no_labels,
     unreadable,
 )
 from ssat_ray.errors import UserError
@@ -40,8 +41,12 @@ def open_file(path: Path, options: ImportOptions) -> Source:
     label = choose_key(others, options.label_key, LABEL_KEYS, "--label-key", str(path))
     if arrays[image].ndim == 0:
         raise UserError(f"{path}: {image} is a single value; images must be (N, H, W, C).")
-    labels = None if label is None else InMemory(np.atleast_1d(arrays[label]), f"{path}: {label}")
-    return ArraySource(InMemory(arrays[image], f"{path}: {image}"), labels, options, str(path))
+    labels, labels_from = None, no_labels("array", LABEL_KEYS, others)
+    if label is not None:
+        labels = InMemory(np.atleast_1d(arrays[label]), f"{path}: {label}")
+        labels_from = f"array {label}"
+    images = InMemory(arrays[image], f"{path}: {image}")
+    return ArraySource(images, labels, options, str(path), labels_from)
 
 
 def read_dict(path: Path) -> dict[str, Any]:

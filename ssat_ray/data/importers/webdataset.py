@@ -14,9 +14,10 @@ from ssat_ray.data.importers.base import (
     Block,
     ImportOptions,
     Source,
+    no_labels,
     unreadable,
 )
-from ssat_ray.data.importers.encoded import BlockBuilder, Decoder, is_image
+from ssat_ray.data.importers.encoded import BlockBuilder, Decoder, is_image, read_as
 from ssat_ray.errors import UserError
 
 Sample = dict[str, bytes]
@@ -45,6 +46,7 @@ class WebDataset(Source):
             raise UserError(f"{path} holds no samples.")
         height, width, channels = self._image(Decoder(options), *first).shape
         self.shape = height, width, channels
+        self.read_as, self.labels_from = read_as(self.shape, options), self._labels_from(first[1])
 
     def blocks(self, start: int = 0) -> Iterator[Block]:
         decoder, builder = Decoder(self._options), BlockBuilder(start, self.name)
@@ -72,16 +74,19 @@ class WebDataset(Source):
         return decoder(sample[suffixes[0]], f"{self.name}: {key}.{suffixes[0]}")
 
     def _label(self, key: str, sample: Sample) -> int:
-        """The integer in `.cls`, or in a field of `.json`; -1 if there is neither."""
+        """The integer in `.cls`, or in a field of `.json`; -1 if there is neither.
+
+        A field that the user names goes before `.cls`.
+        """
+        wanted = self._options.label_key
         try:
             if any(len(sample.get(suffix, b"")) > MAX_LABEL_BYTES for suffix in ("cls", "json")):
                 raise ValueError(f"it has more than {MAX_LABEL_BYTES} bytes")
-            if "cls" in sample:
+            if "cls" in sample and wanted in (None, "cls"):
                 return int(sample["cls"].decode("ascii"))
             if "json" in sample:
                 content = json.loads(sample["json"])
-                wanted = self._options.label_key
-                keys = [k for k in content if k == wanted or (wanted is None and k in JSON_LABELS)]
+                keys = self._label_fields(content)
                 if len(keys) > 1:
                     raise ValueError(
                         f"{', '.join(keys)} could all be meant; --label-key says which"
@@ -91,11 +96,37 @@ class WebDataset(Source):
                 if keys and type(content[keys[0]]) is not int:
                     raise ValueError(f"{keys[0]} is no integer")
                 return int(content[keys[0]]) if keys else -1
+            if "cls" in sample:
+                raise ValueError(
+                    f"--label-key {wanted} is a field of .json, and there is only .cls"
+                )
         except (ValueError, TypeError, RecursionError) as error:
             raise UserError(
                 f"{self.name}: the label of sample {key} is unreadable: {error}."
             ) from error
         return -1
+
+    def _label_fields(self, content: Any) -> list[str]:
+        """The fields of a `.json` that may be the label."""
+        wanted = self._options.label_key
+        return [k for k in content if k == wanted or (wanted is None and k in JSON_LABELS)]
+
+    def _labels_from(self, sample: Sample) -> str:
+        """Told by the first sample; what is wrong with it comes up when it is read."""
+        if "cls" in sample and self._options.label_key in (None, "cls"):
+            return ".cls files"
+        if "json" not in sample:
+            return "the first sample has no .cls and no .json"
+        try:
+            content = json.loads(sample["json"])
+            names, found = list(map(str, content)), self._label_fields(content)
+        except (ValueError, TypeError, RecursionError):
+            return ".json files"
+        return (
+            f"field {found[0]} of .json"
+            if found
+            else no_labels("field of .json", JSON_LABELS, names)
+        )
 
     def _samples(self) -> Iterator[tuple[str, Sample]]:
         key: str | None = None

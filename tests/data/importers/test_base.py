@@ -68,6 +68,53 @@ def test_a_file_that_is_gone_is_not_damaged(tmp_path: Path, name: str) -> None:
     assert not isinstance(caught.value, DamagedFile)
 
 
+@pytest.mark.parametrize(
+    ("name", "option", "value", "users"),
+    [
+        ("a.npz", "channels", 3, "parquet, tar, folder"),
+        ("a.npz", "shape", (5, 4, 3), "parquet"),
+        ("a.npy", "image_key", "x", "npz, parquet, tar, pickle, mat"),
+        ("a.tar", "labels", "l.npy", "npz, npy"),
+        ("a.parquet", "layout", "NHWC", "npz, npy, pickle"),
+        ("a.mat", "size", (4, 4), "parquet, tar, folder"),
+        ("folder/a.png", "label_key", "y", "npz, parquet, tar, pickle, mat"),
+        ("folder/a.png", "range", "0,1", "npz, npy, pickle, mat"),
+    ],
+)
+def test_an_option_that_the_format_does_not_use(
+    tmp_path: Path, name: str, option: str, value: object, users: str
+) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    WRITERS[name](path)
+    opened = path.parent if "/" in name else path
+    words = (
+        rf"--{option.replace('_', '-')} says nothing about {opened} \(\w+\); it is for {users}\.$"
+    )
+    with pytest.raises(UserError, match=words):
+        open_source([opened], ImportOptions(**{option: value}))
+
+
+def test_an_option_that_one_of_the_files_uses(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for name in ("a.npz", "folder/a.png"):
+        WRITERS[name](tmp_path / name)
+    paths = [tmp_path / "a.npz", tmp_path / "folder"]
+    source = open_source(paths, ImportOptions(channels=3, size=(5, 4)))
+    assert source.read_as == "uint8 NHWC; encoded images, RGB, resized to 5x4"
+
+
+def test_empty_and_packed_files(tmp_path: Path) -> None:
+    for name in ("a.npz", "a.npy", "a.parquet", "a.tar", "a.pickle", "a.mat"):
+        (tmp_path / name).touch()
+        with pytest.raises(DamagedFile, match=rf"{name} is empty: it has 0 bytes\."):
+            open_source([tmp_path / name], ImportOptions())
+    for name in ("a.tar.gz", "a.tgz"):
+        (tmp_path / name).write_bytes(b"x")
+        with pytest.raises(UserError, match=rf"{name}: gzip is not read; `gunzip .*{name}` first"):
+            open_source([tmp_path / name], ImportOptions())
+
+
 @pytest.mark.parametrize("name", ["a.npy", "a.tar", "a.pickle", "a.mat"])
 def test_a_disk_that_fails_at_once(tmp_path: Path, name: str) -> None:
     """Reading a process's memory at address 0 is an input/output error."""

@@ -154,6 +154,25 @@ def test_what_is_refused(tmp_path: Path) -> None:
         file.truncate(MAX_IMAGE_BYTES + 1)
     with pytest.raises(UserError, match=r"z\.png is .*more than 67108864 bytes"):
         read(tmp_path)
-    (tmp_path / "pool.json").write_text("{}")
-    with pytest.raises(UserError, match=r"is a pool already; `ssat pool copy`"):
-        open_source([tmp_path], ImportOptions())
+    (tmp_path / "cat" / "z.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"z\.png is damaged, or no image .*: it is empty\."):
+        read(tmp_path)
+
+
+def test_what_is_said_of_the_images(tmp_path: Path) -> None:
+    write(tmp_path / "eel" / "a.png", "L")
+    write(tmp_path / "cat" / "a.png", "L")
+    source = open_source([tmp_path], ImportOptions())
+    assert source.read_as == "encoded images, grey" and source.labels_from == "subfolders"
+    assert source.class_names == ["cat", "eel"]
+    flat = open_source([tmp_path / "cat"], ImportOptions(channels=3, size=(7, 3)))
+    assert flat.read_as == "encoded images, RGB, resized to 7x3" and not flat.class_names
+    assert flat.labels_from == "there are no subfolders, which would be classes"
+
+
+def test_classes_of_several_folders_are_numbered_by_name(tmp_path: Path) -> None:
+    for name in ("a/dog", "a/eel", "b/cat", "b/eel"):
+        write(tmp_path / name / "0.png")
+    source = open_source([tmp_path / "a", tmp_path / "b"], ImportOptions())
+    assert source.class_names == ["cat", "dog", "eel"]
+    assert [int(label) for block in source.blocks() for label in block.labels] == [1, 2, 0, 2]

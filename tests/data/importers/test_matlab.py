@@ -28,6 +28,7 @@ def test_svhn(
     savemat(path, content, do_compression=compressed)
     source = open_source([path], ImportOptions())
     assert source.rows == 50 and source.shape == (8, 6, 3)
+    assert source.read_as == "uint8 HWCN" and source.labels_from == "array y"
     for start in (0, 9):
         blocks = list(source.blocks(start))
         np.testing.assert_array_equal(np.concatenate([b.images for b in blocks]), IMAGES[start:])

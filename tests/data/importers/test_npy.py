@@ -24,14 +24,20 @@ def test_images_and_labels(tmp_path: Path) -> None:
         for block in blocks:
             np.testing.assert_array_equal(block.images, IMAGES[start:])
             np.testing.assert_array_equal(block.labels, np.arange(start, 50))
-    (block,) = open_source([tmp_path / "images.npy"], ImportOptions()).blocks()
+    source = open_source([tmp_path / "images.npy"], ImportOptions())
+    (block,) = source.blocks()
     assert (block.labels == -1).all()
+    assert source.read_as == "uint8 NHWC" and source.labels_from == "--labels FILE.npy gives them"
+    assert open_source([tmp_path / "images.npy"], options).labels_from == "file labels.npy"
 
 
 def test_bad_files(tmp_path: Path) -> None:
     path = tmp_path / "images.npy"
     np.save(path, IMAGES)
     with pytest.raises(UserError, match=r"labels\.npy does not exist"):
+        open_source([path], ImportOptions(labels=str(tmp_path / "labels.npy")))
+    (tmp_path / "labels.npy").touch()
+    with pytest.raises(DamagedFile, match=r"labels\.npy is empty: it has 0 bytes\."):
         open_source([path], ImportOptions(labels=str(tmp_path / "labels.npy")))
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(DamagedFile, match=r"truncated or corrupt.*3128 bytes, found 3127"):
@@ -59,9 +65,9 @@ def test_headers_that_are_no_header(tmp_path: Path, text: bytes) -> None:
         open_source([path], ImportOptions())
 
 
-@pytest.mark.parametrize("low", [-1e-7, -0.1, -0.49])
+@pytest.mark.parametrize("low", [-0.002, -0.1, -0.49, -0.9])
 def test_little_negative_values_tell_no_range(tmp_path: Path, low: float) -> None:
-    """Read as -1,1, images in 0..1 would have no dark pixels."""
+    """Read as -1,1, images in 0..1 would have no dark pixels; one far value may be a mistake."""
     images = np.random.default_rng(0).random((10, 4, 5, 3))
     images[3, 2, 1, 0] = low
     np.save(tmp_path / "a.npy", images)
@@ -71,6 +77,42 @@ def test_little_negative_values_tell_no_range(tmp_path: Path, low: float) -> Non
         list(open_source([tmp_path / "a.npy"], ImportOptions(range="0,1")).blocks())
     (block,) = open_source([tmp_path / "a.npy"], ImportOptions(range="-1,1")).blocks()
     np.testing.assert_array_equal(block.images, np.rint((images + 1) * 127.5).astype(np.uint8))
+
+
+@pytest.mark.parametrize(("high", "num"), [(2.5, 1), (200.0, 1), (2.5, 11)])
+def test_a_few_large_values_tell_no_range(tmp_path: Path, high: float, num: int) -> None:
+    """Read as 0,255, images in 0..1 would be black."""
+    images = np.random.default_rng(0).random((20, 4, 5, 3))
+    images.reshape(-1)[:num] = high
+    np.save(tmp_path / "a.npy", images)
+    with pytest.raises(UserError, match=rf"a\.npy .* span .* to {high:g}, which tells no range"):
+        open_source([tmp_path / "a.npy"], ImportOptions())
+    images.reshape(-1)[:12] = high  # 1 % of 1200
+    np.save(tmp_path / "a.npy", images)
+    source = open_source([tmp_path / "a.npy"], ImportOptions())
+    assert source.read_as == "float64 0,255 NHWC"
+
+
+@pytest.mark.parametrize(
+    ("range_", "low", "high"), [("0,1", 0, 1), ("-1,1", -1, 1), ("0,255", 0, 255)]
+)
+def test_values_a_little_outside_a_given_range_are_clipped(
+    tmp_path: Path, range_: str, low: int, high: int
+) -> None:
+    """As resizing leaves them."""
+    path, width = tmp_path / "a.npy", high - low
+    images = np.random.default_rng(0).random((20, 4, 5, 3)) * width + low
+    images[7, 0, 0] = low - width * 9e-4, high + width * 9e-4, low
+    np.save(path, images)
+    (block,) = open_source([path], ImportOptions(range=range_)).blocks()
+    expected = np.rint((np.clip(images, low, high) - low) * (255 / width)).astype(np.uint8)
+    np.testing.assert_array_equal(block.images, expected)
+    with pytest.raises(UserError, match="tells no range"):
+        open_source([path], ImportOptions())
+    images[7, 0, 0, 1] = high + width * 1.1e-3
+    np.save(path, images)
+    with pytest.raises(UserError, match=rf"row 7 has a pixel of {images[7, 0, 0, 1]:g}, outside"):
+        list(open_source([path], ImportOptions(range=range_)).blocks())
 
 
 def test_values_down_to_a_half_mean_both_signs(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import tracemalloc
 import zipfile
@@ -84,7 +85,12 @@ def test_every_variant_is_what_numpy_wrote(
     with pytest.MonkeyPatch.context() as patch:
         if stated or kind == "u1":
             patch.setattr("ssat_ray.data.importers.arrays.BLOCK_BYTES", block)
-        images, found = read(path, start=start, range=range_ if stated else None)
+        given_range = range_ if stated and kind != "u1" else None
+        images, found = read(path, start=start, range=given_range)
+        read_as = open_source([path], ImportOptions(range=given_range)).read_as
+    names_of = {"u1": "uint8", "f2": "float16", "f4": "float32", "f8": "float64"}
+    words = [names_of[kind[-2:]], *([] if kind == "u1" else [range_]), layout]
+    assert read_as == " ".join(words)
     np.testing.assert_array_equal(images, pixels[start:])
     np.testing.assert_array_equal(found, labels[start:])
     assert images.dtype == np.uint8 and found.dtype == np.int64
@@ -121,6 +127,20 @@ def test_named_keys_and_layout(tmp_path: Path) -> None:
         read(path, image_key="nope")
 
 
+def test_where_labels_come_from(tmp_path: Path) -> None:
+    np.save(tmp_path / "l.npy", LABELS)
+    path = save(tmp_path / "a.npz", image=IMAGES, t=LABELS, url=LABELS)
+
+    def source(**options: object) -> str:
+        return open_source([path], ImportOptions(**options)).labels_from
+
+    assert re.fullmatch(
+        r"no array is called label, .*arr_1 \(there is t, url\); --label-key .*", source()
+    )
+    assert source(label_key="t") == "array t"
+    assert source(labels=str(tmp_path / "l.npy")) == "file l.npy"
+
+
 NAN = IMAGES / np.float32(255)
 NAN[17, 0, 0, 0] = np.nan
 OUTSIDE = IMAGES / np.float32(255)
@@ -143,6 +163,8 @@ FAR = np.where(np.arange(50) == 33, 40000, LABELS)
         ({"image": OUTSIDE}, {"range": "0,1"}, r"row 31 has a pixel of 1\.5, outside the range 0,1"),
         ({"image": OUTSIDE}, {}, r"span 0 to 1\.5, which tells no range.*--range"),
         ({"image": np.zeros((5, 4, 4), "f4")}, {}, r"tells no range"),
+        ({"image": IMAGES}, {"range": "0,1"}, r"is uint8; --range is for floating-point images"),
+        ({"image": IMAGES, "t": LABELS}, {"label_key": "t", "labels": "l.npy"}, r"give one of them"),
         ({"image": IMAGES.astype(np.int32)}, {}, r"int32; images must be uint8"),
         ({"image": IMAGES.astype(object)}, {}, r"object array.*could run code"),
         ({"image": np.asfortranarray(IMAGES)}, {}, r"Fortran order.*ascontiguousarray"),
@@ -201,7 +223,7 @@ def test_a_flipped_bit_is_found_wherever_reading_starts(
         read(path, start=start)
 
 
-@pytest.mark.parametrize("keep", [0.0, 0.5, 0.999])
+@pytest.mark.parametrize("keep", [0.001, 0.5, 0.999])
 def test_a_truncated_archive(tmp_path: Path, keep: float) -> None:
     path = save(tmp_path / "a.npz", image=IMAGES, label=LABELS)
     data = path.read_bytes()

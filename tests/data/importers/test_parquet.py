@@ -81,6 +81,16 @@ def test_every_kind_of_column(tmp_path_factory, kind, group, batch, start, codec
     np.testing.assert_array_equal(labels, FOUND[start:] if label is not None else -1)
 
 
+def test_what_is_said_of_images_and_labels(tmp_path: Path) -> None:
+    path = table(tmp_path / "a.parquet", image=KINDS["png"], label=pa.array(LABELS))
+    source = open_source([path], ImportOptions())
+    assert source.read_as == "encoded images, RGB" and source.labels_from == "column label"
+    path = table(tmp_path / "b.parquet", image=KINDS["raw"], kind=pa.array(LABELS))
+    source = open_source([path], options("raw"))
+    assert source.read_as == "raw bytes HWC"
+    assert source.labels_from.endswith("(there is kind); --label-key names one")
+
+
 def test_blocks_of_encoded_images_are_bounded_by_their_bytes(tmp_path: Path) -> None:
     """256 x 256 x 3: 1024 rows at a time would be 192 MiB."""
     image = np.random.default_rng(1).integers(0, 256, (256, 256, 3), dtype=np.uint8)
@@ -126,7 +136,17 @@ MIXED = [*PNGS[:10], encode(IMAGES[0, :4])]
         ({"image": pa.array([{"bytes": PNGS[0]}, {"bytes": None}])}, {}, r"row 1 has no image"),
         ({"image": pa.array([{"bytes": PNGS[0]}, None])}, {}, r"row 1 has no image"),
         ({"image": pa.array(MIXED)}, {}, r"row 10 is 4x4, .*row 0 is 5x4"),
-        ({"image": pa.array([PNGS[0], b"text"])}, {}, r"row 1 is damaged"),
+        (
+            {"image": pa.array([PNGS[0], b"text"])},
+            {},
+            r"row 1 is damaged, or no image that is read \(PNG, [^<>]*\): [^<>]*Raw pixels\? --shape HxWxC",
+        ),
+        ({"image": KINDS["raw"]}, {}, r"row 0 is damaged[^<>]*Raw pixels\? --shape HxWxC says"),
+        (
+            {"image": KINDS["raw"]},
+            {"shape": (5, 4, 3), "channels": 3},
+            r"--size and --channels are for encoded images, --shape is for raw bytes",
+        ),
         ({"image": pa.array([], pa.binary())}, {}, r"has no rows"),
     ],
 )

@@ -121,6 +121,11 @@ def test_links_and_devices(tmp_path: Path, kind: bytes) -> None:
         ([("a.png", png(0)), ("a.json", b" " * 2**21)], {}, r"more than 1048576 bytes"),
         ([("x/.png", png(0)), ("x/..png", b"")], {}, r"sample x/ has png, .png"),
         ([("a.png", b"text")], {}, r"a\.tar: a\.png is damaged"),
+        (
+            [("a.png", png(0)), ("a.cls", b"1")],
+            {"label_key": "fine"},
+            r"--label-key fine is a field of \.json, and there is only \.cls",
+        ),
         ([], {}, r"holds no samples"),
     ],
 )
@@ -137,7 +142,34 @@ def test_one_of_several_images_and_a_named_label(tmp_path: Path) -> None:
     assert labels.tolist() == [2]
 
 
-@pytest.mark.parametrize("keep", [0, 300, 512, 700, 1024, 4096, 20 * 512 + 1, -10240, -10240 - 512])
+def test_a_named_field_goes_before_cls(tmp_path: Path) -> None:
+    members = [("a.png", png(0)), ("a.cls", b"1"), ("a.json", b'{"fine": 2}'), ("b.png", png(1))]
+    path = write(tmp_path / "a.tar", members)
+    assert read(path)[1].tolist() == [1, -1]
+    assert read(path, label_key="cls")[1].tolist() == [1, -1]
+    assert read(path, label_key="fine")[1].tolist() == [2, -1]
+
+
+@pytest.mark.parametrize(
+    ("members", "options", "expected"),
+    [
+        ([("a.cls", b"1")], {}, ".cls files"),
+        ([("a.json", b'{"label": 1}')], {}, "field label of .json"),
+        ([("a.json", b'{"fine": 1, "url": 2}')], {"label_key": "fine"}, "field fine of .json"),
+        ([("a.json", b'{"fine": 1, "url": 2}')], {}, "(there is fine, url); --label-key names one"),
+        ([("a.txt", b"1")], {}, "the first sample has no .cls and no .json"),
+        ([("a.json", b"{")], {}, ".json files"),
+    ],
+)
+def test_where_labels_come_from(
+    tmp_path: Path, members: list, options: dict, expected: str
+) -> None:
+    path = write(tmp_path / "a.tar", [("a.png", png(0)), *members])
+    source = open_source([path], ImportOptions(**options))
+    assert source.labels_from.endswith(expected) and source.read_as == "encoded images, RGB"
+
+
+@pytest.mark.parametrize("keep", [1, 300, 512, 700, 1024, 4096, 20 * 512 + 1, -10240, -10240 - 512])
 def test_truncation_is_found_wherever_it_is(tmp_path: Path, keep: int) -> None:
     path = write(tmp_path / "a.tar", samples(0, 20))
     data = path.read_bytes()
