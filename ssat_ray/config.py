@@ -438,8 +438,8 @@ class EvaluateConfig(Section):
 class RuntimeConfig(Section):
     """Where and with how much; nothing here enters a digest.
 
-    Nothing here changes a result by more than rounding, and on CPUs not that: not with the same
-    `exact`, `compile` and threads.
+    Nothing here changes a result by more than rounding. Workers and actors change no bit on CPUs, as long
+    as `exact`, `compile` and `cpus_per_worker` stay.
     """
 
     store: str = Field("store", description="folder of all artefacts")

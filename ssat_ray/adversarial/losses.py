@@ -32,7 +32,7 @@ def _weighted_mean(values: Tensor, weights: Tensor, total: Tensor | None) -> Ten
     return (weights * values).sum() / torch.where(total > 0, total, torch.ones_like(total))
 
 
-def row_weights_of(logits: Tensor, y: Tensor, weights: Tensor | None) -> Tensor:
+def _row_weights(logits: Tensor, y: Tensor, weights: Tensor | None) -> Tensor:
     if y.shape != logits.shape[:1]:
         raise ValueError(f"y has shape {tuple(y.shape)}, logits have {tuple(logits.shape)}")
     if weights is None:
@@ -42,7 +42,7 @@ def row_weights_of(logits: Tensor, y: Tensor, weights: Tensor | None) -> Tensor:
     return weights.to(logits.dtype)
 
 
-def labelled_cross_entropy(
+def _labelled_cross_entropy(
     logits: Tensor,
     y: Tensor,
     weights: Tensor,
@@ -110,8 +110,8 @@ def trades_loss(
             f"logits have shape {tuple(logits.shape)}, logits_adv {tuple(logits_adv.shape)}"
         )
     logits, logits_adv = _at_least_float32(logits), _at_least_float32(logits_adv)
-    row_weights = row_weights_of(logits, y, weights)
-    ce = labelled_cross_entropy(logits, y, row_weights, label_smoothing, of, mix)
+    row_weights = _row_weights(logits, y, weights)
+    ce = _labelled_cross_entropy(logits, y, row_weights, label_smoothing, of, mix)
     log_p, log_q = logits.log_softmax(dim=1), logits_adv.log_softmax(dim=1)
     divergence = (log_p.exp() * (log_p - log_q)).sum(dim=1)
     kl = _weighted_mean(divergence, row_weights, None if of is None else of[1])
@@ -128,7 +128,8 @@ def pgd_at_loss(
     of: Totals | None = None,
     mix: Mix | None = None,
 ) -> tuple[Tensor, LossParts]:
-    """Mean over labelled rows of CE(z', y), the loss of PGD adversarial training.
+    """Mean over labelled rows of CE(z', y), the loss of PGD adversarial training; of clean logits, the
+    standard one.
 
     Args:
         logits_adv: (B, K) of the adversarial images.
@@ -147,6 +148,6 @@ def pgd_at_loss(
     Source: Madry et al. 2018, equation 2.1; method.md section 4.
     """
     logits_adv = _at_least_float32(logits_adv)
-    row_weights = row_weights_of(logits_adv, y, weights)
-    loss = labelled_cross_entropy(logits_adv, y, row_weights, label_smoothing, of, mix)
+    row_weights = _row_weights(logits_adv, y, weights)
+    loss = _labelled_cross_entropy(logits_adv, y, row_weights, label_smoothing, of, mix)
     return loss, {"loss": loss.detach(), "ce": loss.detach()}

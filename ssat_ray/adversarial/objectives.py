@@ -21,9 +21,7 @@ from ssat_ray.adversarial.losses import (
     LossParts,
     Totals,
     cross_entropies,
-    labelled_cross_entropy,
     pgd_at_loss,
-    row_weights_of,
     trades_loss,
 )
 from ssat_ray.data.augment import Mix
@@ -240,6 +238,4 @@ class CleanObjective(nn.Module):
             The scalar loss and detached scalars `loss` and `ce`; 0 without labelled rows.
         """
         logits = self.model(x).float()
-        row_weights = row_weights_of(logits, y, weights)
-        loss = labelled_cross_entropy(logits, y, row_weights, self.label_smoothing, of, None)
-        return loss, {"loss": loss.detach(), "ce": loss.detach()}
+        return pgd_at_loss(logits, y, label_smoothing=self.label_smoothing, weights=weights, of=of)

@@ -11,7 +11,6 @@ import torch
 from ssat_ray.bench.measure import Comparison
 from ssat_ray.bench.step import Case, trainer
 from ssat_ray.config import ModelConfig
-from ssat_ray.models.base import num_flops
 from ssat_ray.training.step import Engine
 from ssat_ray.training.world import World
 
@@ -42,7 +41,7 @@ def _measured(case: Case, repeats: int, device: torch.device) -> Comparison:
         for _ in range(repeats)
     ]
     peak = matrix_peak(device)
-    work = case.batch_size * ours.forward_units() * num_flops(ours.model, case.image_shape)
+    work = case.batch_size * ours.forward_units() * ours.forward_flops
     step, attack = statistics.median(steps), statistics.median(attacks)
     return Comparison(
         f"TRADES-10 step, {case.name}, batch {case.batch_size}, {case.precision}, {device.type}",

@@ -52,9 +52,8 @@ def _locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if (
-            lock is not None
-        ):  # removed while it is held, so that whoever opened it sees that it is void
+        if lock is not None:
+            # removed while it is held, so that whoever opened it sees that it is void
             (folder / LOCK).unlink(missing_ok=True)
             os.close(lock)
         with contextlib.suppress(OSError):

@@ -30,6 +30,8 @@ from ssat_ray.training.step import Engine
 from ssat_ray.training.world import World
 
 FAILED = "failed.txt"
+GPU_BACKEND = "cpu:gloo,cuda:nccl"
+"""Also for tensors on CPUs: `pretrain`, which may share a group, trains there."""
 DIVERGED = "diverged"
 """Key of a record that has no files: the one recipe of a search whose loss became NaN, and why."""
 
@@ -63,7 +65,7 @@ def run_group(functions: dict[str, TrainFunction], jobs: list[Job], context: Sta
             "since": time.time(),
             "started": started,
         },
-        torch_config=TorchConfig(backend="nccl" if runtime.gpus_per_worker else "gloo"),
+        torch_config=TorchConfig(backend=GPU_BACKEND if runtime.gpus_per_worker else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=runtime.train_workers,
             use_gpu=runtime.gpus_per_worker > 0,

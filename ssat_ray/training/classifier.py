@@ -62,6 +62,8 @@ class ClassifierTrainer:
         engine = engine or Engine()
         self.task, self.world, self.config, self.engine = task, world, task.optimiser, engine
         self.adversarial = isinstance(self.config, TrainConfig)
+        channels, height, width = task.labelled[0].shape[1:]
+        self.forward_flops = num_flops(task.model, (channels, height, width))  # still on the CPU
         self.feed = Feed(
             task.labelled, task.unlabelled, self.config, task.seed, world, engine.device
         )
@@ -190,14 +192,13 @@ class ClassifierTrainer:
 
     def result(self) -> dict[str, Any]:
         kept = self.keeper.kept(self.history)
-        channels, height, width = self.task.labelled[0].shape[1:]
-        forward = num_flops(self.model, (channels, height, width))
+        units = self.step * self.config.batch_size * self.forward_units()
         return {
             "steps": self.step,
             "plateau_step": self.rule.plateau_step,
             "hit_max_steps": self.rule.hit_max_steps,
             "seconds": self.seconds,
-            "flops": self.step * self.config.batch_size * forward * self.forward_units(),
+            "flops": units * self.forward_flops,
             "kept_step": kept["step"],
             "val_clean": kept["val_clean"],
             "val_pgd": kept["val_pgd"],

@@ -61,18 +61,14 @@ class Feed:
     ) -> None:
         self.config, self.seed, self.device = config, seed, device
         self.part = world.part(config.batch_size, config.bn_group)
-        pooled = isinstance(config, TrainConfig) and unlabelled is not None
-        self.num_pool = (
-            round(config.batch_size * config.unsup_fraction)
-            if pooled and isinstance(config, TrainConfig)
-            else 0
-        )
-        sources = [labelled] + ([unlabelled] if self.num_pool and unlabelled is not None else [])
+        self.num_pool, sources = 0, [labelled]
+        if unlabelled is not None and isinstance(config, TrainConfig):
+            self.num_pool = round(config.batch_size * config.unsup_fraction)
+            sources += [unlabelled] if self.num_pool else []
         self.images = [images.to(device) for images, _ in sources]
         self.labels = torch.cat([labels for _, labels in sources])
         self.num_labelled = len(labelled[0])
-        order = interleave(config.batch_size - self.num_pool, self.num_pool)
-        self.order = order
+        self.order = interleave(config.batch_size - self.num_pool, self.num_pool)
 
     @property
     def lacks_labels(self) -> bool:

@@ -24,6 +24,7 @@ from ssat_ray.config import (
 )
 from ssat_ray.models.registry import build_classifier
 from ssat_ray.training.classifier import ClassifierTask, ClassifierTrainer
+from ssat_ray.training.step import Engine
 from ssat_ray.training.world import World
 
 NUM_STEPS = {"trades": 20, "pgd-at": 4, "clean": 4}
@@ -35,7 +36,9 @@ def _images(rows: int, seed: int) -> tuple[Tensor, Tensor]:
     return images, torch.randint(0, 3, (rows,), generator=rng)
 
 
-def _trainer(model: nn.Module, kind: str, world: World) -> ClassifierTrainer:
+def _trainer(
+    model: nn.Module, kind: str, world: World, engine: Engine | None = None
+) -> ClassifierTrainer:
     shared = {
         "batch_size": 8,
         "bn_group": 2,
@@ -58,6 +61,7 @@ def _trainer(model: nn.Module, kind: str, world: World) -> ClassifierTrainer:
             seed=0,
         ),
         world,
+        engine,
     )
 
 
@@ -161,6 +165,20 @@ def test_the_number_of_workers_changes_no_bit(ranks, alone, kind: str) -> None:
     keys = [key for key in alone if key.startswith(kind) and "losses" not in key]
     assert len(keys) > 40 and any("running_var" in key for key in keys)
     assert [key for key in keys if not torch.equal(ranks[0][key], alone[key])] == []
+
+
+def test_a_difference_of_rounding_does_not_stay_one() -> None:
+    """Why the bits must be the same: one pass over the batch differs in the order of sums only."""
+    small, losses = ModelConfig(widths=(4, 8), strides=(1, 2)), []
+    for exact in (True, False):
+        model = build_classifier(small, (1, 8, 8), 3, 0)
+        trainer = _trainer(model, "trades", World(), Engine(exact=exact))
+        losses.append([])
+        for _ in range(20):
+            trainer.advance()
+            losses[-1].append(trainer.mean_losses()["loss"])
+    apart = [abs(a - b) / a for a, b in zip(*losses, strict=True)]
+    assert apart[0] < 1e-6 and max(apart) > 1000 * 1e-6, apart
 
 
 def _main(rank: int, size: int, folder: Path) -> None:
