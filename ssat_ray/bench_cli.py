@@ -37,7 +37,7 @@ Out = Annotated[Path | None, typer.Option(help="Markdown file to append the tabl
 
 
 BENCHES = {
-    "score": "a pool of 20M images: `ssat score` against a bare loop over an array",
+    "score": "a large pool: `ssat score` against a bare loop over an array",
     "kmeans": "Lloyd iterations against FAISS, inertia against scikit-learn",
     "gmm": "EM iterations and log-likelihood against scikit-learn",
     "select": "the choice among 100M scores against NumPy in memory",
@@ -46,6 +46,11 @@ BENCHES = {
     "autoattack": "AutoAttack on two actors against one",
 }
 """Modules of `ssat_ray.bench` with a `run`, imported where they are asked for."""
+GROUPS = {
+    "selection": ["score", "kmeans", "gmm", "select"],
+    "training": ["step", "ddp", "autoattack"],
+}
+"""Benches that one command runs one after another, each at the size of its bar."""
 
 
 def table(name: str, given: Mapping[str, object], found: list[Comparison]) -> str:
@@ -130,8 +135,16 @@ for _name, _about in BENCHES.items():
         _command(_name, _about)
 
 
-@bench.command("all")
-def everything(out: Out = None) -> None:
-    """All benches, one after another, at the sizes of the bars."""
-    for name in BENCHES:
-        _run(name, None, None, out)
+def _group(group: str) -> None:
+    names = GROUPS[group]
+
+    def command(out: Out = None) -> None:
+        for name in names:
+            _run(name, None, None, out)
+
+    command.__doc__ = f"{', '.join(names[:-1])} and {names[-1]}, one after another."
+    bench.command(group)(command)
+
+
+for _name in GROUPS:
+    _group(_name)

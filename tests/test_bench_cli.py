@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ssat_ray.bench.measure import Comparison
-from ssat_ray.bench_cli import BENCHES, table
+from ssat_ray.bench_cli import BENCHES, GROUPS, table
 
 SSAT = str(Path(sys.executable).with_name("ssat"))
 
@@ -47,6 +47,10 @@ def test_a_bad_number_is_a_user_error(name: str, rows: str, expected: str) -> No
     command = [SSAT, "bench", name, "--rows", rows]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and expected in done.stderr
+
+
+def test_the_groups_hold_every_bench_once() -> None:
+    assert sorted(name for names in GROUPS.values() for name in names) == sorted(BENCHES)
 
 
 @pytest.mark.parametrize("name", BENCHES)
