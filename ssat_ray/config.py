@@ -187,6 +187,11 @@ class TrainConfig(OptimiserConfig):
     """SSAT: constant rate with weight averaging to a plateau and a cool-down, or a published recipe's length."""
 
     unsup_fraction: float = Field(0.5, ge=0, lt=1, description="share of a batch from the pool")
+    window_rows: Positive = Field(
+        1_000_000,
+        description="pool images that are held and shuffled together; a larger pool is streamed in windows "
+        "of as many, its shards shuffled",
+    )
     cutmix: float = Field(0.0, ge=0, description="alpha of CutMix's Beta(alpha, alpha); 0: none")
     momentum: float = Field(0.9, ge=0, lt=1)
     nesterov: bool = Field(True, description="Nesterov's momentum, where momentum is above 0")

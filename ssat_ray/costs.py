@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -68,6 +69,12 @@ class Probe:
         """Of the three pools together."""
         return self.size.warm + self.size.small + self.size.main
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)"""
+        channels, height, width = self.records(self.main, "labelled")[0]["image_shape"]
+        return channels, height, width
+
     def seconds(self, jobs: list[Job], stage: str) -> float:
         return float(sum(record["seconds"] for record in self.records(jobs, stage)))
 
@@ -77,7 +84,6 @@ def take_apart(config: Config, probe: Probe) -> Measurements:
     builders = (_driver, _training, _pool_source, _cluster, _score, _select, _train)
     stages = [cost for build in builders for cost in build(config, probe, read)]
     order = list(STAGES)
-    shape = probe.records(probe.main, "labelled")[0]["image_shape"]
     scored = probe.records(probe.main, "score")
     rates = {"images/s read, one thread": 1 / read}
     pool = Pool(probe.store.folder(next(j for j in probe.main if j.stage == "synth")))
@@ -90,7 +96,7 @@ def take_apart(config: Config, probe: Probe) -> Measurements:
         probe.session_seconds,
         probe.baseline,
         tuple(sorted(stages, key=lambda cost: order.index(cost.stage))),
-        tuple(shape),
+        probe.image_shape,
         config.runtime.gpus_per_actor * config.runtime.actors,
         rates,
     )
@@ -299,7 +305,11 @@ def _choice_bytes(config: Config) -> float:
 
 
 def _train(config: Config, probe: Probe, read: float) -> Costs:
-    """Every row to the end of its schedule, the plateau's at the latest; evaluation is left out."""
+    """Every row to the end of its schedule, the plateau's at the latest; evaluation is left out.
+
+    Each worker holds the row's images, or of a pool that is streamed at most three windows; the probe's row
+    has none.
+    """
     for record in probe.records(probe.extras, "train"):
         steps = rule_of(config.train, record["images"]["labelled"]).expected_steps
         trainings = len(config.rows) + len(config.train.none_recipes) * ("none" in config.rows)
@@ -308,5 +318,9 @@ def _train(config: Config, probe: Probe, read: float) -> Costs:
             once=max(0.0, probe.walls["train"] - record["seconds"]),
             per_seed=record["seconds"] / record["steps"] * steps * trainings,
             session_bytes=probe.peaks.get("train", probe.baseline),
+            loaded_share=1.0 if "full" in config.rows else config.select.ratio,
+            loaded_most=3 * config.train.window_rows,
+            loaded_bytes=math.prod(probe.image_shape) * record["world_size"],
             actor_bytes=record["peak_pss_bytes"] // record["world_size"],
+            actors=record["world_size"],
         )

@@ -35,6 +35,8 @@ class StageCost:
         session_bytes: peak memory of the session while it ran.
         images, refined: of the measured pool, to which `session_bytes` belongs.
         bytes_per_image, bytes_per_refined: memory that grows with the images.
+        loaded_share, loaded_most: share of the pool that a training loads, and most images of it at a time.
+        loaded_bytes: of such an image, in all workers.
         actor_bytes: peak PSS of one actor or task.
         actors: that share the memory which grows.
         disk_per_image: bytes it leaves on disk, an image.
@@ -51,6 +53,9 @@ class StageCost:
     refined: int = 0
     bytes_per_image: float = 0.0
     bytes_per_refined: float = 0.0
+    loaded_share: float = 0.0
+    loaded_most: int = 0
+    loaded_bytes: int = 0
     actor_bytes: int = 0
     actors: int = 1
     disk_per_image: PerImage = PerImage()
@@ -188,6 +193,7 @@ def _stage(
     grown = cost.bytes_per_image * (target.images - cost.images) + max(
         0.0, held - cost.bytes_per_refined * cost.refined
     )
+    grown += cost.loaded_bytes * pixels * min(target.images * cost.loaded_share, cost.loaded_most)
     disk = cost.disk_per_image.at(pixels, 1.0) * target.images * target.seeds
     return StageEstimate(
         cost.stage,

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,12 @@ TINY = """\
 rows: [none, random, pcs, lcs-km, lcs-gmm, gmm-ll, easy, full]
 model: {widths: [8, 16], strides: [2, 2]}
 intermediate: {num_steps: 150, batch_size: 64, bn_group: 32, warmup_steps: 5}
-pretrain: {num_steps: 300, channels: [16, 16], norm_num_groups: 4, batch_size: 32}
+pretrain: {num_steps: 150, channels: [16, 16], norm_num_groups: 4, batch_size: 32}
 generate: {num_images: 400, num_inference_steps: 4, shard_rows: 100}
 objective: {num_steps: 2, step_size: 0.1}
 select: {ratio: 0.25}
 train:
-  {max_steps: 100, eval_every: 20, batch_size: 32, bn_group: 16, warmup_steps: 5, none_recipes: {half: {lr: 0.05}}}
+  {max_steps: 100, eval_every: 20, batch_size: 32, bn_group: 16, warmup_steps: 5, window_rows: 150, none_recipes: {half: {lr: 0.05}}}
 evaluate: {pgd_steps: 3, apgd_steps: 3, batch_size: 200}
 runtime: {checkpoint_minutes: 0.05}
 """
@@ -85,6 +86,47 @@ def tiny_run(tiny_preset: Path, tmp_path_factory: pytest.TempPathFactory) -> Run
     tail = log.read_text()[-3000:] if log.exists() else ""
     assert done.returncode == 0, done.stdout + done.stderr + tail
     return Run(cwd, load_config(str(tiny_preset)), done.stdout, time.perf_counter() - start)
+
+
+@dataclass(frozen=True)
+class ObjectStore:
+    """An S3-protocol server on this machine, and boto3's client of it."""
+
+    endpoint: str
+    client: Any
+
+    def bucket(self) -> str:
+        """The name of a new, empty bucket."""
+        name = f"bucket-{uuid.uuid4().hex[:12]}"
+        self.client.create_bucket(Bucket=name)
+        return name
+
+    def uri(self, path: str) -> str:
+        """Of `bucket/prefix`, as a user would write it."""
+        return f"s3://{path}?endpoint_override={self.endpoint}&region=us-east-1"
+
+    def keys(self, bucket: str) -> list[str]:
+        """All objects of a bucket."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=bucket)
+        return [entry["Key"] for page in pages for entry in page.get("Contents", [])]
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[ObjectStore]:
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    secrets = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "nothing"}
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    endpoint = "http://{}:{}".format(*server.get_host_and_port())
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in secrets.items():
+            patch.setenv(name, value)
+        yield ObjectStore(
+            endpoint, boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
+        )
+    server.stop()
 
 
 @pytest.fixture

@@ -7,6 +7,8 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,8 +23,34 @@ from ssat_ray.stages.soundness import masking
 SSAT = str(Path(sys.executable).with_name("ssat"))
 
 
-def ssat(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([SSAT, *args], cwd=cwd, capture_output=True, text=True, timeout=120)
+@dataclass(frozen=True)
+class Done:
+    """How a command ended, and what it printed."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Command = Callable[..., Done]
+
+
+@pytest.fixture
+def ssat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Command:
+    """`ssat` with these arguments in an empty folder, in this process: most of a start is imports."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["ssat", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        code = ended.value.code or 0
+        assert isinstance(code, int)
+        return Done(code, *capfd.readouterr())
+
+    return run
 
 
 def npz(path: Path, images: np.ndarray, labels: np.ndarray) -> str:
@@ -68,9 +96,9 @@ def overrides(*values: str) -> list[str]:
     ],
 )
 def test_mistakes_are_one_paragraph_and_exit_2(
-    arguments: list[str], expected: str, tmp_path: Path
+    arguments: list[str], expected: str, ssat: Command
 ) -> None:
-    done = ssat(*arguments, cwd=tmp_path)
+    done = ssat(*arguments)
     assert done.returncode == 2
     assert expected in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
@@ -115,11 +143,18 @@ def test_mistakes_in_a_command_are_found_without_slow_imports(tmp_path: Path) ->
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "mine.yaml"]
 
 
-def test_the_version(tmp_path: Path) -> None:
-    assert ssat("--version", cwd=tmp_path).stdout == f"ssat_ray {version('ssat_ray')}\n"
+def test_the_command_that_is_installed(tmp_path: Path) -> None:
+    for arguments, code, said in (
+        (["--version"], 0, f"ssat_ray {version('ssat_ray')}\n"),
+        (["run", "digist"], 2, "did you mean 'digits'"),
+    ):
+        done = subprocess.run(
+            [SSAT, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == code and said in done.stdout + done.stderr
 
 
-def test_gc_removes_folders_of_runs_that_computed_nothing(tmp_path: Path) -> None:
+def test_gc_removes_folders_of_runs_that_computed_nothing(ssat: Command, tmp_path: Path) -> None:
     for name in ("failed", "fine"):
         (tmp_path / "runs" / name).mkdir(parents=True)
         (tmp_path / "runs" / name / "run.log").write_text("")
@@ -127,14 +162,14 @@ def test_gc_removes_folders_of_runs_that_computed_nothing(tmp_path: Path) -> Non
     (tmp_path / "store").mkdir()
     for path in (tmp_path / "runs").rglob("*"):
         os.utime(path, (0, 0))
-    done = ssat("gc", "--dry-run", cwd=tmp_path)
+    done = ssat("gc", "--dry-run")
     assert done.stdout.startswith("runs/failed\nwould remove 0 artefacts")
     assert (tmp_path / "runs" / "failed").exists()
-    assert "1 folders of runs" in ssat("gc", cwd=tmp_path).stdout
+    assert "1 folders of runs" in ssat("gc").stdout
     assert [p.name for p in (tmp_path / "runs").iterdir()] == ["fine"]
 
 
-def test_bad_files_are_named(tmp_path: Path) -> None:
+def test_bad_files_are_named(ssat: Command, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     images = rng.random((40, 8, 8, 1)).astype(np.float32)
     labels = np.arange(40) % 4
@@ -146,37 +181,35 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
         str(tmp_path / "text.npz"): "not a readable npz",
     }
     for path, expected in cases.items():
-        done = ssat("run", "digits", *overrides(*SMALL, f"data.path={path}"), cwd=tmp_path)
+        done = ssat("run", "digits", *overrides(*SMALL, f"data.path={path}"))
         assert done.returncode == 2, done.stdout
         assert expected in done.stderr
         assert "starting digits-" in done.stdout
 
 
-def test_unwritable_store(tmp_path: Path) -> None:
+def test_unwritable_store(ssat: Command, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    done = ssat(
-        "run", "digits", "--set", f"runtime.store={tmp_path / 'file' / 'store'}", cwd=tmp_path
-    )
+    done = ssat("run", "digits", "--set", f"runtime.store={tmp_path / 'file' / 'store'}")
     assert done.returncode == 2
     assert "cannot be written" in done.stderr
 
 
-def test_show_prints_the_resolved_tree(tmp_path: Path) -> None:
-    done = ssat("show", "digits", "--set", "select.ratio=0.1", cwd=tmp_path)
+def test_show_prints_the_resolved_tree(ssat: Command) -> None:
+    done = ssat("show", "digits", "--set", "select.ratio=0.1")
     tree = yaml.safe_load(done.stdout)
     assert tree["select"]["ratio"] == 0.1
     assert tree["threat"]["eps"] == 0.15
     assert tree["preset"] == "digits"
 
 
-def test_model_import_errors_come_before_ray(tmp_path: Path) -> None:
-    done = ssat("run", "digits", "--set", "model.name=no_such_module:net", cwd=tmp_path)
+def test_model_import_errors_come_before_ray(ssat: Command) -> None:
+    done = ssat("run", "digits", "--set", "model.name=no_such_module:net")
     assert done.returncode == 2
     assert "no_such_module" in done.stderr
 
 
-def test_usage_errors_are_shown_and_exit_2(tmp_path: Path) -> None:
-    done = ssat("show", "digits", "--sett", "select.ratio=0.1", cwd=tmp_path)
+def test_usage_errors_are_shown_and_exit_2(ssat: Command) -> None:
+    done = ssat("show", "digits", "--sett", "select.ratio=0.1")
     assert done.returncode == 2
     assert "--sett" in done.stderr and "Usage" in done.stderr
 

@@ -101,6 +101,21 @@ def test_actors_share_what_grows() -> None:
     assert _stage(estimate(MEASURED, target), "cluster").actor_bytes == 700 * MIB + 256 * 10**6
 
 
+def test_a_training_holds_its_images_up_to_what_it_streams() -> None:
+    train = StageCost(
+        "train",
+        30.0,
+        session_bytes=900 * MIB,
+        loaded_share=0.5,
+        loaded_most=10**6,
+        loaded_bytes=128,
+    )
+    measured = dataclasses.replace(MEASURED, stages=(train,))
+    for images, resolution, loaded in ((10**6, None, 500_000), (10**9, 16, 4 * 10**6)):
+        found = _stage(estimate(measured, Target(images, resolution=resolution)), "train")
+        assert found.session_bytes == 900 * MIB + 128 * loaded
+
+
 def test_embeddings_lie_on_disk_until_the_clusters_are_fitted() -> None:
     """Beside the pool, and gone before the scores are written."""
     few, many = (

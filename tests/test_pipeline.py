@@ -62,19 +62,18 @@ def test_same_command_is_up_to_date_and_quick(tiny_run: Any, tiny_preset: Path) 
 def test_a_new_ratio_recomputes_only_select_and_what_follows(
     tiny_run: Any, tiny_preset: Path
 ) -> None:
-    """Also: the old result stays, and the new run has its own folder and report."""
-    old_results = tiny_run.results
-    args = ("run", str(tiny_preset), "--set", "select.ratio=0.1", "--set", "rows=[lcs-km,full]")
-    done = run_ssat(*args, cwd=tiny_run.cwd)
+    """Also: the old selection stays."""
+    settings = ["select.ratio=0.1", "rows=[lcs-km,full]"]
+    args = [argument for setting in settings for argument in ("--set", setting)]
+    done = run_ssat("select", str(tiny_preset), *args, cwd=tiny_run.cwd)
     assert done.returncode == 0, done.stdout + done.stderr
-    stages = re.findall(r"] (\w+): \d+ to do", done.stdout)
-    assert stages == ["select", "train", "evaluate", "report"]
-    assert re.search(r"train: 1 to do \(lcs-km seed 0\)", done.stdout)
-    assert tiny_run.results == old_results
-    config = load_config(str(tiny_preset), ["select.ratio=0.1", "rows=[lcs-km,full]"])
-    selected = tiny_run.store.record(build_plan(config).jobs["lcs-km", 0, "select"])
-    assert selected["rows"] == 40
+    assert re.findall(r"] (\w+): (\d+) to do", done.stdout) == [("select", "1")]
+    plan = build_plan(load_config(str(tiny_preset), settings))
+    assert tiny_run.store.record(plan.jobs["lcs-km", 0, "select"])["rows"] == 40
     assert tiny_run.store.record(tiny_run.plan.jobs["lcs-km", 0, "select"])["rows"] == 100
+    left = [job for job in plan.unique if tiny_run.store.record(job) is None]
+    assert {job.stage for job in left} == {"train", "evaluate", "report"}
+    assert [job.label for job in left if job.stage == "train"] == ["train lcs-km seed 0"]
 
 
 PROOF_OF_WORK: dict[str, Callable[[Path], bool]] = {

@@ -21,6 +21,8 @@ _STREAMS = {
     "evaluate": 7,
     "flip": 8,
     "cutmix": 9,
+    "shards": 10,
+    "window": 11,
 }
 
 

@@ -87,6 +87,7 @@ class Session:
         states: where training states are kept; the same place whenever the job is started again.
         due: whether to save one after so many steps; the same answer on every rank.
         progress: called with steps done, steps expected, and a note.
+        read_retries: further attempts to read a pool shard.
     """
 
     world: World
@@ -94,6 +95,7 @@ class Session:
     states: States
     due: Callable[[int], bool]
     progress: Callable[[int, int, str], None]
+    read_retries: int = 0
 
     @classmethod
     def alone(cls, folder: Path) -> Session:

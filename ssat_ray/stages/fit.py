@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from ssat_ray.config import (
@@ -16,7 +17,7 @@ from ssat_ray.models.files import classifier_files
 from ssat_ray.models.registry import build_classifier
 from ssat_ray.stages.base import Session, Task
 from ssat_ray.training.classifier import ClassifierTask, ClassifierTrainer
-from ssat_ray.training.feed import Images
+from ssat_ray.training.sources import Images, Stream
 
 
 def fit_classifier(
@@ -24,7 +25,7 @@ def fit_classifier(
     session: Session,
     optimiser: IntermediateConfig | TrainConfig,
     objective: ObjectiveConfig,
-    unlabelled: Images | None = None,
+    unlabelled: Images | Stream | None = None,
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Train on the job's labelled set and, if given, the pool; the averaged model's files and the record."""
     labelled = LabelledSet.load(task.inputs["labelled"])
@@ -44,10 +45,9 @@ def fit_classifier(
         session.world,
         session.engine,
     )
-    result = trainer.run(session.states, session.due, session.progress)
-    images = {
-        "labelled": len(labelled.splits["labelled"][1]),
-        "pool": len(unlabelled[1]) if unlabelled else 0,
-    }
+    with contextlib.closing(trainer.feed):
+        result = trainer.run(session.states, session.due, session.progress)
+    pool = unlabelled[1] if isinstance(unlabelled, tuple) else unlabelled or ()
+    images = {"labelled": len(labelled.splits["labelled"][1]), "pool": len(pool)}
     files = classifier_files(trainer.ema.model, model_config, shape, num_classes)
     return files, {**result, "images": images}

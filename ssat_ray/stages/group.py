@@ -121,6 +121,7 @@ def _worker(config: dict[str, Any]) -> None:
             states=states_of(task, runtime),
             due=Cadence(world, runtime.checkpoint_minutes, _preempted).due,
             progress=progress,
+            read_retries=runtime.read_retries,
         )
         try:
             with Meter() as meter:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from typing import Any
 
 import torch
 
 from ssat_ray.config import ObjectiveConfig, TrainConfig
-from ssat_ray.data.labelled import to_nchw
 from ssat_ray.data.pool import Pool
-from ssat_ray.data.shard import Shard
 from ssat_ray.errors import RunFailed
 from ssat_ray.models.files import DESCRIPTION, WEIGHTS
 from ssat_ray.stages.base import Session, Stage, StageContext, Task
 from ssat_ray.stages.fit import fit_classifier
 from ssat_ray.stages.group import DIVERGED, run_group
 from ssat_ray.stages.parts import record_of
+from ssat_ray.stages.stream import stream_of
 from ssat_ray.store import Job
-from ssat_ray.training.feed import Images
+from ssat_ray.training.sources import Images, Stream
 
 BEST = "best-of-recipes"
 CARRIED = (
@@ -45,23 +45,31 @@ CARRIED = (
 def train(task: Task, session: Session) -> tuple[dict[str, bytes], dict[str, Any]]:
     config = task.job.config
     start = time.perf_counter()
-    unlabelled, read = _pool(task)
-    load_seconds = time.perf_counter() - start
     optimiser, objective = TrainConfig(**config["train"]), ObjectiveConfig(**config["objective"])
+    unlabelled, read = _pool(task, optimiser.window_rows, session.read_retries)
+    load_seconds = time.perf_counter() - start
     files, record = fit_classifier(task, session, optimiser, objective, unlabelled)
     record["seconds"] += load_seconds
     return files, {**record, "bytes_read": read}
 
 
-def _pool(task: Task) -> tuple[Images | None, int]:
-    """The pool or selection in memory as uint8 (N, C, H, W) with labels, and the bytes read."""
+def _pool(task: Task, window_rows: int, retries: int) -> tuple[Images | Stream | None, int]:
+    """The pool or selection in memory as uint8 (N, C, H, W) with labels, or as a stream; and its bytes."""
     folders = [folder for name, folder in task.inputs.items() if name.startswith("unlabelled")]
     if not folders:
         return None, 0
     pools = [Pool(folder) for folder in folders]
-    shard = Shard.concatenate([pool.load() for pool in pools])
-    read = sum(pool.num_bytes for pool in pools)
-    return (to_nchw(shard.images), torch.from_numpy(shard.labels)), read
+    num_bytes = sum(pool.num_bytes for pool in pools)
+    if sum(map(len, pools)) > window_rows:
+        return stream_of(pools, retries), num_bytes
+    images = torch.empty(sum(map(len, pools)), *pools[0].image_shape, dtype=torch.uint8)
+    labels, start = torch.empty(len(images), dtype=torch.int64), 0
+    for shard in itertools.chain.from_iterable(pools):
+        rows = slice(start, start + len(shard.ids))
+        images[rows] = torch.from_numpy(shard.images).permute(0, 3, 1, 2)
+        labels[rows] = torch.from_numpy(shard.labels)
+        start = rows.stop
+    return (images, labels), num_bytes
 
 
 def keep_best(task: Task) -> None:

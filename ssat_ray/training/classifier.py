@@ -19,9 +19,10 @@ from ssat_ray.config import IntermediateConfig, ObjectiveConfig, ThreatConfig, T
 from ssat_ray.data.batches import generator
 from ssat_ray.data.labelled import unit_float
 from ssat_ray.models.base import num_flops
-from ssat_ray.training.feed import Feed, Images, drawn
+from ssat_ray.training.feed import Feed, drawn
 from ssat_ray.training.keep import Keeper
 from ssat_ray.training.schedule import rule_of
+from ssat_ray.training.sources import Images, Stream
 from ssat_ray.training.state import States
 from ssat_ray.training.step import Engine, TrainingStep
 from ssat_ray.training.world import World
@@ -41,7 +42,8 @@ class ClassifierTask:
         optimiser: `TrainConfig` trains adversarially, to the plateau or as long as its schedule is;
             `IntermediateConfig` trains on clean images for a fixed number of steps.
         objective, threat: the adversarial objective and radius; the threat also sets validation.
-        labelled, validation: real images. unlabelled: pool images with pseudo-labels, or None.
+        labelled, validation: real images.
+        unlabelled: pool images with pseudo-labels, in memory or streamed, or None.
         seed: decides batches, augmentation and noise.
     """
 
@@ -51,7 +53,7 @@ class ClassifierTask:
     threat: ThreatConfig
     labelled: Images
     validation: Images
-    unlabelled: Images | None
+    unlabelled: Images | Stream | None
     seed: int
 
 

@@ -15,12 +15,10 @@ from ssat_ray.adversarial.attacks import NoiseKind
 from ssat_ray.adversarial.losses import Totals, totals
 from ssat_ray.config import IntermediateConfig, TrainConfig
 from ssat_ray.data.augment import Mix, augmented
-from ssat_ray.data.batches import epoch_indices, generator, interleave
+from ssat_ray.data.batches import generator, interleave
 from ssat_ray.data.labelled import unit_float
+from ssat_ray.training.sources import Images, Resident, Source, Stream, Streamed, moved
 from ssat_ray.training.world import World
-
-Images = tuple[Tensor, Tensor]
-"""(N, C, H, W) uint8 images and (N,) int64 labels, -1 = none."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +38,11 @@ class Batch:
 
 
 class Feed:
-    """Batches of labelled and, with a pool, unlabelled images, resident on `device` in uint8.
+    """Batches of labelled and, with a pool, unlabelled images, in uint8 on `device` until they are used.
 
     Args:
-        labelled, unlabelled: images with labels; no pool is None.
+        labelled: images with labels.
+        unlabelled: a pool in memory or one that is streamed; no pool is None.
         config: batch size, BatchNorm group, share of the pool, augmentation.
         seed: decides every draw.
         world: whose rank gets which rows, in whole BatchNorm groups.
@@ -53,7 +52,7 @@ class Feed:
     def __init__(
         self,
         labelled: Images,
-        unlabelled: Images | None,
+        unlabelled: Images | Stream | None,
         config: TrainConfig | IntermediateConfig,
         seed: int,
         world: World,
@@ -61,30 +60,31 @@ class Feed:
     ) -> None:
         self.config, self.seed, self.device = config, seed, device
         self.part = world.part(config.batch_size, config.bn_group)
-        self.num_pool, sources = 0, [labelled]
+        self.image_shape = tuple(labelled[0].shape[1:])
+        num_pool = 0
         if unlabelled is not None and isinstance(config, TrainConfig):
-            self.num_pool = round(config.batch_size * config.unsup_fraction)
-            sources += [unlabelled] if self.num_pool else []
-        self.images = [images.to(device) for images, _ in sources]
-        self.labels = torch.cat([labels for _, labels in sources])
-        self.num_labelled = len(labelled[0])
-        self.order = interleave(config.batch_size - self.num_pool, self.num_pool)
+            num_pool = round(config.batch_size * config.unsup_fraction)
+        self.num_labelled = config.batch_size - num_pool
+        self.order = interleave(self.num_labelled, num_pool)
+        self.sources: list[Source] = [
+            Resident(labelled, self.num_labelled, seed, "labelled", device)
+        ]
+        if num_pool and isinstance(unlabelled, Stream):
+            rows = config.window_rows
+            self.sources += [Streamed(unlabelled, num_pool, rows, seed, device)]
+        elif num_pool:
+            self.sources += [Resident(unlabelled, num_pool, seed, "unlabelled", device)]
 
     @property
     def lacks_labels(self) -> bool:
-        """Whether any image has no label."""
-        return bool((self.labels < 0).any())
+        """Whether any image may have no label."""
+        return any(source.lacks_labels for source in self.sources)
 
     def batch(self, step: int) -> Batch:
         """Global batch `step`, counted from 0."""
-        size = self.config.batch_size
-        rows = epoch_indices(self.num_labelled, size - self.num_pool, self.seed, "labelled", step)
-        if self.num_pool:
-            pool = epoch_indices(len(self.images[1]), self.num_pool, self.seed, "unlabelled", step)
-            rows = torch.cat([rows, pool + self.num_labelled])[self.order]
-        labels = self.labels[rows]
+        labels = torch.cat([source.draw(step) for source in self.sources])[self.order]
         images, mix = augmented(
-            lambda at: self._gathered(rows[at]),
+            lambda at: self._gathered(self.order[at]),
             labels,
             self.part,
             self.config,
@@ -98,29 +98,31 @@ class Feed:
         of = self._moved(labelled), self._moved(every)
         return Batch(x, self._moved(labels[self.part]), of, mix)
 
-    def _gathered(self, rows: Tensor) -> Tensor:
-        """(B, C, H, W) uint8 of rows that count through the labelled images and then the pool's."""
-        if len(self.images) == 1:
-            return self.images[0][self._moved(rows)]
-        real = rows < self.num_labelled
-        images = self.images[0].new_empty(len(rows), *self.images[0].shape[1:])
-        images[self._moved(real.nonzero()[:, 0])] = self.images[0][self._moved(rows[real])]
-        images[self._moved((~real).nonzero()[:, 0])] = self.images[1][
-            self._moved(rows[~real] - self.num_labelled)
-        ]
+    def _gathered(self, at: Tensor) -> Tensor:
+        """(b, C, H, W) uint8 of this batch's draws, counted through the labelled ones and then the pool's."""
+        if len(self.sources) == 1:
+            return self.sources[0].take(at)
+        images = torch.empty(len(at), *self.image_shape, dtype=torch.uint8, device=self.device)
+        real = at < self.num_labelled
+        for source, mine, first in zip(
+            self.sources, (real, ~real), (0, self.num_labelled), strict=True
+        ):
+            images[self._moved(mine.nonzero()[:, 0])] = source.take(at[mine] - first)
         return images
+
+    def close(self) -> None:
+        """Read no further."""
+        for source in self.sources:
+            source.close()
 
     def noise(self, kind: NoiseKind, step: int) -> Tensor:
         """(B, C, H, W) this rank's rows of the attack's noise, standard normal or uniform in [-1, 1)."""
-        shape = (self.config.batch_size, *self.images[0].shape[1:])
+        shape = (self.config.batch_size, *self.image_shape)
         noise = drawn(kind, shape, generator(self.seed, "attack", step))[self.part]
         return self._moved(noise).contiguous(memory_format=torch.channels_last)
 
     def _moved(self, value: Tensor) -> Tensor:
-        """On the device, without waiting for it."""
-        if self.device.type == "cpu":
-            return value
-        return value.pin_memory().to(self.device, non_blocking=True)
+        return moved(value, self.device)
 
 
 def drawn(kind: NoiseKind, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +24,7 @@ from ssat_ray.data.pool import MANIFEST, Pool, manifest
 from ssat_ray.data.shard import Shard, write_shards
 from ssat_ray.data.synth import SynthSource, synth
 from ssat_ray.loading import load_config
-from ssat_ray.models.files import load_classifier
+from ssat_ray.models.files import WEIGHTS, load_classifier
 from ssat_ray.plan import STAGES, Plan, build_plan
 from ssat_ray.stages.base import Session, StageContext, Task
 from ssat_ray.store import Store
@@ -135,6 +139,70 @@ class Selections:
 @pytest.fixture(scope="session")
 def selections(tmp_path_factory: pytest.TempPathFactory) -> Selections:
     return Selections(tmp_path_factory.mktemp("selections"))
+
+
+@dataclass(frozen=True)
+class TrainRun:
+    """`ssat train preset.yaml` of the row `full`, in a folder of its own."""
+
+    cwd: Path
+
+    def start(self, address: str | None = None) -> subprocess.Popen[bytes]:
+        """The command, in a process group of its own; `address` is of the cluster, if not this machine's."""
+        ssat = str(Path(sys.executable).with_name("ssat"))
+        with open(self.cwd / "output.txt", "ab") as output:
+            return subprocess.Popen(
+                [ssat, "train", "preset.yaml"],
+                cwd=self.cwd,
+                env=os.environ | ({"RAY_ADDRESS": address} if address else {}),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def finish(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.wait(timeout=900) == 0, self.output()
+
+    def output(self) -> str:
+        """The end of what the command printed."""
+        return (self.cwd / "output.txt").read_text()[-3000:]
+
+    def job(self, stage: str = "train") -> Path:
+        """The folder of a stage's artefact."""
+        plan = build_plan(load_config(str(self.cwd / "preset.yaml"), []))
+        return Store(self.cwd / "store").folder(plan.jobs["full", 0, stage])
+
+    @property
+    def folder(self) -> Path:
+        return self.job()
+
+    def record(self, stage: str = "train") -> dict[str, Any]:
+        record = Store.read_record(self.job(stage))
+        assert record is not None
+        return record
+
+    def ended(self) -> tuple[bytes, list[dict[str, float]]]:
+        """The weights' file, and the history without its seconds."""
+        rows = [
+            {k: v for k, v in row.items() if k != "seconds"} for row in self.record()["history"]
+        ]
+        return (self.folder / WEIGHTS).read_bytes(), rows
+
+    @property
+    def saved_step(self) -> int:
+        """Steps in the newest saved state; 0 without one."""
+        return max((int(path.stem) for path in (self.folder / "state").glob("*.pt")), default=0)
+
+    def wait_for_state(self, process: subprocess.Popen[bytes], step: int) -> None:
+        """Until a state of at least `step` steps is saved."""
+        while self.saved_step < step:
+            assert process.poll() is None, self.output()
+            time.sleep(0.01)
+
+
+@pytest.fixture(scope="session")
+def train_run() -> type[TrainRun]:
+    return TrainRun
 
 
 @pytest.fixture(scope="module")

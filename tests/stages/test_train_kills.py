@@ -11,20 +11,19 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
 from safetensors.torch import load_file
 
-from ssat_ray.loading import load_config
 from ssat_ray.models.files import WEIGHTS
-from ssat_ray.plan import build_plan
-from ssat_ray.store import Store
+
+if TYPE_CHECKING:
+    from tests.stages.conftest import TrainRun
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -53,48 +52,14 @@ class Oracle:
     history: list[dict[str, float]]
 
 
-def train(cwd: Path) -> subprocess.Popen[bytes]:
-    ssat = str(Path(sys.executable).with_name("ssat"))
-    with open(cwd / "output.txt", "ab") as output:
-        return subprocess.Popen(
-            [ssat, "train", "preset.yaml"],
-            cwd=cwd,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-
-def finish(process: subprocess.Popen[bytes], cwd: Path) -> None:
-    code = process.wait(timeout=900)
-    assert code == 0, (cwd / "output.txt").read_text()[-3000:]
-
-
-def job_folder(cwd: Path) -> Path:
-    plan = build_plan(load_config(str(cwd / "preset.yaml"), []))
-    return Store(cwd / "store").folder(plan.jobs["full", 0, "train"])
-
-
-def ended(cwd: Path) -> tuple[bytes, list[dict[str, float]]]:
-    """The weights' file, and the history without its seconds."""
-    record = json.loads((job_folder(cwd) / "stage.json").read_text())
-    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in record["history"]]
-    return (job_folder(cwd) / WEIGHTS).read_bytes(), rows
-
-
 @pytest.fixture(scope="module")
-def oracle(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
-    cwd = tmp_path_factory.mktemp("undisturbed")
-    (cwd / "preset.yaml").write_text(PRESET)
-    finish(train(cwd), cwd)
-    weights, history = ended(cwd)
-    assert len(load_file(job_folder(cwd) / WEIGHTS)) > 10 and len(history) > 4
-    return Oracle(cwd, weights, history)
-
-
-def saved_step(folder: Path) -> int:
-    """Steps in the newest saved state; 0 without one."""
-    return max((int(path.stem) for path in (folder / "state").glob("*.pt")), default=0)
+def oracle(train_run: type[TrainRun], tmp_path_factory: pytest.TempPathFactory) -> Oracle:
+    run = train_run(tmp_path_factory.mktemp("undisturbed"))
+    (run.cwd / "preset.yaml").write_text(PRESET)
+    run.finish(run.start())
+    weights, history = run.ended()
+    assert len(load_file(run.folder / WEIGHTS)) > 10 and len(history) > 4
+    return Oracle(run.cwd, weights, history)
 
 
 def workers_of(driver: int) -> list[psutil.Process]:
@@ -109,21 +74,21 @@ def workers_of(driver: int) -> list[psutil.Process]:
 
 
 @pytest.mark.parametrize("trial", range(NUM_TRIALS))
-def test_a_kill_changes_no_bit(oracle: Oracle, tmp_path: Path, trial: int) -> None:
+def test_a_kill_changes_no_bit(
+    oracle: Oracle, train_run: type[TrainRun], tmp_path: Path, trial: int
+) -> None:
     rng = random.Random(trial)
     victim = ("worker", "driver")[trial % 2]
     target = rng.randint(1, int(LATEST * NUM_STEPS))
+    run = train_run(tmp_path)
     shutil.copy(oracle.cwd / "preset.yaml", tmp_path)
     shutil.copytree(oracle.cwd / "store", tmp_path / "store", copy_function=os.link)
-    folder = job_folder(tmp_path)
-    shutil.rmtree(folder)
-    process = train(tmp_path)
-    while saved_step(folder) < target:
-        assert process.poll() is None, (tmp_path / "output.txt").read_text()[-3000:]
-        time.sleep(0.01)
+    shutil.rmtree(run.folder)
+    process = run.start()
+    run.wait_for_state(process, target)
     time.sleep(rng.uniform(0, 0.5))  # anywhere between two states, or while one is written
-    at = saved_step(folder)
-    assert not (folder / "stage.json").exists(), "it had ended when the kill came"
+    at = run.saved_step
+    assert not (run.folder / "stage.json").exists(), "it had ended when the kill came"
     if victim == "worker":
         workers = workers_of(process.pid)
         assert len(workers) == 2
@@ -131,10 +96,9 @@ def test_a_kill_changes_no_bit(oracle: Oracle, tmp_path: Path, trial: int) -> No
     else:
         process.send_signal(signal.SIGKILL)
         process.wait()
-        process = train(tmp_path)
-    finish(process, tmp_path)
-    weights, history = ended(tmp_path)
-    assert weights == oracle.weights and history == oracle.history
+        process = run.start()
+    run.finish(process)
+    assert run.ended() == (oracle.weights, oracle.history)
     if log := os.environ.get("SSAT_KILL_LOG"):
         with open(log, "a", encoding="utf-8") as file:
             line = {"trial": trial, "killed": victim, "saved_step": at, "of": NUM_STEPS}

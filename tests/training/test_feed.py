@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from ssat_ray.config import IntermediateConfig, TrainConfig
-from ssat_ray.training.feed import Feed, Images
+from ssat_ray.training.feed import Feed
+from ssat_ray.training.sources import Images
 from ssat_ray.training.world import World
 
 

@@ -1,0 +1,87 @@
+"""Nodes that go while a group trains: fewer workers go on from the last state, to the same bits."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from ray.cluster_utils import Cluster
+
+if TYPE_CHECKING:
+    from tests.stages.conftest import TrainRun
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+PRESET = """\
+rows: [full]
+model: {{widths: [16, 32], strides: [2, 2]}}
+intermediate: {{num_steps: 20, batch_size: 64, bn_group: 32}}
+pool: {{source: synth}}
+synth: {{num_images: 2000}}
+objective: {{num_steps: 3, step_size: 0.1}}
+train: {{max_steps: 800, eval_every: 200, patience: 99, batch_size: 64, bn_group: 32, window_rows: 700}}
+evaluate: {{pgd_steps: 3, apgd_steps: 3}}
+runtime: {{train_workers: [1, 2], actors: 1, checkpoint_minutes: {minutes}}}
+"""
+LAST_STEP = 1000
+
+
+@pytest.fixture(scope="module")
+def oracle(train_run: type[TrainRun], tmp_path_factory: pytest.TempPathFactory) -> TrainRun:
+    run = train_run(tmp_path_factory.mktemp("undisturbed"))
+    (run.cwd / "preset.yaml").write_text(PRESET.format(minutes=10))
+    run.finish(run.start())
+    assert run.record()["world_size"] == 2 and run.record()["steps"] == LAST_STEP
+    return run
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """A head and a node of one CPU each."""
+    shared = {"num_cpus": 1, "object_store_memory": 300 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={**shared, "include_dashboard": False})
+    cluster.add_node(**shared)
+    yield cluster
+    cluster.shutdown()
+
+
+def test_without_a_node_the_others_go_on(
+    oracle: TrainRun, train_run: type[TrainRun], cluster: Cluster, tmp_path: Path
+) -> None:
+    run = train_run(tmp_path)
+    (tmp_path / "preset.yaml").write_text(PRESET.format(minutes=0.01))
+    process = run.start(cluster.address)
+    run.wait_for_state(process, 100)
+    (node,) = cluster.worker_nodes
+    cluster.remove_node(node, allow_graceful=False)
+    at = run.saved_step
+    run.finish(process)
+    assert 100 <= at < LAST_STEP
+    assert run.record("intermediate")["world_size"] == 2 and run.record()["world_size"] == 1
+    assert run.ended() == oracle.ended()
+
+
+def test_notice_of_a_node_that_goes_saves_a_state_at_once(
+    oracle: TrainRun, train_run: type[TrainRun], cluster: Cluster, tmp_path: Path
+) -> None:
+    run = train_run(tmp_path)
+    (tmp_path / "preset.yaml").write_text(PRESET.format(minutes=0.4))
+    process = run.start(cluster.address)
+    run.wait_for_state(process, 1)  # by the clock
+    (node,) = cluster.worker_nodes
+    before, noticed = run.saved_step, time.monotonic()
+    drain = ["drain-node", "--address", cluster.address, "--node-id", node.node_id]
+    why = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+    ray = str(Path(sys.executable).with_name("ray"))
+    subprocess.run([ray, *drain, *why, "--deadline-remaining-seconds", "30"], check=True)
+    run.wait_for_state(process, before + 1)
+    assert time.monotonic() - noticed < 15, "that was the clock's next state"
+    cluster.remove_node(node, allow_graceful=False)
+    run.finish(process)
+    assert run.record()["world_size"] == 1
+    assert run.ended() == oracle.ended()

@@ -1,0 +1,50 @@
+"""A pool streamed by Ray Data for training: the windows' images, and a shard that cannot be read."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ssat_ray.data.pool import Pool
+from ssat_ray.data.windows import WindowOrder
+from ssat_ray.stages.stream import stream_of
+
+pytestmark = pytest.mark.ray
+
+
+def test_windows_come_in_order_with_their_shards_images(
+    ray_here: None, selections, tmp_path: Path
+) -> None:
+    """Over two pools, from within the first epoch into the second."""
+    pools = [
+        Pool(selections.pool(tmp_path / name, rows, 100)) for name, rows in (("a", 730), ("b", 250))
+    ]
+    stream = stream_of(pools, 0)
+    assert stream.shard_rows == [*[100] * 7, 30, 100, 100, 50] and len(stream) == 980
+    shards = [shard for pool in pools for shard in pool]
+    windows = list(islice(WindowOrder(stream.shard_rows, 250, 0).windows(500), 5))
+    assert {window.epoch for window in windows} == {0, 1}
+    with closing(stream.read(iter(windows))) as found:
+        for expected, (window, (images, labels)) in zip(windows, found, strict=True):
+            assert window == expected
+            of = [shards[shard] for shard in window.shards]
+            nhwc = np.concatenate([shard.images for shard in of])
+            assert np.array_equal(images.permute(0, 2, 3, 1).numpy(), nhwc)
+            assert np.array_equal(labels.numpy(), np.concatenate([shard.labels for shard in of]))
+
+
+def test_an_altered_shard_is_named(ray_here: None, selections, tmp_path: Path) -> None:
+    pool = Pool(selections.pool(tmp_path / "pool", 300, 100))
+    path = Path(pool.shard_path(1))
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    windows = WindowOrder([100] * 3, 100, 0).windows(0)
+    with (
+        closing(stream_of([pool], 0).read(windows)) as found,
+        pytest.raises(Exception, match=f"{path.name} was altered after it was written"),
+    ):
+        for _ in islice(found, 3):
+            pass
