@@ -61,19 +61,19 @@ class Feed:
         self.config, self.seed, self.device = config, seed, device
         self.part = world.part(config.batch_size, config.bn_group)
         self.image_shape = tuple(labelled[0].shape[1:])
-        num_pool = 0
+        num_pool = window_rows = 0
         if unlabelled is not None and isinstance(config, TrainConfig):
             num_pool = round(config.batch_size * config.unsup_fraction)
+            window_rows = config.window_rows
         self.num_labelled = config.batch_size - num_pool
         self.order = interleave(self.num_labelled, num_pool)
         self.sources: list[Source] = [
             Resident(labelled, self.num_labelled, seed, "labelled", device)
         ]
-        if num_pool and isinstance(unlabelled, Stream):
-            rows = config.window_rows
-            self.sources += [Streamed(unlabelled, num_pool, rows, seed, device)]
-        elif num_pool:
-            self.sources += [Resident(unlabelled, num_pool, seed, "unlabelled", device)]
+        if isinstance(unlabelled, Stream) and num_pool:
+            self.sources.append(Streamed(unlabelled, num_pool, window_rows, seed, device))
+        elif unlabelled is not None and num_pool:
+            self.sources.append(Resident(unlabelled, num_pool, seed, "unlabelled", device))
 
     @property
     def lacks_labels(self) -> bool:
