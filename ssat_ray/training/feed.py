@@ -70,10 +70,12 @@ class Feed:
         self.sources: list[Source] = [
             Resident(labelled, self.num_labelled, seed, "labelled", device)
         ]
-        if isinstance(unlabelled, Stream) and num_pool:
-            self.sources.append(Streamed(unlabelled, num_pool, window_rows, seed, device))
-        elif unlabelled is not None and num_pool:
-            self.sources.append(Resident(unlabelled, num_pool, seed, "unlabelled", device))
+        if unlabelled is not None and num_pool:
+            self.sources.append(
+                Streamed(unlabelled, num_pool, window_rows, seed, device)
+                if isinstance(unlabelled, Stream)
+                else Resident(unlabelled, num_pool, seed, "unlabelled", device)
+            )
 
     @property
     def lacks_labels(self) -> bool:
