@@ -64,10 +64,7 @@ class GaussianMixture:
         width = self.means.shape[1] if self.pca_components is None else self.pca_components.shape[1]
         if h.ndim != 2 or h.shape[1] != width:
             raise ValueError(f"the mixture takes (N, {width}) embeddings, found {h.shape}")
-        factors, log_dets = self._whitening()
-        with np.errstate(divide="ignore"):
-            constants = np.log(self.weights) - log_dets
-        constants = constants - 0.5 * self.means.shape[1] * np.log(2 * np.pi)
+        factors, constants = self.whitening()
         out = np.empty((len(h), len(self.weights)))
         for start in range(0, len(h), _BLOCK_ROWS):
             block = h[start : start + _BLOCK_ROWS]
@@ -81,15 +78,22 @@ class GaussianMixture:
                 out[start : start + len(block), j] = constants[j] - 0.5 * squared
         return out
 
-    def _whitening(self) -> tuple[Float64, Float64]:
-        """Per component, the factor W with |(x - mu) W|^2 = Mahalanobis^2, and log|Sigma| / 2."""
+    def whitening(self) -> tuple[Float64, Float64]:
+        """What a density is made of: l_j(x) = constants_j - |(x - mu_j) W_j|^2 / 2.
+
+        Returns factors W, 'diag' (k, p) to multiply by and otherwise (k, p, p), and constants (k,).
+        """
         k, p = self.means.shape
         if self.covariance_type == "diag":
-            return 1 / np.sqrt(self.covariances), 0.5 * np.log(self.covariances).sum(axis=1)
-        lower = np.linalg.cholesky(self.covariances)
-        factors = np.swapaxes(np.linalg.solve(lower, np.eye(p)), -1, -2)
-        log_dets = np.log(np.diagonal(lower, axis1=-2, axis2=-1)).sum(axis=-1)
-        return np.broadcast_to(factors, (k, p, p)), np.broadcast_to(log_dets, (k,))
+            factors = 1 / np.sqrt(self.covariances)
+            log_dets = 0.5 * np.log(self.covariances).sum(axis=1)
+        else:
+            lower = np.linalg.cholesky(self.covariances)
+            factors = np.swapaxes(np.linalg.solve(lower, np.eye(p)), -1, -2)
+            factors = np.broadcast_to(factors, (k, p, p))
+            log_dets = np.log(np.diagonal(lower, axis1=-2, axis2=-1)).sum(axis=-1)
+        with np.errstate(divide="ignore"):
+            return factors, np.log(self.weights) - log_dets - 0.5 * p * np.log(2 * np.pi)
 
     def to_tensors(self) -> dict[str, Float64]:
         """Contiguous float64 arrays by name, for safetensors; absent PCA arrays are left out."""
