@@ -187,10 +187,11 @@ class TrainConfig(OptimiserConfig):
     """SSAT: constant rate with weight averaging to a plateau and a cool-down, or a published recipe's length."""
 
     unsup_fraction: float = Field(0.5, ge=0, lt=1, description="share of a batch from the pool")
-    window_rows: Positive = Field(
-        1_000_000,
-        description="pool images that are held and shuffled together; a larger pool is streamed in windows "
-        "of as many, its shards shuffled",
+    window_mib: float = Field(
+        4096.0,
+        gt=0,
+        description="pool images that a worker holds and shuffles together, in MiB; a larger pool is "
+        "streamed in windows of as many, its shards shuffled",
     )
     cutmix: float = Field(0.0, ge=0, description="alpha of CutMix's Beta(alpha, alpha); 0: none")
     momentum: float = Field(0.9, ge=0, lt=1)
@@ -227,6 +228,21 @@ class TrainConfig(OptimiserConfig):
         description="further recipes for the row `none`, which keeps its best by validation: "
         "name -> overrides of this section",
     )
+
+    @property
+    def pool_rows(self) -> int:
+        """Rows of a batch that come from the pool, where there is one."""
+        return round(self.batch_size * self.unsup_fraction)
+
+    @model_validator(mode="after")
+    def _both_kinds_are_in_a_batch(self) -> TrainConfig:
+        if self.pool_rows == self.batch_size or (self.pool_rows == 0 < self.unsup_fraction):
+            kind = "pool" if self.pool_rows == 0 else "labelled"
+            raise ValueError(
+                f"train.unsup_fraction={self.unsup_fraction} of train.batch_size={self.batch_size} leaves no "
+                f"{kind} image in a batch"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:
@@ -457,7 +473,7 @@ class RuntimeConfig(Section):
         description="DDP workers of each Ray Train group; [min, max]: as many as there is room for",
     )
     cpus_per_worker: Positive = Field(1, description="CPUs, and threads, of each DDP worker")
-    gpus_per_worker: float = Field(0.0, ge=0, description="GPUs of each DDP worker; NCCL with any")
+    gpus_per_worker: Literal[0, 1] = Field(0, description="GPUs of each DDP worker; NCCL with one")
     micro_batch: Positive | None = Field(
         None, description="most images of a forward and backward on a worker; null: all of its part"
     )

@@ -13,6 +13,7 @@ import numpy as np
 from ssat_ray import runtime
 from ssat_ray.config import Config
 from ssat_ray.data.pool import Pool
+from ssat_ray.data.windows import rows_a_window
 from ssat_ray.estimate import Measurements, PerImage, StageCost
 from ssat_ray.plan import STAGES
 from ssat_ray.selection import em, lloyd
@@ -319,7 +320,7 @@ def _train(config: Config, probe: Probe, read: float) -> Costs:
             per_seed=record["seconds"] / record["steps"] * steps * trainings,
             session_bytes=probe.peaks.get("train", probe.baseline),
             loaded_share=1.0 if "full" in config.rows else config.select.ratio,
-            loaded_most=3 * config.train.window_rows,
+            loaded_most=3 * rows_a_window(config.train.window_mib, probe.image_shape),
             loaded_bytes=math.prod(probe.image_shape) * record["world_size"],
             actor_bytes=record["peak_pss_bytes"] // record["world_size"],
             actors=record["world_size"],

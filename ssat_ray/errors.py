@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 
 class UserError(Exception):
@@ -15,6 +16,17 @@ class RunFailed(Exception):
     """A run that started and could not finish; what had finished stays in the store; exit code 1."""
 
     exit_code = 1
+
+
+_FAULT = re.compile(rf"^{re.escape(UserError.__module__)}\.UserError: (.*)", re.MULTILINE)
+
+
+def user_error_in(error: BaseException) -> UserError | None:
+    """The UserError of a task or actor, which arrives as the text of its traceback, wrapped by Ray Data."""
+    if isinstance(error, UserError):
+        return error
+    found = _FAULT.search(str(error))
+    return UserError(found[1].strip()) if found else None
 
 
 def cannot_be_read(name: object, error: OSError) -> UserError:

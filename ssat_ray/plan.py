@@ -226,6 +226,8 @@ def _row_jobs(config: Config, row: str, seed: int, shared: dict[str, Job]) -> di
 
 def _train_job(config: Config, row: str, seed: int, data: Job, unlabelled: dict[str, Job]) -> Job:
     part, about = _part(config, "model", "objective", "threat"), f"{row} seed {seed}"
+    if row == "full":  # it reads the pool itself
+        part["on_bad_shard"] = config.pool.on_bad_shard
 
     def one(recipe: str, inputs: dict[str, Job], about: str, **params: Any) -> Job:
         settings = {**part, "train": config.train.recipe(recipe).model_dump(mode="json")}

@@ -121,7 +121,10 @@ def test_training_is_costed_to_the_end_of_its_schedule(
     (cost,) = _train(config, replace(probe, extras=[job], walls={"train": 43.0}), 0.0)
     assert cost.per_seed == pytest.approx(3.0 / 25 * steps * 2)  # two rows
     assert cost.once == pytest.approx(40.0)
-    assert (cost.loaded_share, cost.loaded_most) == (1.0, 3_000_000)  # `full` reads all of it
+    assert (cost.loaded_share, cost.loaded_most) == (
+        1.0,
+        3 * 4096 * 2**20 // 64,
+    )  # `full` reads all of it
     assert cost.loaded_bytes == 64 * MEMORY["world_size"]
 
 

@@ -23,6 +23,7 @@ _STREAMS = {
     "cutmix": 9,
     "shards": 10,
     "window": 11,
+    "model": 12,
 }
 
 

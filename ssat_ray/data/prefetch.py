@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def prefetch(items: Iterator[T], depth: int) -> Generator[T, None, None]:
+def prefetch(items: Iterator[T], depth: int, *, wait: bool = True) -> Generator[T, None, None]:
     """The same items in the same order, up to `depth` of them read ahead; errors come in their place.
 
     Closing the generator ends the thread after the item that it is at, and closes `items` if it is a
-    generator too.
+    generator too. With `wait` it returns when that is done.
     """
     ready: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
     room = threading.Semaphore(depth)
@@ -51,4 +51,5 @@ def prefetch(items: Iterator[T], depth: int) -> Generator[T, None, None]:
     finally:
         stopped.set()
         room.release()
-        thread.join()
+        if wait:
+            thread.join()

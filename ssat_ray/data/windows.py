@@ -5,6 +5,7 @@ The order is a function of the seed and the shards' sizes alone. Every image com
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,11 @@ import torch
 from torch import Tensor
 
 from ssat_ray.data.batches import generator
+
+
+def rows_a_window(mib: float, image_shape: Sequence[int]) -> int:
+    """Images of shape (C, H, W), uint8, in so many MiB; one at least."""
+    return max(1, int(mib * 2**20) // math.prod(image_shape))
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,8 @@ class WindowOrder:
 
     Args:
         shard_rows: rows of each shard.
-        window_rows: a window takes shards until it has as many; an epoch's last may have fewer.
+        window_rows: most rows of a window, and the rest of its last shard: an epoch is cut into as few
+            windows as that allows, of about the same size.
         seed: decides the order of the shards in every epoch, and of the rows in every window.
     """
 
@@ -65,12 +72,14 @@ class WindowOrder:
             epoch += 1
 
     def _epoch(self, epoch: int) -> Iterator[Window]:
-        start, rows, shards = epoch * self.num_rows, 0, []
-        count = len(self.shard_rows)
-        order = torch.randperm(count, generator=generator(self.seed, "shards", epoch)).tolist()
-        for shard in order:
+        num_windows = -(-self.num_rows // self.window_rows)
+        rng = generator(self.seed, "shards", epoch)
+        start = done = ended = 0
+        shards: list[int] = []
+        for shard in torch.randperm(len(self.shard_rows), generator=rng).tolist():
             shards.append(shard)
-            rows += self.shard_rows[shard]
-            if rows >= self.window_rows or len(shards) == count:
-                yield Window(epoch, start, rows, tuple(shards))
-                start, rows, count, shards = start + rows, 0, count - len(shards), []
+            done += self.shard_rows[shard]
+            if done * num_windows >= (ended + 1) * self.num_rows:
+                first = epoch * self.num_rows + start
+                yield Window(epoch, first, done - start, tuple(shards))
+                start, shards, ended = done, [], done * num_windows // self.num_rows

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ssat_ray.errors import UserError
 
-_INPUT_SCALE = ("mean", "std", "mu", "sigma")
-"""Buffers of wrappers that scale the input; here the model's configuration says how."""
+_INPUT_SCALE = {"mean": "mean", "mu": "mean", "std": "std", "sigma": "std"}
+"""Buffers of wrappers that scale the input, and their keys in the model's configuration, which says how."""
 
 
 def load_public(model: nn.Module, path: Path) -> None:
@@ -23,7 +23,8 @@ def load_public(model: nn.Module, path: Path) -> None:
     keys may have any prefix (`module.`, `model.0.`, `_orig_mod.` ...). Nothing in the file is executed.
 
     Raises:
-        UserError: the file is no checkpoint that torch loads with `weights_only`, or keys or shapes differ.
+        UserError: the file is no checkpoint that torch loads with `weights_only`, or keys or shapes differ,
+            or the mean and standard deviation that it scales its input by.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -50,7 +51,29 @@ def load_public(model: nn.Module, path: Path) -> None:
     found = [f"{what} {_some(keys)}" for what, keys in faults if keys]
     if found:
         raise UserError(f"{path} {'; '.join(found)}. Is model.name right?")
+    _check_input_scale(model, content, path)
     model.load_state_dict({key: state[key] for key in wanted})
+
+
+def _check_input_scale(model: nn.Module, content: Any, path: Path) -> None:
+    """UserError if the file scales its input otherwise than the model, whose own buffers are in no file."""
+    for tensors in _dictionaries(content):
+        for name, value in tensors.items():
+            key = _INPUT_SCALE.get(name.rpartition(".")[2])
+            own = getattr(model, key, None) if key else None
+            if not isinstance(own, Tensor):
+                continue
+            theirs, ours = value.float().flatten(), own.float().flatten().cpu()
+            alike = len(theirs) == len(ours) or 1 in (len(theirs), len(ours))
+            if not alike or not torch.allclose(theirs, ours, atol=1e-4):
+                raise UserError(
+                    f"{path} scales its input by {name} = {_rounded(theirs)}, the model by {_rounded(ours)}; "
+                    f"set model.{key}."
+                )
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(value, 4) for value in values.tolist()]
 
 
 def public_file(weights: Mapping[str, Tensor]) -> bytes:

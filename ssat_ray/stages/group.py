@@ -20,7 +20,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from ssat_ray.config import RuntimeConfig
 from ssat_ray.data.folder import Folder
-from ssat_ray.errors import RunFailed
+from ssat_ray.errors import RunFailed, UserError
 from ssat_ray.runtime import Meter, board, release_memory, use_threads
 from ssat_ray.stages.base import STATE, Session, StageContext, Task, TrainFunction
 from ssat_ray.store import RAY_TRAIN, Job, write_atomic
@@ -29,7 +29,8 @@ from ssat_ray.training.state import States
 from ssat_ray.training.step import Engine
 from ssat_ray.training.world import World
 
-FAILED = "failed.txt"
+FAILED, FAULT = "failed.txt", "fault.txt"
+"""Why a job failed: its loss became NaN, or its input is at fault. The others of its group still finish."""
 GPU_BACKEND = "cpu:gloo,cuda:nccl"
 """Also for tensors on CPUs: `pretrain`, which may share a group, trains there."""
 DIVERGED = "diverged"
@@ -48,6 +49,7 @@ def run_group(functions: dict[str, TrainFunction], jobs: list[Job], context: Sta
     Raises:
         RunFailed: the group could not finish, or a job's loss became NaN (the others still finish).
             A diverging recipe of a search is a result instead: its record says so.
+        UserError: the input of a job is at fault (the others still finish).
     """
     tasks, runtime = [Task.of(job, context.store) for job in jobs], context.runtime
     resources = {"CPU": float(runtime.cpus_per_worker)}
@@ -77,22 +79,29 @@ def run_group(functions: dict[str, TrainFunction], jobs: list[Job], context: Sta
             failure_config=ray.train.FailureConfig(max_failures=runtime.max_failures),
         ),
     )
+    for task in tasks:
+        for name in (FAILED, FAULT):
+            (task.folder / name).unlink(missing_ok=True)
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit()
     except Exception as error:  # Ray wraps whatever happened in its own types
+        _raise_notes(tasks)
         cause = str(error).strip().splitlines() or [type(error).__name__]
         raise RunFailed(f"{jobs[0].stage}: the worker group failed: {cause[-1]}") from error
     finally:
         signal.signal(signal.SIGINT, on_interrupt)  # Ray Train leaves its own handler behind
         shutil.rmtree(storage / name, ignore_errors=True)  # our artefacts hold all there is to keep
-    failed = [
-        (t.job.label, (t.folder / FAILED).read_text())
-        for t in tasks
-        if (t.folder / FAILED).exists()
-    ]
-    if failed:
-        raise RunFailed("; ".join(f"{label}: {why}" for label, why in failed))
+    _raise_notes(tasks)
+
+
+def _raise_notes(tasks: list[Task]) -> None:
+    """The error that the workers' notes ask for, if there are any."""
+    for name, kind in ((FAULT, UserError), (FAILED, RunFailed)):
+        notes = [(task.job.label, task.folder / name) for task in tasks]
+        found = [f"{label}: {note.read_text()}" for label, note in notes if note.exists()]
+        if found:
+            raise kind("; ".join(found))
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -104,7 +113,7 @@ def _worker(config: dict[str, Any]) -> None:
     startup = _startup_seconds(config["since"], config["started"], world)
     for task in config["tasks"]:
         world.barrier()  # all ranks see the same published jobs
-        if task.published:
+        if task.published or any((task.folder / name).exists() for name in (FAILED, FAULT)):
             continue
         label = task.job.label
 
@@ -112,8 +121,6 @@ def _worker(config: dict[str, Any]) -> None:
             if world.rank == 0:
                 progress_board.post.remote(label, done, total, "steps", note)
 
-        if world.rank == 0:
-            (task.folder / FAILED).unlink(missing_ok=True)
         release_memory()
         session = Session(
             world=world,
@@ -134,6 +141,11 @@ def _worker(config: dict[str, Any]) -> None:
                 write_atomic(task.folder / FAILED, str(error))
                 session.states.drop()
             continue
+        except (
+            UserError
+        ) as error:  # maybe on this rank alone: the group starts again without the job
+            write_atomic(task.folder / FAULT, str(error))
+            raise
         own = (os.getpid(), meter.peak_pss, meter.baseline_pss)
         ranks = [own] * world.size
         if world.size > 1:
@@ -160,6 +172,9 @@ def _worker(config: dict[str, Any]) -> None:
 def engine_of(runtime: RuntimeConfig) -> Engine:
     """How a worker computes: what is set, and otherwise what suits its device."""
     on_gpu = runtime.gpus_per_worker > 0
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = (
+        False  # float32 is float32
+    )
     device = ray.train.torch.get_device() if on_gpu else torch.device("cpu")
     return Engine(
         device=device,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,15 +18,13 @@ import ray.data
 from ray.exceptions import RayTaskError
 
 from ssat_ray.config import RuntimeConfig
-from ssat_ray.errors import RunFailed, UserError
+from ssat_ray.errors import RunFailed, user_error_in
 from ssat_ray.runtime import Meter, board, keep_memory, use_threads
 from ssat_ray.stages.base import StageContext, Task
 from ssat_ray.store import Job, Store, write_atomic
 
 NOTES = "parts"
 Note = dict[str, Any]
-_FAULT = re.compile(rf"^{re.escape(UserError.__module__)}\.UserError: (.*)", re.MULTILINE)
-"""An actor's error arrives as the text of its traceback, wrapped in Ray Data's own."""
 
 
 class PartActor:
@@ -155,9 +152,9 @@ def _stream(
         for row in stream.iter_rows():
             yield int(row["task"]), int(row["part"])
     except (RayTaskError, ray.exceptions.RayError) as error:
-        fault = _FAULT.search(str(error))
-        if fault:
-            raise UserError(fault[1].strip()) from error
+        fault = user_error_in(error)
+        if fault is not None:
+            raise fault from error
         last = str(error).strip().splitlines()[-1]
         stage = tasks[0].job.stage
         raise RunFailed(f"{stage}: an actor failed: {last}") from error

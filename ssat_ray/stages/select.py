@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,12 +21,11 @@ from ssat_ray.selection.choose import REASONS, Choice, DegenerateScoreError, Ran
 from ssat_ray.selection.clusters import score_of, score_reads
 from ssat_ray.selection.table import ScoreTable
 from ssat_ray.stages.base import Stage, StageContext, Task
-from ssat_ray.stages.shards import QUARANTINED, Pools, generation
+from ssat_ray.stages.shards import QUARANTINED, Pools, generation, whole
 from ssat_ray.store import Job, write_atomic
 
 TABLE = "selection.parquet"
 BINS = 80
-T = TypeVar("T")
 
 
 @ray.remote(num_cpus=1, max_retries=3)
@@ -115,22 +114,12 @@ class _PoolRows:
     def read(self, columns: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
         for part in self._parts:
             if "hash" in columns:
-                shard = _whole(*self.pools.read(part, self.retries))
+                shard = self.pools.read_whole(part, self.retries)
                 found = {"id": shard.ids, "label": shard.labels, "hash": image_hash(shard.images)}
             else:
-                ids, labels = _whole(*self.pools.read_ids(part, self.retries))
+                ids, labels = whole(*self.pools.read_ids(part, self.retries))
                 found = {"id": ids, "label": labels}
             yield {name: found[name] for name in columns}
-
-
-def _whole(found: T | None, note: dict[str, Any]) -> T:
-    """What was read of a shard that could be read before."""
-    if found is None:
-        raise UserError(
-            f"{note[QUARANTINED]['reason']} It was whole when images of it were scored or chosen; restore "
-            "it and run again."
-        )
-    return found
 
 
 def _chosen(
@@ -142,7 +131,7 @@ def _chosen(
         entry = pools.entry(part)
         start, stop = np.searchsorted(choice.ids, (entry["first_id"], entry["last_id"] + 1))
         if start < stop:
-            wanted, shard = choice.ids[start:stop], _whole(*pools.read(part, retries))
+            wanted, shard = choice.ids[start:stop], pools.read_whole(part, retries)
             rows = np.searchsorted(shard.ids, wanted)
             missing = wanted[shard.ids[rows] != wanted]
             if len(missing):

@@ -19,13 +19,18 @@ T = TypeVar("T")
 
 
 class Pools:
-    """The pools that a job reads (inputs `pool`, `pool.1`, …), their shards numbered through."""
+    """The pools that a job reads (inputs `pool`, `pool.1`, …), their shards numbered through.
 
-    def __init__(self, task: Task) -> None:
-        names = sorted((n for n in task.inputs if n.split(".")[0] == "pool"), key=generation)
+    Args:
+        task: the job; without `on_bad_shard` in its configuration a bad shard fails it.
+        kind: what its inputs are called.
+    """
+
+    def __init__(self, task: Task, kind: str = "pool") -> None:
+        names = sorted((n for n in task.inputs if n.split(".")[0] == kind), key=generation)
         self.pools = [Pool(task.inputs[name]) for name in names]
         self._folder = task.folder
-        self.on_bad_shard = task.job.config["on_bad_shard"]
+        self.on_bad_shard = task.job.config.get("on_bad_shard", "fail")
         self._where = [(pool, i) for pool in self.pools for i in range(len(pool.shards))]
 
     @classmethod
@@ -35,6 +40,11 @@ class Pools:
     def __len__(self) -> int:
         """Number of shards."""
         return len(self._where)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)"""
+        return self.pools[0].image_shape
 
     @property
     def num_images(self) -> int:
@@ -61,6 +71,22 @@ class Pools:
         """
         pool, index = self._where[part]
         return self._try(lambda: pool.read(index), pool, index, retries)
+
+    def read_whole(self, part: int, retries: int) -> Shard:
+        """A shard that must be there.
+
+        Raises:
+            UserError: it could not be read, whatever `pool.on_bad_shard` says.
+        """
+        return whole(*self.read(part, retries))
+
+    def good(self, retries: int) -> tuple[list[int], list[dict[str, Any]]]:
+        """The shards to use and, with `quarantine`, what is left out; that takes reading all of them."""
+        if self.on_bad_shard == "fail":
+            return list(range(len(self))), []
+        notes = [self.read(part, retries)[1] for part in range(len(self))]
+        bad = [note[QUARANTINED] for note in notes if note]
+        return [part for part, note in enumerate(notes) if not note], bad
 
     def read_ids(self, part: int, retries: int) -> tuple[tuple[Any, Any] | None, dict[str, Any]]:
         """As `read`, for the ids and labels alone."""
@@ -104,6 +130,16 @@ class Pools:
                 f"pool.json says: {named}{more}. Remove {self._folder} and run again."
             )
         return {"bytes_read": self.num_bytes, **({QUARANTINED: bad} if bad else {})}
+
+
+def whole(found: T | None, note: dict[str, Any]) -> T:
+    """What was read of a shard that could be read before."""
+    if found is None:
+        raise UserError(
+            f"{note[QUARANTINED]['reason']} It was whole when its pool was read before; restore it and "
+            "run again."
+        )
+    return found
 
 
 def left_out_warnings(records: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:

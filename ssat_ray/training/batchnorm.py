@@ -37,7 +37,9 @@ class GroupedBatchNorm(_BatchNorm):
         self.num_batches_tracked = of.num_batches_tracked
         self.group_size = group_size
         self.pending: list[Tensor] = []
-        """One (groups, 2, C) a forward since the last update: mean and unbiased variance."""
+        """One (groups, 2, C) a forward of this micro-batch: mean and unbiased variance."""
+        self.done: list[Tensor] = []
+        """Those of the micro-batches before. A compiled forward depends on the length of `pending`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, ...) normalised. In train mode B must be a multiple of `group_size`: ValueError."""
@@ -91,6 +93,14 @@ def grouped(model: nn.Module, group_size: int) -> nn.Module:
     return model
 
 
+def end_micro_batch(model: nn.Module) -> None:
+    """Put the statistics of a micro-batch's forwards aside until `update_running`."""
+    for norm in model.modules():
+        if isinstance(norm, GroupedBatchNorm):
+            norm.done += norm.pending
+            norm.pending.clear()
+
+
 @torch.no_grad()
 def update_running(model: nn.Module, world: World, num_groups: int, micro_batches: int = 1) -> None:
     """Apply the statistics of all groups of the global batch, the same on every rank, and forget them.
@@ -104,17 +114,18 @@ def update_running(model: nn.Module, world: World, num_groups: int, micro_batche
         micro_batches: parts into which this rank's rows were cut; every module is called equally often
             in each.
     """
-    norms = [m for m in model.modules() if isinstance(m, GroupedBatchNorm) and m.pending]
+    end_micro_batch(model)
+    norms = [m for m in model.modules() if isinstance(m, GroupedBatchNorm) and m.done]
     if not norms:
         return
     columns, shapes = [], []
     for norm in norms:
-        calls = len(norm.pending) // micro_batches
+        calls = len(norm.done) // micro_batches
         for call in range(calls):
-            found = torch.cat(norm.pending[call::calls])
+            found = torch.cat(norm.done[call::calls])
             columns.append(found.flatten(1))
         shapes.append(calls)
-        norm.pending.clear()
+        norm.done.clear()
     every = world.rows(torch.cat(columns, dim=1), world.lengths(num_groups))
     means = iter(every.double().mean(0).float().split([c.shape[1] for c in columns]))
     for norm, calls in zip(norms, shapes, strict=True):

@@ -21,7 +21,8 @@ class Cadence:
     Args:
         world: the ranks.
         minutes: most time between two states, as far as a single step is not longer; 0 is after each step.
-        preempted: whether a node of this group is about to be taken away. All ranks ask at the same steps.
+        preempted: whether a node of this group is about to be taken away; then every question is answered
+            by saving. All ranks ask at the same steps.
         clock: seconds, monotonic.
     """
 
@@ -38,7 +39,6 @@ class Cadence:
         self.asked: tuple[int, float] | None = None
         self.next = 0
         self.saved = world.first(clock())
-        self.noticed = False
 
     def due(self, step: int) -> bool:
         """Whether to save now, after `step` steps. Ask after every step, on every rank."""
@@ -50,8 +50,7 @@ class Cadence:
         ahead = int(self.poll / pace) if pace > 0 else 1
         self.next = step + max(1, ahead)
         notice = self.preempted()
-        save = now - self.saved + self.poll >= self.seconds or (notice and not self.noticed)
-        self.noticed = notice
+        save = now - self.saved + self.poll >= self.seconds or notice
         if save:
             self.saved = now
         return save

@@ -160,7 +160,7 @@ class ClassifierTrainer:
 
         A state is saved after every step, told as their number, that is `due`.
         """
-        self.restore(states.load())
+        self.restore(states.load(self.world))
         every = (
             self.config.eval_every
             if isinstance(self.config, TrainConfig)

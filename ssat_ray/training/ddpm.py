@@ -61,7 +61,7 @@ def train_ddpm(
     optimiser = torch.optim.AdamW(unet.parameters(), config.lr, weight_decay=1e-4)
     ema = EMA(unet, config.ema_decay)
     step, seconds, history = 0, 0.0, []
-    state = states.load()
+    state = states.load(world)
     loss_sum, count = torch.zeros(()), 0
     if state is not None:
         unet.load_state_dict(state["unet"])
@@ -69,7 +69,7 @@ def train_ddpm(
         ema.model.load_state_dict(state["ema"])
         ema.num_updates = state["ema_updates"]
         step, seconds, history = state["step"], state["seconds"], state["history"]
-        loss_sum, count = state["loss_sum"], state["count"]
+        loss_sum, count = state["loss_sum"] * (world.rank == 0), state["count"]  # of all ranks
     started = time.perf_counter() - seconds
     while step < config.num_steps:
         set_lr(optimiser, config.lr * fixed_lr_factor(step, config.num_steps, config.warmup_steps))
@@ -94,21 +94,20 @@ def train_ddpm(
                 )
             history.append({"step": step, "seconds": time.perf_counter() - started, "loss": mean})
             progress(step, config.num_steps, f"loss {mean:.4f}")
-        if due(step) and step < config.num_steps and world.rank == 0:
-            states.save(
-                step,
-                {
-                    "step": step,
-                    "seconds": time.perf_counter() - started,
-                    "history": history,
-                    "unet": unet.state_dict(),
-                    "optimiser": optimiser.state_dict(),
-                    "ema": ema.model.state_dict(),
-                    "ema_updates": ema.num_updates,
-                    "loss_sum": loss_sum,
-                    "count": count,
-                },
-            )
+        if due(step) and step < config.num_steps:
+            state = {
+                "step": step,
+                "seconds": time.perf_counter() - started,
+                "history": history,
+                "unet": unet.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "ema": ema.model.state_dict(),
+                "ema_updates": ema.num_updates,
+                "loss_sum": world.sum(loss_sum.clone()),
+                "count": count,
+            }
+            if world.rank == 0:
+                states.save(step, state)
     seconds = time.perf_counter() - started
     return ema, {"steps": step, "seconds": seconds, "loss": history[-1]["loss"], "history": history}
 

@@ -17,19 +17,29 @@ from ssat_ray.config import IntermediateConfig, TrainConfig
 from ssat_ray.data.augment import Mix, augmented
 from ssat_ray.data.batches import generator, interleave
 from ssat_ray.data.labelled import unit_float
+from ssat_ray.data.windows import rows_a_window
 from ssat_ray.training.sources import Images, Resident, Source, Stream, Streamed, moved
 from ssat_ray.training.world import World
 
 
 @dataclass(frozen=True)
 class Batch:
-    """This rank's rows: x (B, C, H, W) float32 in [0, 1], y (B,) int64, CutMix's second labels, and what the
-    means divide by."""
+    """This rank's rows of a global batch.
+
+    Args:
+        x: (B, C, H, W) float32 in [0, 1]. y: (B,) int64.
+        of: what the means divide by.
+        mix: CutMix's second labels.
+        first: number of the first row in the global batch.
+        rng: seed of what a model itself draws, such as dropout.
+    """
 
     x: Tensor
     y: Tensor
     of: Totals
     mix: Mix | None = None
+    first: int = 0
+    rng: int = 0
 
     def rows(self, at: slice) -> tuple[Tensor, Tensor, Mix | None]:
         """Some of the rows: x, y and the second labels."""
@@ -63,8 +73,8 @@ class Feed:
         self.image_shape = tuple(labelled[0].shape[1:])
         num_pool = window_rows = 0
         if unlabelled is not None and isinstance(config, TrainConfig):
-            num_pool = round(config.batch_size * config.unsup_fraction)
-            window_rows = config.window_rows
+            num_pool = config.pool_rows
+            window_rows = rows_a_window(config.window_mib, self.image_shape)
         self.num_labelled = config.batch_size - num_pool
         self.order = interleave(self.num_labelled, num_pool)
         self.sources: list[Source] = [
@@ -98,7 +108,8 @@ class Feed:
             mix = Mix(self._moved(mix.labels), self._moved(mix.share))
         labelled, every = totals(labels)
         of = self._moved(labelled), self._moved(every)
-        return Batch(x, self._moved(labels[self.part]), of, mix)
+        rng = generator(self.seed, "model", step).initial_seed()
+        return Batch(x, self._moved(labels[self.part]), of, mix, self.part.start, rng)
 
     def _gathered(self, at: Tensor) -> Tensor:
         """(b, C, H, W) uint8 of this batch's draws, counted through the labelled ones and then the pool's."""

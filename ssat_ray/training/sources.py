@@ -119,7 +119,7 @@ class Streamed:
         start, stop = step * self.count, (step + 1) * self.count
         if self._coming is None or (self._held and start < self._held[0].window.start):
             self.close()
-            self._coming = prefetch(self._read(start), depth=1)
+            self._coming = prefetch(self._read(start), depth=1, wait=False)
         self._held = [held for held in self._held if held.window.stop > start]
         while not self._held or self._held[-1].window.stop < stop:
             self._held.append(next(self._coming))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import shutil
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Any
 import torch
 
 from ssat_ray.data.folder import Folder
+from ssat_ray.training.world import World
+
+_DIGEST_BYTES = 32
 
 
 class States:
@@ -27,23 +31,45 @@ class States:
         """Write tensors and plain values, all of them or nothing."""
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        self.folder.write(f"{step:010d}.pt", buffer.getvalue())
+        content = buffer.getvalue()
+        self.folder.write(_name(step), hashlib.sha256(content).digest() + content)
         for name in self._names()[: -self.keep]:
             self.folder.delete(name)
 
-    def load(self) -> dict[str, Any] | None:
-        """The newest whole state, or None; a damaged one is passed over for the one before it.
+    def load(self, world: World | None = None) -> dict[str, Any] | None:
+        """The newest whole state, or None; one whose checksum is wrong is passed over for the one before it.
 
         Loaded with `weights_only`: no code in it can run, pickle.UnpicklingError is raised instead.
+
+        Args:
+            world: its first rank chooses, so that all ranks go on from the same state; all of them call.
+
+        Raises:
+            OSError: a state that is there cannot be read.
         """
-        for name in reversed(self._names()):
-            content = io.BytesIO(self.folder.read(name))
-            try:
-                state: dict[str, Any] = torch.load(content, weights_only=True, map_location="cpu")
-            except (RuntimeError, EOFError, ValueError):  # cut short, or a checksum is wrong
-                continue
-            return state
-        return None
+        world = world or World()
+        newest = self._newest() if world.rank == 0 else None
+        step = int(world.first(-1 if newest is None else newest))
+        if step < 0:
+            return None
+        content = self._content(step)
+        if content is None:
+            raise OSError(f"{self.folder.path(_name(step))} differs from what rank 0 has read")
+        state: dict[str, Any] = torch.load(
+            io.BytesIO(content), weights_only=True, map_location="cpu"
+        )
+        return state
+
+    def _newest(self) -> int | None:
+        """Steps of the newest whole state."""
+        steps = (int(name.partition(".")[0]) for name in reversed(self._names()))
+        return next((step for step in steps if self._content(step) is not None), None)
+
+    def _content(self, step: int) -> bytes | None:
+        """What was saved, or None if the file is damaged."""
+        data = self.folder.read(_name(step)).to_pybytes()
+        digest, content = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
+        return content if hashlib.sha256(content).digest() == digest else None
 
     def drop(self) -> None:
         """Remove the states of a run that has finished, and what a killed writer left beside them."""
@@ -55,3 +81,7 @@ class States:
 
     def _names(self) -> list[str]:
         return list(self.folder.names(".pt"))
+
+
+def _name(step: int) -> str:
+    return f"{step:010d}.pt"

@@ -21,7 +21,7 @@ from ssat_ray.config import (
 )
 from ssat_ray.data.augment import Mix
 from ssat_ray.models.ema import EMA
-from ssat_ray.training.batchnorm import grouped, update_running
+from ssat_ray.training.batchnorm import end_micro_batch, grouped, update_running
 from ssat_ray.training.feed import Batch
 from ssat_ray.training.gradients import GradientSum
 from ssat_ray.training.schedule import set_lr
@@ -104,10 +104,12 @@ class TrainingStep:
             x, y, mix = batch.rows(rows)
             inputs = (x,) if noise is None else (x, self.perturb(x, y, noise[rows], mix))
             given = {} if mix is None else {"mix": mix}
+            torch.manual_seed((batch.rng + batch.first + rows.start) % 2**63)  # a group's own draws
             with self.gradients.micro_batch(i == 0, i == len(slices) - 1) as module:
                 with self.autocast():
                     loss, found = module(*inputs, y, of=batch.of, **given)
                 loss.backward()
+            end_micro_batch(self.model)
             for name, value in found.items():
                 parts[name] = parts[name] + value if name in parts else value
         self.optimiser.step()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssat_ray.data.windows import Window, WindowOrder
+from ssat_ray.data.windows import Window, WindowOrder, rows_a_window
 
 SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=12)
 
@@ -29,8 +29,20 @@ def test_an_epoch_has_every_image_once_in_windows_of_whole_shards(
             assert window.rows == sum(sizes[shard] for shard in window.shards)
             assert sorted(window.order(seed).tolist()) == list(range(window.rows))
             position = window.stop
-        for window in windows[:-1]:
-            assert window.rows >= window_rows > window.rows - sizes[window.shards[-1]]
+            assert window.rows - sizes[window.shards[-1]] < window_rows, (
+                "whole shards, as few as fit"
+            )
+        assert len(windows) <= -(-sum(sizes) // window_rows)
+
+
+def test_the_windows_of_an_epoch_are_about_the_same_size() -> None:
+    windows = _epoch(WindowOrder([10] * 103, 300, 0), 0)
+    assert [window.rows for window in windows] == [260, 260, 260, 250]
+
+
+def test_rows_of_a_window() -> None:
+    assert rows_a_window(3, (3, 32, 32)) == 1024 and rows_a_window(0.01, (1, 8, 8)) == 163
+    assert rows_a_window(0.001, (3, 224, 224)) == 1
 
 
 @given(sizes=SIZES, window_rows=st.integers(1, 40), position=st.integers(0, 200))

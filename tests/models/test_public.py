@@ -187,10 +187,10 @@ WRAPPINGS = {
     "with its scaling": lambda state: {
         "model": {
             **{f"module.1.{k}": v for k, v in state.items()},
-            "module.0.mean": torch.zeros(3),
+            "module.0.mean": torch.full((1, 3, 1, 1), 0.5),
         }
     },
-    "mean inside": lambda state: {**state, "mean": torch.zeros(3), "std": torch.ones(3)},
+    "mean inside": lambda state: {**state, "mu": torch.full((3,), 0.5), "std": torch.tensor(0.5)},
     "compiled, beside another": lambda state: {
         "optimiser": {"step": torch.ones(1)},
         "net": {f"_orig_mod.{k}": v for k, v in state.items()},
@@ -206,6 +206,19 @@ def test_a_checkpoint_loads_from_any_wrapping(wrapping: str, tmp_path: Path) -> 
     load_public(found, path)
     for key, value in model.state_dict().items():
         assert torch.equal(found.state_dict()[key], value), key
+
+
+def test_a_checkpoint_of_another_input_scale_is_refused(tmp_path: Path) -> None:
+    path, cifar = tmp_path / "published.pt", torch.tensor([0.4914, 0.4822, 0.4465])
+    state = build("wrn-10-1-silu").state_dict()
+    wrapped = {
+        **{f"1.{key}": value for key, value in state.items()},
+        "0.mu": cifar.view(1, 3, 1, 1),
+    }
+    torch.save(wrapped, path)
+    said = r"by 0\.mu = \[0\.4914, 0\.4822, 0\.4465\], the model by \[0\.5.*set model\.mean"
+    with pytest.raises(UserError, match=said):
+        load_public(build("wrn-10-1-silu"), path)
 
 
 def test_a_published_file_holds_a_bare_state_dict(tmp_path: Path) -> None:

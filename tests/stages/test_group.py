@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from ssat_ray.data.pool import Pool
+from ssat_ray.loading import load_config
+from ssat_ray.plan import build_plan
+from ssat_ray.store import Store
 
 pytestmark = pytest.mark.ray
 
@@ -28,3 +36,33 @@ def test_all_rows_train_in_the_same_worker_group(tiny_run: Any) -> None:
     assert len(records) == 9
     assert len({tuple(r["worker_pids"]) for r in records}) == 1
     assert sum(r["startup_seconds"] > 1 for r in records) == 1
+
+
+FAULTY = """\
+rows: [none, full]
+model: {widths: [8, 16], strides: [2, 2]}
+pool: {source: external, path: pool}
+objective: {num_steps: 1}
+train: {max_steps: 20, eval_every: 20, batch_size: 32, bn_group: 16, window_mib: 0.01}
+evaluate: {pgd_steps: 1, apgd_steps: 1}
+"""
+
+
+@pytest.mark.slow
+def test_a_job_whose_input_is_at_fault_fails_alone(selections: Any, tmp_path: Path) -> None:
+    """And with a message and an exit code as for any other mistake."""
+    pool = Pool(selections.pool(tmp_path / "pool", 500, 100))
+    path = Path(pool.shard_path(3))
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    (tmp_path / "preset.yaml").write_text(FAULTY)
+    command = [str(Path(sys.executable).with_name("ssat")), "train", "preset.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert f"train full seed 0: {path}" in done.stderr and "was altered" in done.stderr
+    plan = build_plan(
+        load_config(str(tmp_path / "preset.yaml"), [f"pool.path={tmp_path / 'pool'}"])
+    )
+    store = Store(tmp_path / "store")
+    assert store.record(plan.jobs["none", 0, "train"]) is not None
+    assert store.record(plan.jobs["full", 0, "train"]) is None

@@ -11,19 +11,27 @@ import pytest
 
 from ssat_ray.data.pool import Pool
 from ssat_ray.data.windows import WindowOrder
+from ssat_ray.errors import UserError
+from ssat_ray.stages.base import Task
+from ssat_ray.stages.shards import Pools
 from ssat_ray.stages.stream import stream_of
+from ssat_ray.store import Job
 
 pytestmark = pytest.mark.ray
+
+
+def _task(inputs: dict[str, Path]) -> Task:
+    return Task(Job("train", 0, {}, {}), Path("unused"), inputs, Path("unused"))
 
 
 def test_windows_come_in_order_with_their_shards_images(
     ray_here: None, selections, tmp_path: Path
 ) -> None:
     """Over two pools, from within the first epoch into the second."""
-    pools = [
-        Pool(selections.pool(tmp_path / name, rows, 100)) for name, rows in (("a", 730), ("b", 250))
-    ]
-    stream = stream_of(pools, 0)
+    sizes = {"a": 730, "b": 250}
+    pools = [Pool(selections.pool(tmp_path / name, rows, 100)) for name, rows in sizes.items()]
+    folders = {"unlabelled": tmp_path / "a", "unlabelled.1": tmp_path / "b"}
+    stream = stream_of(Pools(_task(folders), "unlabelled"), range(11), 0)
     assert stream.shard_rows == [*[100] * 7, 30, 100, 100, 50] and len(stream) == 980
     shards = [shard for pool in pools for shard in pool]
     windows = list(islice(WindowOrder(stream.shard_rows, 250, 0).windows(500), 5))
@@ -38,13 +46,13 @@ def test_windows_come_in_order_with_their_shards_images(
 
 
 def test_an_altered_shard_is_named(ray_here: None, selections, tmp_path: Path) -> None:
-    pool = Pool(selections.pool(tmp_path / "pool", 300, 100))
-    path = Path(pool.shard_path(1))
+    pool = selections.pool(tmp_path / "pool", 300, 100)
+    path = pool / "shard-00001.parquet"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
-    windows = WindowOrder([100] * 3, 100, 0).windows(0)
+    stream = stream_of(Pools(_task({"unlabelled": pool}), "unlabelled"), range(3), 1)
     with (
-        closing(stream_of([pool], 0).read(windows)) as found,
-        pytest.raises(Exception, match=f"{path.name} was altered after it was written"),
+        closing(stream.read(WindowOrder([100] * 3, 100, 0).windows(0))) as found,
+        pytest.raises(UserError, match=rf"{path.name} was altered .* Tried 2 times\."),
     ):
         for _ in islice(found, 3):
             pass

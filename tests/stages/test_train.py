@@ -5,15 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from ssat_ray.errors import RunFailed
+from ssat_ray.config import TrainConfig
+from ssat_ray.data.pool import Pool
+from ssat_ray.errors import RunFailed, UserError
 from ssat_ray.models.files import load_classifier
 from ssat_ray.stages.base import Task
 from ssat_ray.stages.group import DIVERGED
-from ssat_ray.stages.train import BEST, CARRIED, keep_best
+from ssat_ray.stages.shards import QUARANTINED
+from ssat_ray.stages.train import BEST, CARRIED, _Unlabelled, keep_best
 from ssat_ray.store import Job, Store, write_atomic
+from ssat_ray.training.sources import Stream
 
 
 def published(store: Store, recipe: str, record: dict[str, Any]) -> Job:
@@ -44,6 +49,42 @@ def test_a_search_without_a_survivor_fails(tmp_path: Path) -> None:
     best = Job("train", 2, {"seed": 0, "recipe": BEST}, {}, {"wild": bad})
     with pytest.raises(RunFailed, match="every recipe diverged: the loss became NaN"):
         keep_best(Task.of(best, store))
+
+
+@pytest.mark.parametrize("window_mib", [1.0, 0.005])
+def test_a_pool_in_memory_or_streamed_leaves_bad_shards_out_where_asked(
+    selections: Any, tmp_path: Path, window_mib: float
+) -> None:
+    folder = selections.pool(tmp_path / "pool", 300, 100)
+    pool = Pool(folder)
+    first, second, third = list(pool)
+    sizes = [entry["bytes"] for entry in pool.shards]
+    config = TrainConfig(window_mib=window_mib, batch_size=64, unsup_fraction=0.5)
+
+    def unlabelled(on_bad_shard: str) -> _Unlabelled:
+        job = Job("train", 2, {"seed": 0}, {"on_bad_shard": on_bad_shard})
+        task = Task(job, tmp_path, {"unlabelled": folder}, tmp_path)
+        return _Unlabelled(task, config, retries=0)
+
+    whole = unlabelled("fail")
+    assert whole.is_streamed == (window_mib < 1) and whole.shard_rows == [100] * 3
+    assert whole.record(1) == {"bytes_read": max(sizes) if whole.is_streamed else sum(sizes)}
+    path = Path(pool.shard_path(1))
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    left = unlabelled("quarantine")
+    assert left.shard_rows == [100, 100]
+    (note,) = left.record(1)[QUARANTINED]
+    assert note["file"] == path.name and "was altered" in note["reason"]
+    images = left.images()
+    if isinstance(images, Stream):
+        assert len(images) == 200 and images.image_shape == (1, 8, 8)
+        return
+    assert images is not None
+    expected = np.concatenate([first.images, third.images])
+    assert np.array_equal(images[0].permute(0, 2, 3, 1).numpy(), expected)
+    assert np.array_equal(images[1].numpy(), np.concatenate([first.labels, third.labels]))
+    with pytest.raises(UserError, match=f"{path.name} was altered"):
+        unlabelled("fail").images()
 
 
 @pytest.mark.ray

@@ -36,7 +36,7 @@ intermediate: {{num_steps: 20, batch_size: 64, bn_group: 32}}
 pool: {{source: synth}}
 synth: {{num_images: 2000}}
 objective: {{num_steps: 3, step_size: 0.1}}
-train: {{max_steps: {NUM_STEPS * 4 // 5}, eval_every: 100, patience: 99, batch_size: 64, bn_group: 32}}
+train: {{max_steps: {NUM_STEPS * 4 // 5}, eval_every: 100, patience: 99, batch_size: 64, bn_group: 32, window_mib: 0.04}}
 evaluate: {{pgd_steps: 3, apgd_steps: 3}}
 runtime: {{checkpoint_minutes: 0.01}}
 """

@@ -53,11 +53,11 @@ def test_no_minutes_are_every_step() -> None:
     assert len(saved) == 6
 
 
-def test_a_notice_is_answered_once_at_once() -> None:
+def test_while_a_notice_stands_every_question_saves() -> None:
     clock, notices = Clock(), iter([False, True, True, False, True])
     cadence = Cadence(World(), 10.0, lambda: next(notices), clock)
     found = []
     for step in range(1, 6):
         clock.now += 6.0
         found.append(cadence.due(step))
-    assert found == [False, True, False, False, True]
+    assert found == [False, True, True, False, True]

@@ -1,5 +1,7 @@
 """Training state on disk: everything comes back, and a pickle that would run code is refused."""
 
+import hashlib
+import io
 import os
 import pickle
 from pathlib import Path
@@ -50,7 +52,8 @@ def test_the_newest_stay_and_a_damaged_one_is_passed_over(tmp_path: Path) -> Non
     assert [f.name for f in files] == ["0000000010.pt", "0000000100.pt"]
     found = states.load()
     assert found is not None and found["step"] == 100
-    for damage in (files[1].read_bytes()[:-200], b""):
+    whole = files[1].read_bytes()
+    for damage in (whole[:-200], b"", bytes(len(whole)), b"cut short", whole[:-1] + b"?"):
         files[1].write_bytes(damage)
         found = States(tmp_path / "job").load()
         assert found is not None and found["step"] == 10
@@ -60,13 +63,16 @@ def test_the_newest_stay_and_a_damaged_one_is_passed_over(tmp_path: Path) -> Non
     assert states.load() is None and not (tmp_path / "job").exists()
 
 
-@pytest.mark.parametrize("write", [torch.save, lambda o, p: p.write_bytes(pickle.dumps(o, 2))])
+@pytest.mark.parametrize("write", [torch.save, lambda o, f: f.write(pickle.dumps(o, 2))])
 def test_a_malicious_pickle_is_refused_before_it_runs(tmp_path: Path, write) -> None:
-    target = tmp_path / "made-by-the-pickle"
-    file = tmp_path / "0000000001.pt"
-    write({"step": Malicious(target)}, file)
+    """With the right checksum before it."""
+    target, content = tmp_path / "made-by-the-pickle", io.BytesIO()
+    write({"step": Malicious(target)}, content)
+    data = content.getvalue()
+    (tmp_path / "0000000001.pt").write_bytes(hashlib.sha256(data).digest() + data)
     with pytest.raises(pickle.UnpicklingError):
         States(tmp_path).load()
     assert not target.exists()
-    torch.load(file, weights_only=False) if write is torch.save else pickle.loads(file.read_bytes())
+    content.seek(0)
+    torch.load(content, weights_only=False) if write is torch.save else pickle.loads(data)
     assert target.exists(), "the pickle was not malicious, so the test proves nothing"
