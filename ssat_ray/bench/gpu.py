@@ -50,7 +50,7 @@ def _measured(case: Case, repeats: int, device: torch.device) -> Comparison:
         case.bar,
         {
             "images/s": f"{case.batch_size / step:,.0f}",
-            "peak": f"{peak / 1e12:,.1f} TFLOP/s",
+            "peak": f"{peak / 1e12:.4g} TFLOP/s",
             "attack": f"{attack:.3g} s",
             "the rest": f"{step - attack:.3g} s",
         },

@@ -18,11 +18,11 @@ CPU = torch.device("cpu")
 def test_the_line() -> None:
     (line,) = gpu.run(3, CPU, (TINY,))
     assert line.what == "TRADES-10 step, tiny, batch 16, bf16, cpu" and line.bar == 0.4
-    peak = float(line.notes["peak"].removesuffix(" TFLOP/s").replace(",", "")) * 1e12
+    peak = float(line.notes["peak"].removesuffix(" TFLOP/s")) * 1e12
     flops = num_flops(build_classifier(TINY.model, (1, 8, 8), 10, 0), (1, 8, 8))
-    assert line.bare[0] == pytest.approx(16 * 27 * flops / peak, abs=27 * 16 * flops / peak)
+    assert line.bare[0] == pytest.approx(16 * 27 * flops / peak, rel=0.01)
     rate = float(line.notes["images/s"].replace(",", ""))
-    assert rate * 27 * flops / peak == pytest.approx(line.ratio, rel=1.0)
+    assert rate * 27 * flops / peak == pytest.approx(line.ratio, rel=0.05)
     attack, rest = (float(line.notes[name].split()[0]) for name in ("attack", "the rest"))
     assert attack > 0 and attack + rest == pytest.approx(sorted(line.ours)[1], rel=0.02)
 

@@ -57,7 +57,7 @@ def test_a_pool_in_memory_or_streamed_leaves_bad_shards_out_where_asked(
 ) -> None:
     folder = selections.pool(tmp_path / "pool", 300, 100)
     pool = Pool(folder)
-    first, second, third = list(pool)
+    first, _, third = list(pool)
     sizes = [entry["bytes"] for entry in pool.shards]
     config = TrainConfig(window_mib=window_mib, batch_size=64, unsup_fraction=0.5)
 
@@ -68,7 +68,8 @@ def test_a_pool_in_memory_or_streamed_leaves_bad_shards_out_where_asked(
 
     whole = unlabelled("fail")
     assert whole.is_streamed == (window_mib < 1) and whole.shard_rows == [100] * 3
-    assert whole.record(1) == {"bytes_read": max(sizes) if whole.is_streamed else sum(sizes)}
+    read = whole.record(1)["bytes_read"]
+    assert read in sizes if whole.is_streamed else read == sum(sizes)
     path = Path(pool.shard_path(1))
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     left = unlabelled("quarantine")
