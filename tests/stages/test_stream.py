@@ -27,15 +27,17 @@ def _task(inputs: dict[str, Path]) -> Task:
 def test_windows_come_in_order_with_their_shards_images(
     ray_here: None, selections, tmp_path: Path
 ) -> None:
-    """Over two pools, from within the first epoch into the second."""
-    sizes = {"a": 730, "b": 250}
-    pools = [Pool(selections.pool(tmp_path / name, rows, 100)) for name, rows in sizes.items()]
+    """Over two pools and into the second epoch. The first shard takes longer than all others together."""
+    sizes = {"a": (200_000, 200_000), "b": (250, 50)}
+    pools = [Pool(selections.pool(tmp_path / name, *rows)) for name, rows in sizes.items()]
     folders = {"unlabelled": tmp_path / "a", "unlabelled.1": tmp_path / "b"}
-    stream = stream_of(Pools(_task(folders), "unlabelled"), range(11), 0)
-    assert stream.shard_rows == [*[100] * 7, 30, 100, 100, 50] and len(stream) == 980
+    stream = stream_of(Pools(_task(folders), "unlabelled"), range(6), 0)
+    assert stream.shard_rows == [200_000, *[50] * 5] and len(stream) == 200_250
     shards = [shard for pool in pools for shard in pool]
-    windows = list(islice(WindowOrder(stream.shard_rows, 250, 0).windows(500), 5))
+    order = WindowOrder(stream.shard_rows, 100, seed=6)
+    windows = list(islice(order.windows(0), 6))
     assert {window.epoch for window in windows} == {0, 1}
+    assert windows[0].shards == (0,) and len(windows[1].shards) > 1
     with closing(stream.read(iter(windows))) as found:
         for expected, (window, (images, labels)) in zip(windows, found, strict=True):
             assert window == expected
