@@ -91,7 +91,7 @@ def _filled(
                 block = next(blocks)
                 images, labels = block["images"], block["labels"]
             take = min(len(labels), window.rows - filled)
-            found[filled : filled + take] = torch.from_numpy(images[:take])
-            numbers[filled : filled + take] = torch.from_numpy(labels[:take])
+            found.numpy()[filled : filled + take] = images[:take]
+            numbers.numpy()[filled : filled + take] = labels[:take]
             images, labels, filled = images[take:], labels[take:], filled + take
         yield window, (found, numbers)
