@@ -150,9 +150,11 @@ def test_a_later_override_wins_and_null_resets() -> None:
         ),
         ("runtime.train_workers=[3, 1]", ["runtime.train_workers=[3, 1]", "least"]),
         ("train.batch_size=96", ["train.batch_size=96", "train.bn_group=64"]),
+        ("train.unsup_fraction=0.999", ["train.unsup_fraction=0.999", "no labelled image"]),
+        ("train.unsup_fraction=0.001", ["train.unsup_fraction=0.001", "no pool image"]),
         (
-            "train.none_recipes.small.batch_size=1",
-            ["train.none_recipes.small.batch_size=1", "bn_group=64"],
+            "train.none_recipes.small.batch_size=3",
+            ["train.none_recipes.small.batch_size=3", "bn_group=64"],
         ),
     ],
 )
