@@ -24,11 +24,11 @@ intermediate: {{num_steps: 20, batch_size: 64, bn_group: 32}}
 pool: {{source: synth}}
 synth: {{num_images: 2000}}
 objective: {{num_steps: 3, step_size: 0.1}}
-train: {{max_steps: 800, eval_every: 200, patience: 99, batch_size: 64, bn_group: 32, window_mib: 0.04}}
+train: {{max_steps: 320, eval_every: 80, patience: 99, batch_size: 64, bn_group: 32, window_mib: 0.04}}
 evaluate: {{pgd_steps: 3, apgd_steps: 3}}
 runtime: {{train_workers: [1, 2], actors: 1, checkpoint_minutes: {minutes}}}
 """
-LAST_STEP = 1000
+LAST_STEP = 400
 
 
 @pytest.fixture(scope="module")
