@@ -63,6 +63,8 @@ class PartActor:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         for index, part in zip(batch["task"].tolist(), batch["part"].tolist(), strict=True):
             task = self.tasks[index]
+            if not _missing_part(task, part):
+                continue  # its actor died after the note, before Ray Data heard of it
             with Meter() as meter:
                 note = self.process(task, part)
             note |= {"seconds": meter.seconds, "peak_pss_bytes": meter.peak_pss, "pid": os.getpid()}
@@ -179,7 +181,11 @@ def read_note(task: Task, part: int) -> Note:
 
 
 def _missing(task: Task, num_parts: int) -> list[int]:
-    return [p for p in range(num_parts) if not (task.folder / NOTES / f"{p:05d}.json").exists()]
+    return [part for part in range(num_parts) if _missing_part(task, part)]
+
+
+def _missing_part(task: Task, part: int) -> bool:
+    return not (task.folder / NOTES / f"{part:05d}.json").exists()
 
 
 def _pool_peak(notes: list[Note], num_actors: int) -> int:

@@ -5,17 +5,38 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ssat_ray.stages.base import Task
-from ssat_ray.stages.parts import PartActor, in_order
-from ssat_ray.store import Job
+from ssat_ray.stages.parts import NOTES, Note, PartActor, in_order
+from ssat_ray.store import Job, write_atomic
 
 
 class Weighed(PartActor):
     @classmethod
     def cost(cls, task: Task, part: int) -> float:
         return float(task.job.params["weight"] / (1 + part))
+
+
+class Refusing(PartActor):
+    """Makes nothing, and says what it was asked for."""
+
+    def __init__(self, tasks: list[Task]) -> None:
+        self.tasks = tasks
+
+    def process(self, task: Task, part: int) -> Note:
+        raise AssertionError(f"part {part} was made")
+
+
+def test_a_part_that_is_noted_is_not_made_again(tmp_path: Path) -> None:
+    """Ray Data gives it out again if its actor was killed before the answer arrived."""
+    actor = Refusing([Task(Job("score", 1, {}, {}), tmp_path, {}, tmp_path)])
+    write_atomic(tmp_path / NOTES / "00004.json", "{}")
+    batch = {"task": np.array([0]), "part": np.array([4])}
+    assert actor(batch) is batch
+    with pytest.raises(AssertionError, match="part 5 was made"):
+        actor({**batch, "part": np.array([5])})
 
 
 @pytest.mark.parametrize(
