@@ -15,14 +15,14 @@ import torch
 
 from ssat_ray.selection.exact import ExactSum, Grid, add_product
 from ssat_ray.selection.gmm import GaussianMixture
-from ssat_ray.selection.points import Frame, block_rows, blocks
+from ssat_ray.selection.points import MOST_BLOCK_ROWS, Frame, block_rows, blocks
 from ssat_ray.selection.scores import Float64
 
 POINT_BITS = 21
 """Bits of the points' grid: with RESPONSIBILITIES and _GROUP_ROWS within float64's 53."""
 RESPONSIBILITIES = Grid(-18, 18)
 LOG_LIKELIHOODS = Grid(-24, 40)
-_GROUP_ROWS = 1 << 13
+_GROUP_ROWS = 2 * MOST_BLOCK_ROWS
 """Most rows whose sums float64 takes before they go into an ExactSum; points beyond the grid's range
 make squares that overflow there, and raise, before any other sum is rounded."""
 _NEGLIGIBLE = -60.0
@@ -137,6 +137,7 @@ def em_statistics(points: torch.Tensor, mixture: GaussianMixture, grid: Grid) ->
     rest = None
     if kind == "full" or (isinstance(log_joint, _Diagonal) and log_joint.narrow):
         rest = ExactSum(shape, RESPONSIBILITIES.times(Grid(2 * grid.exponent, grid.bits)))
+    group_rows -= group_rows % log_joint.rows  # only the last block is padded
     r = torch.empty(num_components, log_joint.rows, dtype=torch.float64)
     x, square, rounded = torch.empty(3, log_joint.rows, width, dtype=torch.float64)
     for group in points.split(group_rows):
@@ -145,10 +146,8 @@ def em_statistics(points: torch.Tensor, mixture: GaussianMixture, grid: Grid) ->
         rests = np.zeros(shape)
         for rows, block in blocks(group, log_joint.rows):
             real = rows.stop - rows.start
-            joint = log_joint(block)
-            top = joint.amax(0)
-            norm = joint.sub_(top).clamp_(min=_NEGLIGIBLE).exp_().sum(0)
-            r.copy_(RESPONSIBILITIES.round_(joint.div_(norm)))[:, real:] = 0
+            posterior, log_p = _posterior(log_joint(block))
+            r.copy_(RESPONSIBILITIES.round_(posterior))[:, real:] = 0
             masses += r.sum(1)
             add_product(firsts, r, x.copy_(block))
             if isinstance(log_joint, _Diagonal):
@@ -167,7 +166,7 @@ def em_statistics(points: torch.Tensor, mixture: GaussianMixture, grid: Grid) ->
                     grid.round_(rounded.copy_(square))
                     add_product(target, rounded.t(), x)
                     add_product(left, square.sub_(rounded).t(), x)
-            log_p = top.add_(norm.log_())[:real].double().clamp_(min=_LEAST_LOG_LIKELIHOOD)
+            log_p = log_p[:real].double().clamp_(min=_LEAST_LOG_LIKELIHOOD)
             likelihood += float(LOG_LIKELIHOODS.round_(log_p).sum())
         mass.add(masses)
         first.add(firsts)
@@ -176,6 +175,13 @@ def em_statistics(points: torch.Tensor, mixture: GaussianMixture, grid: Grid) ->
             rest.add(rests)
         total.add(np.array(likelihood))
     return EMStatistics(mass, first, second, total, len(points), rest)
+
+
+def _posterior(joint: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """log p(x, j) (k, B) -> p(j | x) in its place, and log p(x) (B,)."""
+    top = joint.amax(0)
+    norm = joint.sub_(top).clamp_(min=_NEGLIGIBLE).exp_().sum(0)
+    return joint.div_(norm), top.add_(norm.log_())
 
 
 class _Diagonal:
@@ -224,7 +230,7 @@ class _Dense:
         self._means = torch.from_numpy(mixture.means)
         log_det = np.log(np.diagonal(lower, axis1=1, axis2=2)).sum(1)
         self._constant = torch.from_numpy(_log_weights(mixture) - log_det)
-        self.rows = min(2048, block_rows(24 * k + 24 * width))  # a group of rows has no more
+        self.rows = min(MOST_BLOCK_ROWS // 2, block_rows(24 * k + 24 * width))
 
     def __call__(self, block: torch.Tensor) -> torch.Tensor:
         x = block.double().t()

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from ssat_ray.selection.exact import ExactSum, Grid
-from ssat_ray.selection.points import block_rows, blocks
+from ssat_ray.selection.points import MOST_BLOCK_ROWS, block_rows, blocks
 from ssat_ray.selection.scores import Float32, Int64
 
-_GROUP_ROWS = 1 << 15
+_GROUP_ROWS = 10 * MOST_BLOCK_ROWS
 """Rows whose sums float64 takes before they go into an ExactSum; points beyond the grid's range make
 an inertia that overflows there, and raises, before any other sum is rounded."""
 _INERTIA_BITS = 37

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sklearn.mixture import GaussianMixture as ScikitMixture
 
 from ssat_ray.selection import em
@@ -76,6 +77,46 @@ def test_statistics_do_not_depend_on_sharding(covariance: str, pca: int | None) 
     assert (total.rest is None) == (covariance == "tied")
     if total.rest is not None and whole.rest is not None:
         np.testing.assert_array_equal(total.rest.value(), whole.rest.value())
+
+
+@pytest.mark.parametrize("covariance", ["diag", "narrow", "tied", "full"])
+@pytest.mark.parametrize("width", [8, 33, 128, 255])
+@pytest.mark.parametrize("num_components", [2, 7, 50])
+def test_the_place_in_a_block_changes_no_bit(
+    covariance: str, width: int, num_components: int, one_thread: None
+) -> None:
+    """Before anything is rounded to a grid, which would hide all but one difference in a million."""
+    rng = np.random.default_rng(7)
+    kind = "diag" if covariance == "narrow" else covariance
+    spread = rng.uniform(0.5, 2, (num_components, width))
+    mixture = GaussianMixture(
+        weights=np.full(num_components, 1 / num_components),
+        means=rng.normal(size=(num_components, width)),
+        covariances={
+            "diag": spread,
+            "tied": np.diag(spread[0]) + 0.01,
+            "full": np.einsum("kp,pq->kpq", spread, np.eye(width)) + 0.01,
+        }[kind],
+        covariance_type=kind,
+        pca_mean=None,
+        pca_components=None,
+        log_likelihood=0.0,
+        num_iterations=0,
+        converged=False,
+    )
+    joint: em._Diagonal | em._Dense
+    if kind == "diag":
+        joint = em._Diagonal(mixture, square_unit=1.0 if covariance == "narrow" else 2.0**-30)
+        assert joint.narrow == (covariance == "narrow")
+    else:
+        joint = em._Dense(mixture)
+    block = torch.from_numpy(rng.normal(size=(joint.rows, width)).astype(np.float32))
+    expected, log_p = (t.clone() for t in em._posterior(joint(block)))
+    assert log_p.unique().numel() > 0.9 * joint.rows
+    for shift in (1, 5, 24, joint.rows // 2 + 3):
+        found, found_log_p = em._posterior(joint(block.roll(shift, 0)))
+        assert torch.equal(found.roll(-shift, 1), expected)
+        assert torch.equal(found_log_p.roll(-shift, 0), log_p)
 
 
 @pytest.mark.parametrize("covariance", ["diag", "full"])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from sklearn.cluster import KMeans
 
 from ssat_ray.selection.lloyd import (
     LloydPoints,
     LloydStatistics,
+    _Nearest,
     farthest,
     lloyd_statistics,
     refine,
@@ -110,6 +112,21 @@ def test_points_that_moved_leave_the_sums_of_a_new_count() -> None:
 def test_ties_go_to_the_lowest_index() -> None:
     c = X[[0, 1, 1, 0]].numpy()
     assert assign(c).counts.tolist()[2:] == [0, 0]
+
+
+@pytest.mark.parametrize("width", [8, 33, 128, 255])
+@pytest.mark.parametrize("num_clusters", [2, 7, 50, 1000])
+def test_the_place_in_a_block_changes_no_bit(
+    width: int, num_clusters: int, one_thread: None
+) -> None:
+    rng = np.random.default_rng(5)
+    nearest = _Nearest(rng.normal(size=(num_clusters, width)).astype(np.float32))
+    block = torch.from_numpy(rng.normal(size=(nearest.rows, width)).astype(np.float32))
+    index, distance = (t.clone() for t in nearest(block))
+    for shift in (1, 5, 24, nearest.rows // 2 + 3):
+        found, found_distance = nearest(block.roll(shift, 0))
+        assert torch.equal(found.roll(-shift), index)
+        assert torch.equal(found_distance.roll(-shift), distance)
 
 
 def test_many_clusters_and_wide_points_take_smaller_blocks() -> None:

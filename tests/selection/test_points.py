@@ -47,9 +47,26 @@ def test_blocks_have_one_shape_and_cover_all_rows() -> None:
 
 
 def test_block_rows_bound_the_memory() -> None:
-    assert block_rows(100) == 4096
-    assert block_rows(4096) == 2048
-    assert block_rows(10_000 * 4) == 256
+    assert block_rows(100) == 3072
+    assert block_rows(4096) == 1536
+    assert block_rows(10_000 * 4) == 192
+
+
+@pytest.mark.parametrize("width", [8, 33, 255])
+@pytest.mark.parametrize("num_components", [2, 7, 8])
+def test_the_place_in_a_block_changes_no_bit_of_a_projection(
+    width: int, num_components: int, one_thread: None
+) -> None:
+    """In float64, before the grid hides all but one difference in millions."""
+    rng = np.random.default_rng(5)
+    h = rng.normal(size=(2 * block_rows(16 * width), width)).astype(np.float32)
+    axes = np.linalg.qr(rng.normal(size=(width, num_components)))[0].T
+    frame = Frame.fit(h[:1000], bits=21, components=axes)
+    expected = np.concatenate([x.clone() for _, x in frame._coordinates(h)])
+    for shift in (1, 5, 24, len(h) // 4 + 3):
+        rolled = np.roll(h, shift, axis=0)
+        found = np.concatenate([x.clone() for _, x in frame._coordinates(rolled)])
+        np.testing.assert_array_equal(np.roll(found, -shift, axis=0), expected)
 
 
 @pytest.mark.parametrize("num_components", [None, 2])
