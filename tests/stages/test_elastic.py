@@ -50,6 +50,14 @@ def cluster() -> Iterator[Cluster]:
     cluster.shutdown()
 
 
+def assert_same(run: TrainRun, oracle: TrainRun) -> None:
+    """The weights to the bit; the mean losses that are logged are summed in another order by another
+    number of workers."""
+    (weights, history), (expected, expected_history) = run.ended(), oracle.ended()
+    assert weights == expected
+    assert history == [pytest.approx(row, rel=1e-12) for row in expected_history]
+
+
 def test_without_a_node_the_others_go_on(
     oracle: TrainRun, train_run: type[TrainRun], cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -62,8 +70,8 @@ def test_without_a_node_the_others_go_on(
     at = run.saved_step
     run.finish(process)
     assert 100 <= at < LAST_STEP
-    assert run.record("intermediate")["world_size"] == 2 and run.record()["world_size"] == 1
-    assert run.ended() == oracle.ended()
+    assert run.record()["world_size"] == 1
+    assert_same(run, oracle)
 
 
 def test_notice_of_a_node_that_goes_saves_a_state_at_once(
@@ -84,4 +92,4 @@ def test_notice_of_a_node_that_goes_saves_a_state_at_once(
     cluster.remove_node(node, allow_graceful=False)
     run.finish(process)
     assert run.record()["world_size"] == 1
-    assert run.ended() == oracle.ended()
+    assert_same(run, oracle)
