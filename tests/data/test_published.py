@@ -21,6 +21,8 @@ from ssat_ray.config import DataConfig
 from ssat_ray.data.labelled import read_labelled
 from ssat_ray.data.published import fingerprint, read_published
 from ssat_ray.errors import UserError
+from ssat_ray.loading import load_config
+from ssat_ray.plan import build_plan
 
 RNG = np.random.default_rng(0)
 NEEDED: dict[str, Any] = {"num_test": None, "num_labelled": None, "num_validation": 5}
@@ -242,13 +244,13 @@ seeds: [0]
 rows: [none, random, lcs-km]
 data: {name: NAME, path: set, verify: false, num_test: TEST, num_labelled: null, num_validation: 6DATA}
 model: {widths: [8, 16], strides: [2, 2]}
-intermediate: {num_steps: 20, batch_size: 16, warmup_steps: 2}
+intermediate: {num_steps: 20, batch_size: 16, bn_group: 8, warmup_steps: 2}
 pool: {source: synth}
 synth: {num_images: 200, shard_rows: 50}
 objective: {num_steps: 2, step_size: 0.01}
 threat: {eps: 0.03}
 select: {ratio: 0.25}
-train: {max_steps: 20, eval_every: 10, batch_size: 16, warmup_steps: 2}
+train: {max_steps: 20, eval_every: 10, batch_size: 16, bn_group: 8, warmup_steps: 2}
 evaluate: {pgd_steps: 2, apgd_steps: 2}
 """
 
@@ -269,14 +271,31 @@ SETS: dict[str, tuple[Callable[[Path], Any], str, str, list[int], int, int]] = {
 
 
 @pytest.mark.ray
+def _preset(name: str, folder: Path) -> Path:
+    """The set's files in `folder`/set, and the preset that compares on them."""
+    make, test, more, *_ = SETS[name]
+    (folder / "set").mkdir()
+    make(folder / "set")
+    text = PRESET.replace("NAME", name).replace("TEST", test).replace("DATA", more)
+    (folder / "mine.yaml").write_text(text)
+    return folder / "mine.yaml"
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_comparison_is_planned(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the slow test's preset does not rot."""
+    monkeypatch.chdir(tmp_path)
+    plan = build_plan(load_config(str(_preset(name, tmp_path)), []))
+    assert {row for row, _, _ in plan.jobs} == {"none", "random", "lcs-km"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SETS)
 def test_a_comparison(name: str, tmp_path: Path) -> None:
-    make, test, more, shape, num_classes, num_test = SETS[name]
-    (tmp_path / "set").mkdir()
-    make(tmp_path / "set")
-    text = PRESET.replace("NAME", name).replace("TEST", test).replace("DATA", more)
-    (tmp_path / "mine.yaml").write_text(text)
+    *_, shape, num_classes, num_test = SETS[name]
+    _preset(name, tmp_path)
     ssat = str(Path(sys.executable).with_name("ssat"))
     done = subprocess.run(
         [ssat, "run", "mine.yaml", "--name", "mine"],
