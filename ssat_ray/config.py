@@ -16,7 +16,21 @@ from pydantic import (
 
 from ssat_ray.mistakes import moved, nearest
 
-Row = Literal["none", "random", "pcs", "lcs-km", "lcs-gmm", "gmm-ll", "easy", "full"]
+Row = Literal[
+    "none",
+    "random",
+    "pcs",
+    "lcs-km",
+    "lcs-gmm",
+    "gmm-ll",
+    "easy",
+    "pcg",
+    "lcg-km",
+    "lcg-gmm",
+    "full",
+]
+GUIDED = ("pcg", "lcg-km", "lcg-gmm")
+"""Rows whose images are made for them by a guided DDPM, not selected from the pool."""
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 RESERVED_RECIPES = {
@@ -289,7 +303,19 @@ class TrainConfig(OptimiserConfig):
         return TrainConfig(**values)
 
 
-class PretrainConfig(Section):
+class DenoiserConfig(Section):
+    """What every training of a DDPM shares."""
+
+    num_steps: Positive = 1000
+    batch_size: Positive = 64
+    lr: float = Field(2e-3, gt=0)
+    warmup_steps: int = Field(50, ge=0)
+    ema_decay: float = Field(0.995, ge=0, lt=1)
+    augment_shift: int = Field(0, ge=0, description="random translation, pixels each way")
+    precision: Literal["float32", "bf16"] = "float32"
+
+
+class PretrainConfig(DenoiserConfig):
     """The class-conditional DDPM (diffusers UNet2DModel), trained on the labelled images only."""
 
     channels: tuple[Positive, ...] = Field(
@@ -299,13 +325,6 @@ class PretrainConfig(Section):
     norm_num_groups: Positive = Field(8, description="at most channels / 4: see docs/method.md")
     num_timesteps: Positive = 1000
     prediction_type: Literal["epsilon", "v_prediction"] = "v_prediction"
-    num_steps: Positive = 1000
-    batch_size: Positive = 64
-    lr: float = Field(2e-3, gt=0)
-    warmup_steps: int = Field(50, ge=0)
-    ema_decay: float = Field(0.995, ge=0, lt=1)
-    augment_shift: int = Field(0, ge=0, description="random translation, pixels each way")
-    precision: Literal["float32", "bf16"] = "float32"
 
     @model_validator(mode="after")
     def _groups_fit(self) -> PretrainConfig:
@@ -317,6 +336,29 @@ class PretrainConfig(Section):
                     "channel a group the time and class embeddings cancel"
                 )
         return self
+
+
+class FinetuneConfig(DenoiserConfig):
+    """Guided fine-tuning of the DDPM for the rows `pcg`, `lcg-km` and `lcg-gmm`.
+
+    The loss is L_DDPM + weight * guidance / (the base images' median score) + anchor * L2.
+    """
+
+    num_steps: Positive = 300
+    lr: float = Field(2e-4, gt=0)
+    warmup_steps: int = Field(20, ge=0)
+    ema_decay: float = Field(0.98, ge=0, lt=1)
+    weight: float = Field(0.2, ge=0, description="lambda, of the guidance; 0: plain fine-tuning")
+    weight_warmup_steps: int = Field(50, ge=0, description="steps in which the weight rises from 0")
+    timestep_weight: Literal["uniform", "alpha-bar", "cut-off", "min-snr"] = Field(
+        "min-snr", description="how much the guidance of a noisy image counts"
+    )
+    cut_off: float = Field(
+        0.5, gt=0, lt=1, description="cut-off: least share of the signal that counts"
+    )
+    anchor: float = Field(
+        0.0, ge=0, description="weight of the squared distance to the base model's output"
+    )
 
 
 class PoolConfig(Section):
@@ -374,8 +416,17 @@ class GenerateConfig(Section):
     """Sampling the pool from the DDPM."""
 
     num_images: Positive = 10_000
-    sampler: Literal["dpmsolver++", "ddim"] = "dpmsolver++"
+    sampler: Literal["dpmsolver++", "ddim", "ancestral"] = Field(
+        "dpmsolver++",
+        description="ancestral: the DDPM's own, for as many steps as it has timesteps",
+    )
     num_inference_steps: Positive = 20
+    guidance: float = Field(
+        0.0,
+        ge=0,
+        description="guided rows: weight of the score's gradient at sampling; above 0 they sample the "
+        "base model and nothing is fine-tuned",
+    )
     shard_rows: Positive = Field(1_000, description="images a Parquet shard, and a sampling batch")
     precision: Literal["float32", "bf16"] = "float32"
 
@@ -531,6 +582,7 @@ class Config(Section):
     objective: ObjectiveConfig = ObjectiveConfig()
     intermediate: IntermediateConfig = IntermediateConfig()
     pretrain: PretrainConfig = PretrainConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
     pool: PoolConfig = PoolConfig()
     generate: GenerateConfig = GenerateConfig()
     synth: SynthConfig = SynthConfig()
@@ -549,9 +601,15 @@ class Config(Section):
                 raise ValueError(f"{name} has duplicates: {list(values)}")
         if set(self.rows) == {"none"}:
             raise ValueError("rows=['none'] compares nothing: add a row that uses the pool")
-        idle = [row for row in ("none", "full") if row in self.rows]
+        idle = [row for row in self.rows if row in ("none", "full", *GUIDED)]
         if self.goal == "selection" and idle:
             raise ValueError(f"goal=selection selects nothing for the row {idle[0]!r}: take it out")
+        guided = [row for row in self.rows if row in GUIDED]
+        if guided and self.pool.source != "generate":
+            raise ValueError(
+                f"rows: {guided[0]} fine-tunes the DDPM that makes the pool; found "
+                f"pool.source={self.pool.source}, set pool.source=generate or take the row out"
+            )
         stray = [seed for seed in self.evaluate.autoattack_seeds if seed not in self.seeds]
         if stray:
             raise ValueError(
@@ -587,10 +645,34 @@ class Config(Section):
             raise ValueError(f"cluster.k={k} is larger than the pool ({key}={size})")
         if set(self.rows) - {"none", "full"} and round(ratio * size) < 1:
             raise ValueError(f"select.ratio={ratio} of {key}={size} rounds to no image; raise one")
+        if set(self.rows) & set(GUIDED):
+            base, guided = self.guided_images
+            if guided < 1:
+                raise ValueError(
+                    f"select.boundary_fraction={self.select.boundary_fraction} leaves no guided image: "
+                    "raise it, or take the guided rows out"
+                )
+            if base < max(2, k or 2):
+                raise ValueError(
+                    f"select.boundary_fraction={self.select.boundary_fraction} leaves {base} images of the "
+                    "base model, which are clustered to guide the others"
+                    + (f", fewer than cluster.k={k}" if k else "")
+                    + "; lower it or raise generate.num_images"
+                )
+
+    @property
+    def guided_images(self) -> tuple[int, int]:
+        """Images that a guided row has in place of a selection: of the base model, and guided ones."""
+        total = round(self.select.ratio * self.generate.num_images)
+        guided = round(self.select.boundary_fraction * total)
+        return total - guided, guided
 
     @model_validator(mode="after")
     def _every_worker_has_a_group(self) -> Config:
-        sizes = {"pretrain": (self.pretrain.batch_size, 1)}
+        sizes = {
+            "pretrain": (self.pretrain.batch_size, 1),
+            "finetune": (self.finetune.batch_size, 1),
+        }
         for name, section in {"intermediate": self.intermediate, "train": self.train}.items():
             sizes[name] = section.batch_size, section.bn_group
         for name in self.train.none_recipes:

@@ -36,7 +36,8 @@ BATCHES = [
     TOGETHER,
     *((name,) for name in STAGES if name not in (*ON_DRIVER, *TOGETHER)),
 ]
-"""Stages that run together, in order."""
+BATCHES.insert(BATCHES.index(("finetune",)) + 1, ("generate",))
+"""Stages that run together, in order. `generate` comes twice: guided images need what is made of others."""
 
 
 class Watcher:
@@ -92,18 +93,20 @@ def execute(
         pending = [job for job in jobs if job.stage in names and context.store.record(job) is None]
         if memory is not None:
             memory.stage = ", ".join(dict.fromkeys(job.stage for job in pending))
-        while pending:
-            ready = [
-                j
-                for j in pending
-                if all(context.store.record(i) is not None for i in j.inputs.values())
-            ]
-            assert ready, f"{names}: no job of {len(pending)} has its inputs"
+        while ready := _ready(pending, context.store):
             computed = _compute(ready, context, watcher)
             pending = [job for job in pending if context.store.record(job) is None]
             if pending and not computed:
                 watcher.waiting(pending[0])
                 time.sleep(1.0)
+    left = [job.label for job in jobs if context.store.record(job) is None]
+    assert not left, f"{left} never had their inputs"
+
+
+def _ready(jobs: list[Job], store: Store) -> list[Job]:
+    """Those that are not published and whose inputs all are."""
+    missing = [job for job in jobs if store.record(job) is None]
+    return [j for j in missing if all(store.record(i) is not None for i in j.inputs.values())]
 
 
 def _compute(ready: list[Job], context: StageContext, watcher: Watcher) -> bool:
@@ -246,4 +249,5 @@ def preflight(config: Config, plan: Plan, store: Store) -> None:
 
 
 def _up_to(plan: Plan, stages: list[str]) -> list[Job]:
-    return [job for job in plan.unique if job.stage in stages]
+    """Jobs of these stages that need no other stage."""
+    return [job for job in plan.unique if all(j.stage in stages for j in job.closure())]

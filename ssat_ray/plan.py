@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssat_ray.config import Config
+from ssat_ray.config import GUIDED, Config
 from ssat_ray.data.folder import file_digest
 from ssat_ray.data.pool import Pool
 from ssat_ray.data.published import fingerprint
@@ -14,11 +14,13 @@ from ssat_ray.stages import (
     checkpoint,
     cluster,
     evaluate,
+    finetune,
     generate,
     intermediate,
     labelled,
     pool,
     pretrain,
+    quality,
     report,
     score,
     select,
@@ -41,6 +43,8 @@ STAGES: dict[str, Stage] = {
         synth,
         cluster,
         score,
+        finetune,
+        quality,
         select,
         train,
         evaluate,
@@ -48,6 +52,10 @@ STAGES: dict[str, Stage] = {
     )
 }
 """All stages in the order in which the pipeline runs them."""
+
+
+JUDGE_SEEDS = 1_000_000
+"""Added to a run's seed for the classifier that judges its guided images."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +141,18 @@ def _shared_jobs(config: Config, seed: int, data: Job, adopted: Job | None) -> d
     part = _part(config, "model", "intermediate", "threat")
     inter = adopted or _job("intermediate", of, part, {"labelled": data}, about)
     shared = {"labelled": data, "intermediate": inter, **_pool_jobs(config, seed, data)}
+    shared |= _scoring_jobs(config, seed, shared)
+    for row in config.rows:
+        if row in GUIDED:
+            shared |= _guided_jobs(config, row, seed, shared)
+    return shared
+
+
+def _scoring_jobs(config: Config, seed: int, shared: dict[str, Job]) -> dict[str, Job]:
+    """The jobs that cluster and score the pool among `shared`."""
+    of, about = {"seed": seed}, f"seed {seed}"
+    data, inter = shared["labelled"], shared["intermediate"]
+    found: dict[str, Job] = {}
     pools = _numbered(shared, "pool")
     fields = config.cluster.model_dump(mode="json")
     common = ("k", "sample_rows", "refine_rows", "refine_iterations", "tolerance", "storage")
@@ -144,17 +164,70 @@ def _shared_jobs(config: Config, seed: int, data: Job, adopted: Job | None) -> d
         fitted_on = dict(list(pools.items())[: config.pool.cluster_generations])
         inputs = {"labelled": data, "intermediate": inter, **fitted_on}
         fitted = _job("cluster", {**of, "method": method}, part, inputs, f"{method} {about}")
-        shared[f"cluster:{method}"] = fitted
+        found[f"cluster:{method}"] = fitted
         scorers[method] = {"clusters": fitted}
     for scorer, clusters in scorers.items():
         for name, images in pools.items():
             inputs = {"intermediate": inter, "pool": images, **clusters}
             number = name.removeprefix("pool")
             label = f"{scorer} {about}" + (f" generation {number[1:]}" if number else "")
-            shared[f"score:{scorer}{number}"] = _job(
+            found[f"score:{scorer}{number}"] = _job(
                 "score", {**of, "scorer": scorer}, reading, inputs, label
             )
-    return shared
+    return found
+
+
+def _guided_jobs(config: Config, row: str, seed: int, shared: dict[str, Job]) -> dict[str, Job]:
+    """`<row>:<stage>` -> job of what a guided row makes: images of the base model, and guided ones.
+
+    The base images are clustered and scored as a pool of their own: nothing of the comparison's pool is
+    used, which need not exist then.
+    """
+    of, about, data = {"seed": seed}, f"{row} seed {seed}", shared["labelled"]
+    num_base, num_guided = config.guided_images
+    ddpm, embed = shared["pretrain"], _part(config, "embed")
+    source = {"labelled": data, "ddpm": ddpm}
+    part = {"generate": _unguided(config, num_images=num_base)}
+    base = _job("generate", of, part, source, f"base images seed {seed}")
+    scorer = score.SCORERS[row]
+    guide = _guide(config, seed, {**shared, "pool": base}, scorer)
+    guided_by = {**of, "guide": row}
+    found = {"base": base, "score": guide["scores"]}
+    found |= {"cluster": guide["clusters"]} if "clusters" in guide else {}
+    made = _unguided(config, num_images=num_guided)
+    if config.generate.guidance:
+        part = {"generate": {**made, "guidance": config.generate.guidance}, **embed}
+        params = {**guided_by, "first_id": num_base}
+        found["guided"] = _job("generate", params, part, {**source, **guide}, about)
+    else:
+        part = {**_part(config, "finetune"), **embed}
+        found["finetune"] = _job("finetune", guided_by, part, {**source, **guide}, about)
+        inputs = {"labelled": data, "ddpm": found["finetune"]}
+        params = {**of, "first_id": num_base}
+        found["guided"] = _job("generate", params, {"generate": made}, inputs, about)
+    judge = _guide(
+        config, seed + JUDGE_SEEDS, {**shared, **_judge(config, seed, data), "pool": base}, scorer
+    )
+    seen_by = {"guide": guide["intermediate"], "judge": judge["intermediate"]}
+    if "clusters" in guide:
+        seen_by |= {"guide_clusters": guide["clusters"], "judge_clusters": judge["clusters"]}
+    inputs = {**source, "base": base, "guided": found["guided"], **seen_by}
+    found["quality"] = _job("quality", of, {"generate": made, **embed}, inputs, about)
+    return {f"{row}:{name}": job for name, job in found.items()}
+
+
+def _guide(config: Config, seed: int, shared: dict[str, Job], scorer: str) -> dict[str, Job]:
+    """What images are judged by: a classifier, its clusters (none for `confidence`) and its scores."""
+    scored = _scoring_jobs(config, seed, shared)
+    found = {"intermediate": shared["intermediate"], "scores": scored[f"score:{scorer}"]}
+    return found | ({"clusters": scored[f"cluster:{scorer}"]} if scorer != "confidence" else {})
+
+
+def _judge(config: Config, seed: int, data: Job) -> dict[str, Job]:
+    """A classifier that guidance never sees: trained as the intermediate model, from another seed."""
+    part = _part(config, "model", "intermediate", "threat")
+    params, about = {"seed": seed + JUDGE_SEEDS}, f"judge seed {seed}"
+    return {"intermediate": _job("intermediate", params, part, {"labelled": data}, about)}
 
 
 def _pool_jobs(config: Config, seed: int, data: Job) -> dict[str, Job]:
@@ -165,7 +238,7 @@ def _pool_jobs(config: Config, seed: int, data: Job) -> dict[str, Job]:
         inputs = {"labelled": data, "ddpm": ddpm}
         return {
             "pretrain": ddpm,
-            "pool": _job("generate", of, _part(config, "generate"), inputs, about),
+            "pool": _job("generate", of, {"generate": _unguided(config)}, inputs, about),
         }
     if config.pool.source == "synth":
         return {"pool": _job("synth", of, _part(config, "synth"), {"labelled": data}, about)}
@@ -184,6 +257,11 @@ def _pool_jobs(config: Config, seed: int, data: Job) -> dict[str, Job]:
     return jobs
 
 
+def _unguided(config: Config, **changes: Any) -> dict[str, Any]:
+    """The settings by which images are made without guidance."""
+    return {**config.generate.model_dump(mode="json"), "guidance": 0.0, **changes}
+
+
 def _numbered(jobs: dict[str, Job], name: str) -> dict[str, Job]:
     """The jobs `name`, `name.1`, … under these names."""
     return {key: job for key, job in jobs.items() if key == name or key.startswith(f"{name}.")}
@@ -193,10 +271,20 @@ def _row_jobs(config: Config, row: str, seed: int, shared: dict[str, Job]) -> di
     """stage -> job of one row and seed, only the stages that the row needs."""
     of, about, data = {"seed": seed}, f"{row} seed {seed}", shared["labelled"]
     jobs, pools = {"labelled": data}, _numbered(shared, "pool")
-    if row != "none":
+    if row in GUIDED:
+        own = {
+            name.removeprefix(f"{row}:"): job
+            for name, job in shared.items()
+            if name.startswith(f"{row}:")
+        }
+        jobs |= {"pretrain": shared["pretrain"], "intermediate": shared["intermediate"], **own}
+        pools = {}
+    elif row != "none":
         jobs |= {name: shared[name] for name in ("pretrain",) if name in shared} | pools
     unlabelled = {name.replace("pool", "unlabelled"): job for name, job in pools.items()}
-    if row not in ("none", "full"):
+    if row in GUIDED:
+        unlabelled = {"unlabelled": own["base"], "unlabelled.1": own["guided"]}
+    elif row not in ("none", "full"):
         inputs = dict(pools)
         if row in score.SCORERS:
             scorer = score.SCORERS[row]

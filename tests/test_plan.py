@@ -65,7 +65,10 @@ def test_select_ratio_changes_select_and_what_follows_of_selecting_rows() -> Non
             "intermediate.lr=0.2",
             {"intermediate", "cluster", "score", "select", "train", "evaluate", "report"},
         ),
-        ("data.split_seed=1", {"pool", *STAGES} - {"generate", "synth", "checkpoint"}),
+        (
+            "data.split_seed=1",
+            {"pool", *STAGES} - {"generate", "synth", "checkpoint", "finetune", "quality"},
+        ),
     ],
 )
 def test_a_setting_changes_the_stages_downstream_only(override: str, stages: set) -> None:
@@ -134,6 +137,68 @@ def test_full_trains_on_the_pool_and_the_others_on_their_selection() -> None:
         assert jobs[row, 0, "train"].inputs["unlabelled"] == jobs[row, 0, "select"]
 
 
+GUIDED_ROWS = "rows=[random, lcs-km, pcg, lcg-km, lcg-gmm]"
+
+
+def test_a_guided_row_makes_its_images_and_needs_no_pool() -> None:
+    jobs = _plan(GUIDED_ROWS).jobs
+    own = {s for r, _, s in jobs if r == "lcg-km" and not s.startswith("evaluate")}
+    made = {"base", "score", "cluster", "finetune", "guided", "quality"}
+    assert own == {"labelled", "pretrain", "intermediate", "train"} | made
+    assert {s for r, _, s in jobs if r == "pcg"} == {s for r, _, s in jobs if r == "lcg-km"} - {
+        "cluster"
+    }
+    row = {s: jobs["lcg-km", 0, s] for s in own}
+    assert row["train"].inputs["unlabelled"] == row["base"]
+    assert row["train"].inputs["unlabelled.1"] == row["guided"]
+    sizes = [row[name].config["generate"]["num_images"] for name in ("base", "guided")]
+    assert sizes == [1200, 800] and row["guided"].params["first_id"] == 1200  # of 2,000 selected
+    assert row["guided"].inputs["ddpm"] == row["finetune"]
+    assert row["finetune"].inputs["ddpm"] == row["base"].inputs["ddpm"] == row["pretrain"]
+    assert row["cluster"].inputs["pool"] == row["score"].inputs["pool"] == row["base"]
+    assert jobs["pcg", 0, "base"] == jobs["lcg-gmm", 0, "base"] == row["base"]
+    assert "clusters" not in jobs["pcg", 0, "finetune"].inputs
+    assert jobs["lcg-gmm", 0, "cluster"].params["method"] == "gmm"
+    assert jobs["random", 0, "pool"].digest not in {j.digest for j in row["train"].closure()}
+
+
+def test_the_judge_is_another_model_with_its_own_clusters_that_guidance_never_saw() -> None:
+    row = {s: job for (r, _, s), job in _plan(GUIDED_ROWS).jobs.items() if r == "lcg-km"}
+    inputs = row["quality"].inputs
+    assert inputs["guide"] == row["intermediate"] and inputs["guide_clusters"] == row["cluster"]
+    judge = inputs["judge"]
+    assert judge.config == row["intermediate"].config and judge.params != row["intermediate"].params
+    assert inputs["judge_clusters"].inputs["intermediate"] == judge
+    assert inputs["judge_clusters"].inputs["pool"] == row["base"]
+    assert judge.digest not in {job.digest for job in row["train"].closure()}
+
+
+def test_guidance_at_sampling_takes_the_place_of_fine_tuning() -> None:
+    jobs = _plan(GUIDED_ROWS, "generate.guidance=2").jobs
+    guided = jobs["lcg-km", 0, "guided"]
+    assert ("lcg-km", 0, "finetune") not in jobs and guided.inputs["ddpm"].stage == "pretrain"
+    assert guided.config["generate"]["guidance"] == 2
+    assert guided.inputs["clusters"] == jobs["lcg-km", 0, "cluster"]
+    before = _plan(GUIDED_ROWS).jobs
+    for key in (("lcs-km", 0, "pool"), ("lcg-km", 0, "base")):
+        assert jobs[key].digest == before[key].digest
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["pool.source=synth"], "lcg-km fine-tunes the DDPM"),
+        (["select.boundary_fraction=0"], "leaves no guided image"),
+        (["select.boundary_fraction=1"], "leaves 0 images of the base model"),
+        (["cluster.k=1300"], r"leaves 1200 .* fewer than cluster\.k=1300"),
+    ],
+)
+def test_guided_rows_that_cannot_be_are_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_config("digits", ["rows=[none, lcg-km]", *overrides])
+    load_config("digits", ["rows=[none, lcg-km]"])
+
+
 def test_none_is_the_best_of_its_recipes() -> None:
     plan = _plan("train.none_recipes={slow: {lr: 0.01}, long: {patience: 9}}")
     best = plan.jobs["none", 0, "train"]
@@ -182,6 +247,12 @@ def test_unique_holds_each_artefact_once_in_an_order_that_can_run() -> None:
     order = list(STAGES)
     for job in plan.unique:  # what pipeline.execute relies on: no stage needs a later one
         assert all(order.index(i.stage) <= order.index(job.stage) for i in job.inputs.values())
+    guided = _plan(GUIDED_ROWS)
+    for job in guided.unique:  # but guided images, for which `generate` comes once more
+        later = [
+            i.stage for i in job.inputs.values() if order.index(i.stage) > order.index(job.stage)
+        ]
+        assert later in ([], ["finetune"]) and (not later or job.stage == "generate")
     counts = Counter(job.stage for job in plan.unique)
     assert counts["labelled"] == 1 and counts["generate"] == 2 and counts["score"] == 6
 

@@ -5,15 +5,20 @@ The image is the closed-form prediction of x0 from one U-Net output, for a whole
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ssat_ray.models.base import EmbeddingClassifier
+from ssat_ray.config import FinetuneConfig
 from ssat_ray.selection.clusters import Clusters
 from ssat_ray.selection.gmm import GaussianMixture
+
+if TYPE_CHECKING:
+    from diffusers import DDPMScheduler, UNet2DModel
 
 Kind = Literal["pcg", "lcg-km", "lcg-gmm"]
 TimestepWeight = Literal["uniform", "alpha-bar", "cut-off", "min-snr"]
@@ -74,14 +79,14 @@ class Guide:
     Args:
         kind: pcg: the highest softmax probability. lcg-km: distance to the second nearest centroid less that
             to the nearest. lcg-gmm: largest log-joint density less the second largest, in nats.
-        classifier: frozen, in eval mode.
+        classifier: has `embed_with_logits(x, layer)`; frozen, in eval mode.
         layer: of the embedding that the clusters are of.
         clusters: centroids (k, d) or a mixture; None for pcg.
         scale: the base pool's median score, above 0.
     """
 
     kind: Kind
-    classifier: EmbeddingClassifier
+    classifier: Any
     layer: str
     clusters: Clusters | None
     scale: float
@@ -92,6 +97,11 @@ class Guide:
                 f"{self.kind}: the base pool's median score must be above 0, found {self.scale}"
             )
 
+    def to(self, device: torch.device) -> Guide:
+        """This guide, its classifier on the device."""
+        self.classifier.to(device)
+        return self
+
     def __call__(self, images: Tensor) -> Tensor:
         """(B,) scores of images (B, C, H, W) in [0, 1]; lower is nearer the boundary."""
         h, logits = self.classifier.embed_with_logits(images, self.layer)
@@ -101,6 +111,89 @@ class Guide:
             return mixture_margin(h, self.clusters) / self.scale
         assert self.clusters is not None
         return centroid_margin(h, torch.from_numpy(self.clusters).to(h)) / self.scale
+
+
+def guided(
+    guide: Guide,
+    kind: str,
+    x_t: Tensor,
+    predict: Callable[[Tensor], Tensor],
+    alpha_bar: Tensor,
+    weight: float,
+) -> Tensor:
+    """The U-Net's output for x_t (B, C, H, W), bent so that sampling goes down the guide's score.
+
+    The density that is sampled is multiplied by exp(-weight * score of the predicted image).
+
+    Args:
+        kind: the scheduler's `prediction_type`.
+        predict: noisy images -> the U-Net's output.
+        alpha_bar: (B,).
+
+    Source: Dhariwal and Nichol 2021, algorithm 2, the score in place of a classifier's log-likelihood.
+    """
+    with torch.enable_grad():
+        noisy = x_t.detach().requires_grad_(True)
+        predicted = predict(noisy)
+        score = guide(as_image(predicted_x0(kind, noisy, predicted, alpha_bar))).sum()
+        (gradient,) = torch.autograd.grad(score, noisy)
+    signal = alpha_bar.sqrt().view(-1, 1, 1, 1)
+    noise = (1 - alpha_bar).sqrt().view(-1, 1, 1, 1)
+    more_noise = weight * noise * gradient  # what epsilon rises by; x_t stays
+    predicted = predicted.detach()
+    if kind == "epsilon":
+        return predicted + more_noise
+    if kind == "v_prediction":
+        return predicted + more_noise / signal
+    return predicted - noise / signal * more_noise
+
+
+@dataclass(frozen=True)
+class Regulariser:
+    """What guided fine-tuning adds to L_DDPM.
+
+    Args:
+        guide: scores the predicted images.
+        base: the model that is fine-tuned, as it was; frozen.
+    """
+
+    guide: Guide
+    base: UNet2DModel
+    config: FinetuneConfig
+
+    def weight(self, step: int) -> float:
+        """Lambda at a step, from 0: rises linearly over the first `weight_warmup_steps`."""
+        rising = (
+            (step + 1) / self.config.weight_warmup_steps if self.config.weight_warmup_steps else 1
+        )
+        return self.config.weight * min(1.0, rising)
+
+    def __call__(
+        self,
+        scheduler: DDPMScheduler,
+        noisy: Tensor,
+        timesteps: Tensor,
+        labels: Tensor | None,
+        predicted: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Means over a batch (B, C, H, W) of the weighted scores and of the squared distance to the base
+        model's output, with gradient; a term whose weight is 0 is 0 and costs nothing.
+
+        Args:
+            predicted: the fine-tuned model's output for the `noisy` images.
+        """
+        guidance = anchor = predicted.new_zeros(())
+        if self.config.weight:
+            alpha_bar = scheduler.alphas_cumprod.to(predicted)[timesteps]
+            kind = scheduler.config["prediction_type"]
+            scores = self.guide(as_image(predicted_x0(kind, noisy, predicted, alpha_bar)))
+            weights = timestep_weight(self.config.timestep_weight, alpha_bar, self.config.cut_off)
+            guidance = (weights * scores).mean()
+        if self.config.anchor:
+            with torch.no_grad():
+                before = self.base(noisy, timesteps, class_labels=labels).sample
+            anchor = F.mse_loss(predicted, before.to(predicted))
+        return guidance, anchor
 
 
 def centroid_margin(h: Tensor, centroids: Tensor) -> Tensor:

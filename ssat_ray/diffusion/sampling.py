@@ -1,8 +1,9 @@
-"""Sample images from a class-conditional DDPM with DDIM or DPM-Solver++; noise is a function of the image id."""
+"""Sample images from a DDPM with DDIM, DPM-Solver++ or ancestral steps; noise is a function of the image id."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssat_ray.config import GenerateConfig
+from ssat_ray.diffusion.guidance import Guide, guided
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler, UNet2DModel
@@ -32,34 +34,76 @@ def balanced_labels(ids: NDArray[np.int64], num_classes: int) -> NDArray[np.int6
     return ids % num_classes
 
 
-@torch.inference_mode()
+def step_generators(ids: NDArray[np.int64], seed: int) -> list[torch.Generator]:
+    """Of the noise that ancestral sampling adds at every step, each image's its own."""
+    words = [np.random.SeedSequence([seed, int(i)]).generate_state(1, np.uint64)[0] for i in ids]
+    return [torch.Generator().manual_seed(int(word >> np.uint64(1))) for word in words]
+
+
+def build_solver(scheduler: DDPMScheduler, sampler: str, num_steps: int) -> Any:
+    """A diffusers sampler of the scheduler's own noise schedule, its timesteps set.
+
+    ddim: Song et al. 2021, eta 0; dpmsolver++: Lu et al. 2022, 2M; ancestral: Ho et al. 2020, algorithm 2.
+    """
+    from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+
+    solver: Any
+    if sampler == "ddim":
+        solver = DDIMScheduler.from_config(
+            scheduler.config, clip_sample=False, timestep_spacing="trailing"
+        )
+    elif sampler == "dpmsolver++":
+        solver = DPMSolverMultistepScheduler.from_config(
+            scheduler.config, algorithm_type="dpmsolver++", solver_order=2
+        )
+    else:
+        solver = DDPMScheduler.from_config(scheduler.config, timestep_spacing="trailing")
+    solver.set_timesteps(num_steps)
+    return solver
+
+
+@torch.no_grad()
 def sample(
     unet: UNet2DModel,
     scheduler: DDPMScheduler,
     noise: Tensor,
-    labels: Tensor,
+    labels: Tensor | None,
     config: GenerateConfig,
+    guide: Guide | None = None,
+    generators: list[torch.Generator] | None = None,
 ) -> Tensor:
-    """Images (n, C, H, W) uint8 from standard normal noise and (n,) int64 classes.
+    """Images (n, C, H, W) uint8 on the CPU, made where the noise is.
 
-    Source: Song et al. 2021 (DDIM, eta 0); Lu et al. 2022 (DPM-Solver++ 2M); diffusers' implementations.
+    Args:
+        noise: (n, C, H, W) standard normal.
+        labels: (n,) int64 classes; None for an unconditional U-Net.
+        guide: lowers the images' scores with the weight `config.guidance`.
+        generators: of each image, for `ancestral`.
     """
-    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
-
-    if config.sampler == "ddim":
-        solver = DDIMScheduler.from_config(
-            scheduler.config, clip_sample=False, timestep_spacing="trailing"
-        )
-    else:
-        solver = DPMSolverMultistepScheduler.from_config(
-            scheduler.config, algorithm_type="dpmsolver++", solver_order=2
-        )
-    solver.set_timesteps(config.num_inference_steps)
+    solver = build_solver(scheduler, config.sampler, config.num_inference_steps)
+    device = noise.device
+    more = {"generator": generators} if config.sampler == "ancestral" else {}
     x = noise.contiguous(memory_format=torch.channels_last)
+
+    def predict(t: Tensor, x: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            predicted: Tensor = unet(x, t, class_labels=labels).sample
+        return predicted.float()
+
     for t in solver.timesteps:
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
-            predicted = unet(x, t, class_labels=labels).sample
-        x = solver.step(predicted.float(), t, x).prev_sample.contiguous(
+        if guide is None or not config.guidance:
+            predicted = predict(t, x)
+        else:
+            alpha_bar = scheduler.alphas_cumprod[t].to(x).expand(len(x))
+            predicted = guided(
+                guide,
+                scheduler.config["prediction_type"],
+                x,
+                partial(predict, t),
+                alpha_bar,
+                config.guidance,
+            )
+        x = solver.step(predicted, t, x, **more).prev_sample.contiguous(
             memory_format=torch.channels_last
         )
-    return ((x + 1) * 127.5).round_().clamp_(0, 255).to(torch.uint8)
+    return ((x + 1) * 127.5).round_().clamp_(0, 255).to(torch.uint8).cpu()

@@ -36,7 +36,7 @@ BOUNDARY, REMAINDER = 1, 2
 """Codes in `FigureData.reasons`; 0 is a pool image that was not selected."""
 
 _RASTER_COLOURS = {0: "#8b929b", BOUNDARY: "#e8590c", REMAINDER: "#2f7fd1"}
-_MARKERS = dict(zip(ROWS, "XosD^vP*", strict=True))
+_MARKERS = dict(zip(ROWS, "XosD^vP<dh*", strict=True))
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,8 +6,20 @@ from typing import Any
 
 Row = dict[str, Any]
 
-ROWS = ("none", "random", "pcs", "lcs-km", "lcs-gmm", "gmm-ll", "easy", "full")
-SELECTORS = ("pcs", "lcs-km", "lcs-gmm", "gmm-ll", "easy")
+ROWS = (
+    "none",
+    "random",
+    "pcs",
+    "lcs-km",
+    "lcs-gmm",
+    "gmm-ll",
+    "easy",
+    "pcg",
+    "lcg-km",
+    "lcg-gmm",
+    "full",
+)
+SELECTORS = ("pcs", "lcs-km", "lcs-gmm", "gmm-ll", "easy", "pcg", "lcg-km", "lcg-gmm")
 ABOUT = {
     "none": "the labelled images alone",
     "random": "a random part of the pool",
@@ -16,6 +28,9 @@ ABOUT = {
     "lcs-gmm": "between two Gaussian components",
     "gmm-ll": "lowest density first",
     "easy": "lcs-km reversed, a control",
+    "pcg": "made to be least confident",
+    "lcg-km": "made between two k-means clusters",
+    "lcg-gmm": "made between two Gaussian components",
     "full": "the whole pool",
 }
 ATTACKS = ("clean", "pgd", "apgd-ce", "autoattack")
@@ -31,6 +46,7 @@ STAGES = (
     "synth",
     "cluster",
     "score",
+    "finetune",
     "select",
     "train",
 )

@@ -1,9 +1,8 @@
-"""generate: sample the pool from the DDPM (Ray Data actors, one Parquet shard a part)."""
+"""generate: sample the pool, or a row's own images, from a DDPM (Ray Data actors, one Parquet shard a part)."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,38 +10,50 @@ import torch
 from ssat_ray.config import GenerateConfig
 from ssat_ray.data.pool import MANIFEST, manifest
 from ssat_ray.data.shard import Shard, write_shard
-from ssat_ray.diffusion.sampling import balanced_labels, initial_noise, sample
+from ssat_ray.diffusion.files import load_ddpm
+from ssat_ray.diffusion.guidance import Guide
+from ssat_ray.diffusion.sampling import balanced_labels, initial_noise, sample, step_generators
 from ssat_ray.errors import RunFailed
 from ssat_ray.stages.base import Stage, StageContext, Task
+from ssat_ray.stages.finetune import guide_of
 from ssat_ray.stages.parts import Note, PartActor, record_of, run_parts
 from ssat_ray.store import Job, write_atomic
 
-
-def load_ddpm(folder: Path) -> tuple[Any, Any]:
-    """The U-Net (eval mode, channels-last) and scheduler of a diffusers pipeline folder."""
+if TYPE_CHECKING:
     from diffusers import DDPMScheduler, UNet2DModel
-
-    unet = UNet2DModel.from_pretrained(folder / "unet").eval().requires_grad_(False)
-    return unet.to(memory_format=torch.channels_last), DDPMScheduler.from_pretrained(
-        folder / "scheduler"
-    )
 
 
 class SampleActor(PartActor):
     """Samples one shard at a time; noise depends on the seed and the image's id only."""
 
     unit = "images"
+    on_gpu = True
 
     def process(self, task: Task, part: int) -> Note:
         config = GenerateConfig(**task.job.config["generate"])
         about = record_of(task, "labelled")
-        channels, height, width = about["image_shape"]
-        unet, scheduler = self.cached(task.inputs["ddpm"], lambda: load_ddpm(task.inputs["ddpm"]))
-        stop = min((part + 1) * config.shard_rows, config.num_images)
-        ids = np.arange(part * config.shard_rows, stop)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+        def load() -> tuple[UNet2DModel, DDPMScheduler, Guide | None]:
+            unet, scheduler = load_ddpm(task.inputs["ddpm"])
+            guide = guide_of(task).to(device) if "guide" in task.job.params else None
+            return unet.to(device), scheduler, guide
+
+        unet, scheduler, guide = self.cached(task.folder, load)
+        first = int(task.job.params.get("first_id", 0))
+        start = part * config.shard_rows
+        ids = first + np.arange(start, min(start + config.shard_rows, config.num_images))
         labels = balanced_labels(ids, about["num_classes"])
-        noise = initial_noise(ids, (channels, height, width), task.seed)
-        images = sample(unet, scheduler, noise, torch.from_numpy(labels), config)
+        noise = initial_noise(ids, tuple(about["image_shape"]), task.seed)
+        images = sample(
+            unet,
+            scheduler,
+            noise.to(device),
+            torch.from_numpy(labels).to(device),
+            config,
+            guide,
+            step_generators(ids, task.seed),
+        )
         nhwc = images.permute(0, 2, 3, 1).contiguous().numpy()
         entry = write_shard(task.folder, part, Shard(ids, nhwc, labels))
         return {"rows": len(ids), "of_rows": config.num_images, "shard": entry}

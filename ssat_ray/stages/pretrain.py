@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from ssat_ray.config import PretrainConfig
 from ssat_ray.data.labelled import LabelledSet
+from ssat_ray.diffusion.files import pipeline_files
 from ssat_ray.diffusion.noise import build_scheduler
 from ssat_ray.models.unet import build_unet
 from ssat_ray.stages.base import Session, Stage, StageContext, Task
@@ -31,27 +29,6 @@ def train(task: Task, session: Session) -> tuple[dict[str, bytes], dict[str, Any
         session.progress,
     )
     return pipeline_files(ema.model, scheduler), result
-
-
-def pipeline_files(unet: Any, scheduler: Any) -> dict[str, bytes]:
-    """The files of a diffusers pipeline folder: model_index.json, unet/ and scheduler/."""
-    import diffusers
-
-    index = {
-        "_class_name": "DDPMPipeline",
-        "_diffusers_version": diffusers.__version__,
-        "scheduler": ["diffusers", type(scheduler).__name__],
-        "unet": ["diffusers", type(unet).__name__],
-    }
-    with tempfile.TemporaryDirectory() as scratch:
-        unet.save_pretrained(Path(scratch) / "unet")
-        scheduler.save_pretrained(Path(scratch) / "scheduler")
-        files = {
-            str(p.relative_to(scratch)): p.read_bytes()
-            for p in Path(scratch).rglob("*")
-            if p.is_file()
-        }
-    return {**files, "model_index.json": json.dumps(index, indent=1).encode()}
 
 
 def run(jobs: list[Job], context: StageContext) -> None:

@@ -13,6 +13,7 @@ import ray
 from ssat_ray.data.labelled import LabelledSet
 from ssat_ray.data.pool import Pool
 from ssat_ray.data.shard import Shard
+from ssat_ray.diffusion.quality import nearest_distances
 from ssat_ray.models.embedding import Embedder
 from ssat_ray.models.files import load_classifier
 from ssat_ray.report.figures import FigureData
@@ -47,9 +48,9 @@ def _report(task: Task) -> None:
 def figure_data(artefacts: Artefacts) -> FigureData:
     """What the figures show, from the first seed's artefacts."""
     seed = artefacts.seeds[0]
-    pooled = [row for row in artefacts.rows if row != "none"]
-    labelled = LabelledSet.load(artefacts.folder(pooled[0], seed, "labelled"))
-    pool = _first_images(Pool(artefacts.folder(pooled[0], seed, "pool")))
+    pooled = [row for row in artefacts.rows if artefacts.job(row, seed, "pool") is not None]
+    labelled = LabelledSet.load(artefacts.folder(artefacts.rows[0], seed, "labelled"))
+    pool = _first_images(Pool(_pool_folder(artefacts, seed)))
     real_images, real_labels = labelled.splits["validation"]
     labelled_images = labelled.splits["labelled"][0]
     methods = [row for row in pooled if row in SCORERS]
@@ -83,10 +84,18 @@ def figure_data(artefacts: Artefacts) -> FigureData:
         real_labels=real_labels,
         real_embeddings=real_embeddings,
         real_scores=real_scores,
-        neighbour_generated=_neighbour(pool.images, labelled_images),
-        neighbour_real=_neighbour(real_images, labelled_images),
+        neighbour_generated=nearest_distances(pool.images, labelled_images),
+        neighbour_real=nearest_distances(real_images, labelled_images),
         show_method=next((m for m in SHOW_FIRST if m in methods), None),
     )
+
+
+def _pool_folder(artefacts: Artefacts, seed: int) -> Path:
+    """The pool that rows select from; the first guided row's images of the base model if there is none."""
+    stages = ("pool", "base")
+    rows = [(row, stage) for stage in stages for row in artefacts.rows]
+    row, stage = next(r for r in rows if artefacts.job(r[0], seed, r[1]) is not None)
+    return artefacts.folder(row, seed, stage)
 
 
 def _first_images(pool: Pool) -> Shard:
@@ -129,16 +138,6 @@ def _top_two(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     p = shifted / shifted.sum(1, keepdims=True)
     top = np.argsort(-p, axis=1)[:, :2]
     return top, np.take_along_axis(p, top, 1)
-
-
-def _neighbour(images: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Euclidean distance (N,) on the [0, 1] scale to the nearest reference image."""
-    from sklearn.neighbors import NearestNeighbors
-
-    flat, base = (a.reshape(len(a), -1) / 255.0 for a in (images, reference))
-    distances, _ = NearestNeighbors(n_neighbors=1).fit(base).kneighbors(flat)
-    nearest: np.ndarray = distances[:, 0]
-    return nearest
 
 
 def run(jobs: list[Job], context: StageContext) -> None:

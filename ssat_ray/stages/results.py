@@ -109,14 +109,13 @@ def build_results(artefacts: Artefacts) -> Record:
 
 
 def _pool_images(artefacts: Artefacts) -> int:
-    """Images of the pool that the first row with one uses, all generations together."""
-    row = next(row for row in artefacts.rows if row != "none")
-    records = [
-        artefacts.record(row, artefacts.seeds[0], stage)
-        for r, seed, stage in artefacts.jobs
-        if (r, seed) == (row, artefacts.seeds[0]) and stage.split(".")[0] == "pool"
-    ]
-    return sum(record["rows"] for record in records)
+    """Images of the pool that rows select from, all generations together; 0 where no row has one."""
+    pools = {
+        (seed, stage): artefacts.record_of(job)
+        for (_, seed, stage), job in artefacts.jobs.items()
+        if seed == artefacts.seeds[0] and stage.split(".")[0] == "pool"
+    }
+    return sum(record["rows"] for record in pools.values())
 
 
 def _row(artefacts: Artefacts, row: str) -> Record:

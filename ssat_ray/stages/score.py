@@ -23,8 +23,11 @@ SCORERS = {
     "easy": "kmeans",
     "lcs-gmm": "gmm",
     "gmm-ll": "gmm",
+    "pcg": "confidence",
+    "lcg-km": "kmeans",
+    "lcg-gmm": "gmm",
 }
-"""Which score table each selection method reads."""
+"""Which score table each row reads."""
 
 
 class ScoreActor(EmbeddingActor):

@@ -176,7 +176,9 @@ def test_unknown_rows_and_stages_come_last(results):
     rows[0]["seconds"] = {"own": 1.0, **rows[0]["seconds"]}
     names = [row["row"] for row in words.in_order(rows)]
     assert (names[0], names[-1]) == ("none", "mine")
-    known = [stage for stage in words.STAGES if stage not in ("pool", "checkpoint", "synth")]
+    known = [
+        stage for stage in words.STAGES if stage not in ("pool", "checkpoint", "synth", "finetune")
+    ]
     assert words.stages_in(rows) == [*known, "own"]
 
 

@@ -12,10 +12,11 @@ import torch
 
 from ssat_ray.config import RuntimeConfig
 from ssat_ray.data.pool import Pool
+from ssat_ray.diffusion.files import load_ddpm
 from ssat_ray.diffusion.sampling import initial_noise, sample
 from ssat_ray.errors import RunFailed
 from ssat_ray.stages.base import StageContext, Task
-from ssat_ray.stages.generate import finish, load_ddpm
+from ssat_ray.stages.generate import finish
 from ssat_ray.store import Job, Store
 
 

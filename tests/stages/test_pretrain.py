@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from ssat_ray.stages.generate import load_ddpm
+from ssat_ray.diffusion.files import load_ddpm
 
 pytestmark = pytest.mark.ray
 

@@ -1,0 +1,113 @@
+"""quality: a row's guided images beside the base model's and real ones, by the guide and by a judge (Ray task).
+
+The judge is another intermediate model, of another seed, with clusters of its own; guidance never saw it.
+What fools the guide alone is adversarial noise, and shows in the judge's figures.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from safetensors.numpy import save
+
+from ssat_ray.config import EmbedConfig, GenerateConfig
+from ssat_ray.data.labelled import LabelledSet
+from ssat_ray.data.pool import Pool
+from ssat_ray.diffusion.files import load_ddpm
+from ssat_ray.diffusion.quality import QUANTILES, Seen, judged, nearest_distances
+from ssat_ray.diffusion.sampling import initial_noise, sample, step_generators
+from ssat_ray.models.embedding import Embedder
+from ssat_ray.models.files import load_classifier
+from ssat_ray.runtime import Meter, use_threads
+from ssat_ray.selection.clusters import load_clusters
+from ssat_ray.stages.base import Stage, StageContext, Task
+from ssat_ray.store import Job
+
+QUALITY, PAIRS = "quality.json", "pairs.safetensors"
+JUDGES = ("guide", "judge")
+MOST_IMAGES = 10_000
+"""Images of a set that are looked at: the first ones."""
+_PAIRS = 40
+
+
+@ray.remote(num_cpus=1, max_retries=3)
+def _quality(task: Task) -> None:
+    use_threads(1)
+    with Meter() as meter:
+        written = task.write(look(task))
+    task.publish(
+        {
+            "seconds": meter.seconds,
+            "peak_pss_bytes": meter.peak_pss,
+            "bytes_written": written,
+        }
+    )
+
+
+def look(task: Task) -> dict[str, bytes]:
+    """The artefact's files: the figures, and images of one noise before and after guidance."""
+    labelled = LabelledSet.load(task.inputs["labelled"])
+    pools = {name: Pool(task.inputs[name]).load() for name in ("base", "guided")}
+    sets = {name: (pool.images, pool.labels) for name, pool in pools.items()}
+    splits = [labelled.splits[name] for name in ("labelled", "validation")]
+    sets["real"] = (
+        np.concatenate([images for images, _ in splits]),
+        np.concatenate([labels for _, labels in splits]),
+    )
+    sets = {n: (images[:MOST_IMAGES], y[:MOST_IMAGES]) for n, (images, y) in sets.items()}
+    labels = {name: y for name, (_, y) in sets.items()}
+    embed = EmbedConfig(**task.job.config["embed"])
+    found: dict[str, Any] = {}
+    for judge in JUDGES:
+        embedder = Embedder(load_classifier(task.inputs[judge]), embed.layer, embed.precision)
+        folder = task.inputs.get(f"{judge}_clusters")
+        clusters = None if folder is None else load_clusters(folder)
+        seen = {name: Seen.by(embedder, clusters, images) for name, (images, _) in sets.items()}
+        found[judge] = judged(**seen, labels=labels)
+    train = labelled.splits["labelled"][0]
+    compared = {
+        "base": sets["base"][0],
+        "guided": sets["guided"][0],
+        "validation": labelled.splits["validation"][0],
+    }
+    found["nearest_training_image"] = {
+        name: {str(q): float(v) for q, v in zip(QUANTILES, _quantiles(images, train), strict=True)}
+        for name, images in compared.items()
+    }
+    after = pools["guided"][:_PAIRS]
+    pairs = {"before": _before(task, after.ids, after.labels), "after": after.images}
+    return {
+        QUALITY: json.dumps(found, indent=1).encode(),
+        PAIRS: save({n: np.ascontiguousarray(a) for n, a in pairs.items()}),
+    }
+
+
+def _quantiles(images: np.ndarray, train: np.ndarray) -> np.ndarray:
+    return np.quantile(nearest_distances(images, train), QUANTILES)
+
+
+def _before(task: Task, ids: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """What the base model makes of the guided images' noise and conditions, (n, H, W, C) uint8."""
+    config = GenerateConfig(**task.job.config["generate"])
+    unet, scheduler = load_ddpm(task.inputs["ddpm"])
+    shape = LabelledSet.load(task.inputs["labelled"]).image_shape
+    images = sample(
+        unet,
+        scheduler,
+        initial_noise(ids, shape, task.seed),
+        torch.from_numpy(labels.astype(np.int64)),
+        config,
+        generators=step_generators(ids, task.seed),
+    )
+    return images.permute(0, 2, 3, 1).numpy()
+
+
+def run(jobs: list[Job], context: StageContext) -> None:
+    ray.get([_quality.remote(Task.of(job, context.store)) for job in jobs])
+
+
+STAGE = Stage("quality", 1, run)
