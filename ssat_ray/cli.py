@@ -45,6 +45,8 @@ STAGE_VERBS = {
     "synth": "make the synthetic pool",
     "cluster": "embed the pool, or a part of it, and fit the clusters",
     "score": "score every image of the pool",
+    "finetune": "fine-tune the DDPM for the guided rows",
+    "quality": "make the guided rows' images and judge them",
     "select": "choose the images to keep and write them as a pool",
     "train": "train every row",
     "evaluate": "attack every row's classifier",

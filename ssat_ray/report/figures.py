@@ -5,7 +5,7 @@ both backgrounds.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import matplotlib
@@ -54,6 +54,7 @@ class FigureData:
         neighbour_generated, neighbour_real: (N,), (M,) Euclidean distance, pixels in [0, 1], to
             the nearest labelled training image.
         show_method: whose selection the projection and the grids show; None: no scored method.
+        pairs: for each guided row images (n, H, W, C) uint8 of one noise before and after guidance.
     """
 
     images: UInt8
@@ -70,6 +71,7 @@ class FigureData:
     neighbour_generated: Float
     neighbour_real: Float
     show_method: str | None
+    pairs: dict[str, tuple[UInt8, UInt8]] = field(default_factory=dict)
 
 
 def _label_right(axes: Axes, points: list[tuple[str, float, float]]) -> None:

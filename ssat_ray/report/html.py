@@ -25,7 +25,7 @@ _STAGE_FACTS = (
     "bytes_written",
 )
 _GRID = 24
-_PER_CLASS = 10
+_PER_CLASS, _PER_ROW = 10, 20
 
 
 def _accuracy_cell(row: Row, measure: str) -> dict[str, str] | None:
@@ -232,5 +232,10 @@ def render(results: dict[str, Any], figures: FigureData) -> str:
         grids=_grids(figures),
         strips=_class_strips(figures),
         show_method=figures.show_method,
+        guided=words.guided_images(rows),
+        pairs=[
+            {"row": row, "before": _strip(before[:_PER_ROW]), "after": _strip(after[:_PER_ROW])}
+            for row, (before, after) in figures.pairs.items()
+        ],
         config=json.dumps(results["config"], indent=2, ensure_ascii=False, default=str),
     )

@@ -46,6 +46,9 @@ def markdown_table(results: dict[str, Any]) -> str:
     for note in words.notes(results):
         lines += ["", note]
     lines += ["", f"{names['pgd']} accuracy by class, %:", "", *_class_table(rows)]
+    guided = words.guided_images(rows)
+    if guided:
+        lines += ["", "Guided images, the base model's in brackets:", "", *_guided_table(guided)]
     return "\n".join(lines) + "\n"
 
 
@@ -53,6 +56,33 @@ def _class_table(rows: list[words.Row]) -> list[str]:
     heads = ["row", "worst", *map(str, words.shown_classes(rows[0]))]
     cells = [_line([f"`{row['row']}`", *words.class_cells(row)]) for row in rows]
     return [_line(heads), "|" + "---|" + "---:|" * (len(heads) - 1), *cells]
+
+
+def _guided_table(guided: list[dict[str, Any]]) -> list[str]:
+    heads = [
+        "row",
+        "seen by",
+        "near the boundary % [20]",
+        "median score / base",
+        "label agreement %",
+    ]
+    heads += ["coverage", "mean confidence", "Fréchet distance, its features"]
+    cells = [
+        _line(
+            [
+                f"`{entry['row']}`",
+                entry["name"],
+                f"{entry['near']:.1f}",
+                f"{entry['median_ratio']:.2f}",
+                f"{entry['agreement']:.1f} [{entry['base_agreement']:.1f}]",
+                f"{entry['coverage']:.3f} [{entry['base_coverage']:.3f}]",
+                f"{entry['confidence']:.3f} [{entry['base_confidence']:.3f}]",
+                f"{entry['frechet']:.3g} [{entry['base_frechet']:.3g}]",
+            ]
+        )
+        for entry in guided
+    ]
+    return [_line(heads), "|---|---|" + "---:|" * (len(heads) - 2), *cells]
 
 
 def _line(cells: list[str]) -> str:

@@ -215,6 +215,43 @@ def in_order(rows: list[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: ROWS.index(row["row"]) if row["row"] in ROWS else len(ROWS))
 
 
+JUDGES = {"guide": "the guide", "judge": "a judge it never saw"}
+"""Who looks at guided images, for tables."""
+
+
+def guided_images(rows: list[Row]) -> list[dict[str, Any]]:
+    """What guide and judge say of each guided row's images: means over seeds, shares in percent.
+
+    coverage and confidence are given for the base model's images too.
+    """
+    found = []
+    for row in rows:
+        for judge, name in JUDGES.items() if "quality" in row else ():
+            seen = [quality[judge] for quality in row["quality"]]
+
+            def average(key: str, of: str, seen: list[Any] = seen) -> float:
+                return float(mean(entry[of][key] for entry in seen) or 0.0)
+
+            found.append(
+                {
+                    "row": row["row"],
+                    "judge": judge,
+                    "name": name,
+                    "near": 100 * float(mean(entry["near"] for entry in seen) or 0.0),
+                    "median_ratio": float(mean(entry["median_ratio"] for entry in seen) or 0.0),
+                    "agreement": 100 * average("agreement", "guided"),
+                    "base_agreement": 100 * average("agreement", "base"),
+                    "coverage": average("coverage", "guided"),
+                    "base_coverage": average("coverage", "base"),
+                    "confidence": average("confidence", "guided"),
+                    "base_confidence": average("confidence", "base"),
+                    "frechet": average("frechet", "guided"),
+                    "base_frechet": average("frechet", "base"),
+                }
+            )
+    return found
+
+
 def notes(results: dict[str, Any]) -> list[str]:
     """Sentences under the table of costs: what ≥ means, and what the search over recipes took."""
     found = []

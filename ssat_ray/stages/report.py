@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import ray
+from safetensors.numpy import load_file
 
 from ssat_ray.data.labelled import LabelledSet
 from ssat_ray.data.pool import Pool
@@ -23,6 +24,7 @@ from ssat_ray.selection.choose import REASONS
 from ssat_ray.selection.clusters import load_clusters, score_columns, score_of, score_reads
 from ssat_ray.selection.table import ScoreTable
 from ssat_ray.stages.base import Stage, StageContext, Task
+from ssat_ray.stages.quality import PAIRS
 from ssat_ray.stages.results import Artefacts, build_results
 from ssat_ray.stages.score import SCORERS
 from ssat_ray.stages.select import TABLE
@@ -87,7 +89,18 @@ def figure_data(artefacts: Artefacts) -> FigureData:
         neighbour_generated=nearest_distances(pool.images, labelled_images),
         neighbour_real=nearest_distances(real_images, labelled_images),
         show_method=next((m for m in SHOW_FIRST if m in methods), None),
+        pairs={
+            row: _pairs(artefacts.folder(row, seed, "quality"))
+            for row in artefacts.rows
+            if artefacts.job(row, seed, "quality") is not None
+        },
     )
+
+
+def _pairs(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Images of one noise before and after guidance."""
+    images = load_file(folder / PAIRS)
+    return images["before"], images["after"]
 
 
 def _pool_folder(artefacts: Artefacts, seed: int) -> Path:

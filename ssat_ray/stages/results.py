@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from ssat_ray.provenance import git_commit, machine
 from ssat_ray.report.words import ATTACKS, STAGES, machine_name, short_commit
 from ssat_ray.stages.base import Task
 from ssat_ray.stages.evaluate import read_flags
+from ssat_ray.stages.quality import QUALITY
 from ssat_ray.stages.shards import left_out_warnings
 from ssat_ray.stages.soundness import masking
 from ssat_ray.store import Job, Store
@@ -155,7 +157,16 @@ def _row(artefacts: Artefacts, row: str) -> Record:
         "history": [
             [[h["step"], h["seconds"], h["val_pgd"]] for h in r["history"]] for r in trained
         ],
+        **_quality(artefacts, row),
     }
+
+
+def _quality(artefacts: Artefacts, row: str) -> Record:
+    """`quality` of a guided row's images by seed; nothing for other rows."""
+    if artefacts.job(row, artefacts.seeds[0], "quality") is None:
+        return {}
+    folders = [artefacts.folder(row, seed, "quality") for seed in artefacts.seeds]
+    return {"quality": [json.loads((folder / QUALITY).read_text()) for folder in folders]}
 
 
 def _charged(artefacts: Artefacts, row: str, seed: int) -> dict[str, Record]:

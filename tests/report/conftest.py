@@ -11,17 +11,31 @@ from ssat_ray.report.figures import FigureData
 from ssat_ray.report.words import STAGES
 
 ROWS = ("none", "random", "pcs", "lcs-km", "lcs-gmm", "easy", "full")
-PGD = dict(zip(ROWS, (79.1, 82.6, 82.1, 83.3, 82.9, 81.6, 84.4), strict=True))
+GUIDED_ROW = "lcg-km"
+KNOWN = (*ROWS, GUIDED_ROW)
+PGD = dict(zip(KNOWN, (79.1, 82.6, 82.1, 83.3, 82.9, 81.6, 84.4, 83.0), strict=True))
 POOL = {"none": 0, "full": 10000}
-NUM_STEPS = dict(zip(ROWS, (900, 1310, 1270, 1390, 1350, 1210, 1800), strict=True))
+NUM_STEPS = dict(zip(KNOWN, (900, 1310, 1270, 1390, 1350, 1210, 1800, 1400), strict=True))
 
 
 def around(mean: float, half: float, **more: Any) -> dict[str, Any]:
     return {"mean": mean, "low": mean - half, "high": mean + half, **more}
 
 
+def make_quality() -> dict[str, Any]:
+    """What guide and judge say of a guided row's images, as stages/quality.py writes it."""
+
+    def seen(near: float) -> dict[str, Any]:
+        sets = {"base": (0.985, 0.81, 0.97, 1.5), "guided": (0.962, 0.72, 0.94, 2.5)}
+        keys = ("agreement", "coverage", "confidence", "frechet")
+        by_set = {name: dict(zip(keys, values, strict=True)) for name, values in sets.items()}
+        return {"near": near, "median_ratio": 0.77, **by_set}
+
+    return {"guide": seen(0.517), "judge": seen(0.413)}
+
+
 def make_row(name: str, rows: tuple[str, ...], seeds: list[int], autoattack: bool) -> dict:
-    rng = np.random.default_rng(ROWS.index(name))
+    rng = np.random.default_rng(KNOWN.index(name))
     names = {"clean": ("clean", 12.4), "pgd": ("PGD-40", 0.0), "apgd-ce": ("APGD-CE", -0.6)}
     if autoattack:
         names["autoattack"] = ("AutoAttack", -1.9)
@@ -62,8 +76,11 @@ def make_row(name: str, rows: tuple[str, ...], seeds: list[int], autoattack: boo
     reached: list[int | None] = [int(steps * 0.7) + 10 * seed for seed in seeds]
     if name != "full":
         reached[-1] = None
+    if name == GUIDED_ROW:
+        seconds["finetune"] = 38.5
     pool = POOL.get(name, 2000)
     return {
+        **({"quality": [make_quality() for _ in seeds]} if name == GUIDED_ROW else {}),
         "row": name,
         "seeds": seeds,
         "images": {"labelled": 300, "pool": pool},
@@ -154,6 +171,7 @@ def make_figures(
     methods: tuple[str, ...] = ("pcs", "lcs-km", "lcs-gmm", "easy"),
     show_method: str | None = "lcs-km",
     num_pool: int = 2000,
+    pairs: dict[str, tuple[np.ndarray, np.ndarray]] | None = None,
 ) -> FigureData:
     rng = np.random.default_rng(0)
     digits = load_digits()
@@ -196,6 +214,7 @@ def make_figures(
         codes[rng.choice(ranked[num_pool * 8 // 100 :], num_pool * 12 // 100, replace=False)] = 2
         reasons[method] = codes
     return FigureData(
+        pairs=pairs or {},
         images=pool,
         labels=labels,
         scores={method: table[method][0] for method in methods},

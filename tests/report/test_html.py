@@ -4,6 +4,7 @@ import dataclasses
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from ssat_ray.report.html import render
@@ -45,8 +46,11 @@ def text_of(page: str) -> str:
     return re.sub(r"\s+", " ", " ".join(Tree(page).text))
 
 
+GUIDED_ROW = "lcg-km"
+PAIR = (np.zeros((30, 8, 8, 1), np.uint8), np.full((30, 8, 8, 1), 200, np.uint8))
 CASES = {
     "three seeds": ({}, {}),
+    "a guided row": ({"rows": ("none", "random", GUIDED_ROW)}, {"pairs": {GUIDED_ROW: PAIR}}),
     "one seed": ({"seeds": (0,), "autoattack": False}, {}),
     "no scored method": ({"rows": ("none", "full")}, {"methods": (), "show_method": None}),
     "only none": ({"rows": ("none",)}, {"methods": (), "show_method": None}),
@@ -84,6 +88,18 @@ def test_every_row_shows_its_numbers(case):
         assert size(row["peak_memory_bytes"]["max"]) in text
         if "random" in row["differences"]:
             assert signed(row["differences"]["random"]["mean"]) in text
+
+
+def test_guided_images_are_judged_by_both_and_shown_before_and_after(results, figure_data):
+    content = results(rows=("none", "random", GUIDED_ROW))
+    page = render(content, figure_data(num_pool=300, pairs={GUIDED_ROW: PAIR}))
+    text = text_of(page)
+    assert "<b>51.7&nbsp;%</b>" in page and "<b>41.3&nbsp;%</b>" in page
+    assert "a judge it never saw" in text and "96.2 [98.5]" in text and "0.720 [0.810]" in text
+    assert "Images made near the boundary" in text and page.count("guided images of the same") == 1
+    assert "15 Glossary" in text
+    without = render(results(), figure_data(num_pool=300))
+    assert "Images made near" not in without and "14 Glossary" in text_of(without)
 
 
 def test_nothing_lies_outside_the_file(page):

@@ -105,3 +105,22 @@ def test_limits_and_the_search_over_recipes_are_told() -> None:
     assert "| 550 |" in lines[3]
     assert lines[7].startswith("≥ (limit): train.max_steps")
     assert lines[9].startswith("Choosing random's recipe took 2 min 25 s more")
+
+
+def test_guided_rows_have_a_table_of_their_images() -> None:
+    """Means over seeds of what guide and judge say; other rows have none."""
+    results = make_results()
+    assert "Guided images" not in markdown_table(results)
+
+    def seen(near: float) -> dict[str, Any]:
+        of = {"agreement": 0.96, "coverage": 0.7, "confidence": 0.94, "frechet": 2.5}
+        return {"near": near, "median_ratio": 0.77, "guided": of, "base": {**of, "coverage": 0.8}}
+
+    results["rows"][1]["quality"] = [{"guide": seen(0.5), "judge": seen(n)} for n in (0.4, 0.5)]
+    lines = markdown_table(results).splitlines()
+    start = lines.index("Guided images, the base model's in brackets:")
+    assert [line.count("|") for line in lines[start + 2 :]] == [9] * 4
+    assert lines[start + 4].startswith(
+        "| `lcs-km` | the guide | 50.0 | 0.77 | 96.0 [96.0] | 0.700 [0.800]"
+    )
+    assert lines[start + 5].startswith("| `lcs-km` | a judge it never saw | 45.0 |")
