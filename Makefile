@@ -23,6 +23,7 @@ results: $(INSTALLED)  ## three seeds and AutoAttack: the table of the README
 
 bench: $(INSTALLED)  ## the project against bare alternatives, a table a bench
 	RAY_worker_niceness=0 $(BIN)/ssat bench selection --out docs/benchmarks/$$(date +%F)-selection.md
+	RAY_worker_niceness=0 $(BIN)/ssat bench generation --out docs/benchmarks/$$(date +%F)-generation.md
 	RAY_worker_niceness=0 $(BIN)/ssat bench training --out docs/benchmarks/$$(date +%F)-training.md
 
 scale: $(INSTALLED)  ## 100,000,000 images: make, cluster, score, keep a tenth

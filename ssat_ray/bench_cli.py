@@ -41,6 +41,7 @@ BENCHES = {
     "kmeans": "Lloyd iterations against FAISS, inertia against scikit-learn",
     "gmm": "EM iterations and log-likelihood against scikit-learn",
     "select": "the choice among 100M scores against NumPy in memory",
+    "generate": "images by `ssat generate` against a plain diffusers loop",
     "step": "a TRADES-10 training step against the textbook's",
     "ddp": "two DDP workers of one thread against one process of two",
     "autoattack": "AutoAttack on two actors against one",
@@ -48,6 +49,7 @@ BENCHES = {
 """Modules of `ssat_ray.bench` with a `run`, imported where they are asked for."""
 GROUPS = {
     "selection": ["score", "kmeans", "gmm", "select"],
+    "generation": ["generate"],
     "training": ["step", "ddp", "autoattack"],
 }
 """Benches that one command runs one after another, each at the size of its bar."""
@@ -142,7 +144,7 @@ def _group(group: str) -> None:
         for name in names:
             _run(name, None, None, out)
 
-    command.__doc__ = f"{', '.join(names[:-1])} and {names[-1]}, one after another."
+    command.__doc__ = f"{', '.join(names)}: all benches of the group, one after another."
     bench.command(group)(command)
 
 

@@ -1,0 +1,132 @@
+"""generate against a plain diffusers loop: the same U-Net and sampler, images made and thrown away.
+
+Ours is the command `ssat generate` from its start to its end: Python, Ray, actors, noise by image id, writing
+shards. The plain loop gets the best of its threads and batch sizes, and no start-up.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from ssat_ray.bench.measure import Comparison
+from ssat_ray.errors import RunFailed
+from ssat_ray.loading import load_config
+
+PRESET = "digits"
+BAR = 0.9
+BARE_IMAGES, SWEEP_IMAGES = 5_000, 1_000
+"""Made in a measurement of the plain loop, and in the search for its threads and batch size."""
+THREADS, BATCHES = [1, 2], [64, 250, 1000]
+
+
+def run(rows: int | None = None, repeats: int = 5, folder: Path | None = None) -> list[Comparison]:
+    """One line: the preset `digits`, 20 steps of DPM-Solver++ in float32.
+
+    Seconds of the plain loop are for `rows` images, extrapolated from `BARE_IMAGES`.
+
+    Args:
+        rows: images; 40,000 if None. Fewer are harder on us: the start of Ray and its actors counts.
+        repeats: runs of ours, with the plain loop before, between and after.
+        folder: of the store; removed afterwards if None.
+    """
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="ssat-bench-") as scratch:
+            return run(rows, repeats, Path(scratch))
+    rows = rows or 40_000
+    # how well the DDPM is trained does not change what sampling takes
+    overrides = [f"generate.num_images={rows}", "pretrain.num_steps=20", "rows=[full]"]
+    _ssat("pretrain", folder, overrides)
+    best = _in_process(folder, overrides, THREADS, BATCHES, SWEEP_IMAGES)
+
+    def bare_seconds() -> float:
+        threads, batches = [best["threads"]], [best["batch"]]
+        return float(
+            _in_process(folder, overrides, threads, batches, BARE_IMAGES)["seconds"] * rows
+        )
+
+    ours: list[float] = []
+    bare = [bare_seconds()]
+    for _ in range(repeats):
+        shutil.rmtree(folder / "store" / "generate", ignore_errors=True)
+        start = time.perf_counter()
+        _ssat("generate", folder, overrides)
+        ours.append(time.perf_counter() - start)
+        bare.append(bare_seconds())
+    notes = {
+        "images/s": f"{rows / statistics.median(ours):,.0f} against {rows / statistics.median(bare):,.0f}",
+        "bare": f"{best['threads']} threads, batches of {best['batch']}",
+    }
+    return [Comparison(f"generate {rows:,} images, digits, 20 steps", ours, bare, BAR, notes)]
+
+
+def _ssat(verb: str, folder: Path, overrides: list[str]) -> None:
+    sets = [part for override in overrides for part in ("--set", override)]
+    command = [sys.executable, "-m", "ssat_ray", verb, PRESET, "--name", "bench", *sets]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RunFailed(f"ssat {verb} failed: {done.stderr.strip()[-500:]}")
+
+
+def _in_process(
+    folder: Path, overrides: list[str], threads: list[int], batches: list[int], images: int
+) -> dict[str, Any]:
+    """The best plain loop of a fresh process: seconds an image, its threads and batch size."""
+    settings = json.dumps({"threads": threads, "batches": batches, "num_images": images})
+    command = [sys.executable, "-m", "ssat_ray.bench.generate", str(folder), settings, *overrides]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RunFailed(f"the plain loop failed: {done.stderr.strip()[-500:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def plain_loop(
+    folder: Path, overrides: list[str], threads: list[int], batches: list[int], num_images: int
+) -> dict[str, Any]:
+    """Time the plain loop with every number of threads and batch size; the fastest counts."""
+    import torch
+    from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, UNet2DModel
+
+    from ssat_ray.plan import build_plan
+    from ssat_ray.store import Store
+
+    config = load_config(PRESET, overrides)
+    pipeline = Store(folder / "store").folder(build_plan(config).jobs["full", 0, "pretrain"])
+    unet = UNet2DModel.from_pretrained(pipeline / "unet").eval()
+    schedule = DDPMScheduler.from_pretrained(pipeline / "scheduler").config
+
+    @torch.inference_mode()
+    def loop(batch: int, limit: int) -> float:
+        start = time.perf_counter()
+        for _ in range(0, limit, batch):
+            solver = DPMSolverMultistepScheduler.from_config(schedule)
+            solver.set_timesteps(config.generate.num_inference_steps)
+            x = torch.randn(batch, 1, 8, 8)
+            labels = torch.arange(batch) % 10
+            for t in solver.timesteps:
+                x = solver.step(unet(x, t, class_labels=labels).sample, t, x).prev_sample
+            _ = ((x + 1) * 127.5).round_().clamp_(0, 255).to(torch.uint8)
+        return (time.perf_counter() - start) / (-(-limit // batch) * batch)
+
+    best: dict[str, Any] = {"seconds": float("inf")}
+    for num_threads in threads:
+        torch.set_num_threads(num_threads)
+        for batch in batches:
+            loop(batch, batch)
+            seconds = loop(batch, num_images)
+            if seconds < best["seconds"]:
+                best = {"seconds": seconds, "threads": num_threads, "batch": batch}
+    return best
+
+
+if __name__ == "__main__":
+    place, options, *given = sys.argv[1:]
+    print(json.dumps(plain_loop(Path(place), given, **json.loads(options))))
