@@ -9,15 +9,13 @@ from __future__ import annotations
 import json
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from ssat_ray.bench.measure import Comparison
-from ssat_ray.errors import RunFailed
+from ssat_ray.bench.measure import Comparison, in_process, ssat
 from ssat_ray.loading import load_config
 
 PRESET = "digits"
@@ -43,21 +41,19 @@ def run(rows: int | None = None, repeats: int = 5, folder: Path | None = None) -
     rows = rows or 40_000
     # how well the DDPM is trained does not change what sampling takes
     overrides = [f"generate.num_images={rows}", "pretrain.num_steps=20", "rows=[full]"]
-    _ssat("pretrain", folder, overrides)
-    best = _in_process(folder, overrides, THREADS, BATCHES, SWEEP_IMAGES)
+    ssat("pretrain", PRESET, folder, overrides)
+    best = _plain(folder, overrides, THREADS, BATCHES, SWEEP_IMAGES)
 
     def bare_seconds() -> float:
         threads, batches = [best["threads"]], [best["batch"]]
-        return float(
-            _in_process(folder, overrides, threads, batches, BARE_IMAGES)["seconds"] * rows
-        )
+        return float(_plain(folder, overrides, threads, batches, BARE_IMAGES)["seconds"] * rows)
 
     ours: list[float] = []
     bare = [bare_seconds()]
     for _ in range(repeats):
         shutil.rmtree(folder / "store" / "generate", ignore_errors=True)
         start = time.perf_counter()
-        _ssat("generate", folder, overrides)
+        ssat("generate", PRESET, folder, overrides)
         ours.append(time.perf_counter() - start)
         bare.append(bare_seconds())
     notes = {
@@ -67,25 +63,12 @@ def run(rows: int | None = None, repeats: int = 5, folder: Path | None = None) -
     return [Comparison(f"generate {rows:,} images, digits, 20 steps", ours, bare, BAR, notes)]
 
 
-def _ssat(verb: str, folder: Path, overrides: list[str]) -> None:
-    sets = [part for override in overrides for part in ("--set", override)]
-    command = [sys.executable, "-m", "ssat_ray", verb, PRESET, "--name", "bench", *sets]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RunFailed(f"ssat {verb} failed: {done.stderr.strip()[-500:]}")
-
-
-def _in_process(
+def _plain(
     folder: Path, overrides: list[str], threads: list[int], batches: list[int], images: int
 ) -> dict[str, Any]:
     """The best plain loop of a fresh process: seconds an image, its threads and batch size."""
     settings = json.dumps({"threads": threads, "batches": batches, "num_images": images})
-    command = [sys.executable, "-m", "ssat_ray.bench.generate", str(folder), settings, *overrides]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RunFailed(f"the plain loop failed: {done.stderr.strip()[-500:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return in_process("ssat_ray.bench.generate", [str(folder), settings, *overrides])
 
 
 def plain_loop(

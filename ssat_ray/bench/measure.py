@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ssat_ray.errors import RunFailed
 
 
 def alternate(
@@ -22,6 +29,26 @@ def alternate(
             call()
             seconds[name].append(time.perf_counter() - start)
     return seconds
+
+
+def ssat(verb: str, preset: str, folder: Path, overrides: list[str]) -> None:
+    """Run a verb of `ssat` in a folder; RunFailed if it fails."""
+    sets = [part for override in overrides for part in ("--set", override)]
+    _python(["ssat_ray", verb, preset, "--name", "bench", *sets], folder)
+
+
+def in_process(module: str, arguments: list[str]) -> dict[str, Any]:
+    """What `python -m module` prints last, as JSON, in a fresh process; RunFailed if it fails."""
+    found: dict[str, Any] = json.loads(_python([module, *arguments]).splitlines()[-1])
+    return found
+
+
+def _python(arguments: list[str], folder: Path | None = None) -> str:
+    command = [sys.executable, "-m", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RunFailed(f"{' '.join(arguments[:2])} failed: {done.stderr.strip()[-500:]}")
+    return done.stdout
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,9 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from ssat_ray.bench.measure import Comparison
+from ssat_ray.bench.measure import Comparison, in_process, ssat
 from ssat_ray.config import Config
-from ssat_ray.errors import RunFailed
 from ssat_ray.loading import load_config
 
 PRESET = "scale-100m"
@@ -90,7 +88,7 @@ def _compare(name: str, rows: int | None, repeats: int, folder: Path) -> Compari
         f"cluster.refine_rows={min(rows, 500_000)}",
         f"cluster.sample_rows={min(rows, 100_000)}",
     ]
-    _ssat("cluster", folder, overrides)
+    ssat("cluster", PRESET, folder, overrides)
     about = _bare(folder, overrides, THREADS, BATCHES, SWEEP_IMAGES)
 
     def bare_seconds() -> float:
@@ -102,7 +100,7 @@ def _compare(name: str, rows: int | None, repeats: int, folder: Path) -> Compari
     for _ in range(repeats):
         shutil.rmtree(folder / "store" / "score", ignore_errors=True)
         start = time.perf_counter()
-        _ssat("score", folder, overrides)
+        ssat("score", PRESET, folder, overrides)
         ours.append(time.perf_counter() - start)
         bare.append(bare_seconds())
     notes = {
@@ -111,19 +109,6 @@ def _compare(name: str, rows: int | None, repeats: int, folder: Path) -> Compari
         "boundary images common to float32 and bf16": f"{_in_process('agreement', folder, overrides)['share']:.1%}",
     }
     return Comparison(f"score {rows:,} images, {name}", ours, bare, case.bar, notes)
-
-
-def _command(verb: str, overrides: list[str]) -> list[str]:
-    sets = [part for override in overrides for part in ("--set", override)]
-    return [sys.executable, "-m", "ssat_ray", verb, PRESET, "--name", "bench", *sets]
-
-
-def _ssat(verb: str, folder: Path, overrides: list[str]) -> None:
-    done = subprocess.run(
-        _command(verb, overrides), cwd=folder, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise RunFailed(f"ssat {verb} failed: {done.stderr.strip()[-500:]}")
 
 
 def _bare(
@@ -138,13 +123,9 @@ def _in_process(
     function: str, folder: Path, overrides: list[str], **settings: Any
 ) -> dict[str, Any]:
     """What a function of this module returns in a fresh process."""
-    options = [function, str(folder), json.dumps(settings), *overrides]
-    command = [sys.executable, "-m", "ssat_ray.bench.score", *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RunFailed(f"{function} failed: {done.stderr.strip()[-500:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return in_process(
+        "ssat_ray.bench.score", [function, str(folder), json.dumps(settings), *overrides]
+    )
 
 
 @dataclass(frozen=True)
