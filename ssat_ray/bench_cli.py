@@ -61,24 +61,22 @@ def table(name: str, given: Mapping[str, object], found: list[Comparison]) -> st
     Args:
         given: options of the command that were not left at their defaults.
     """
+    lines = [comparison.markdown() for comparison in found]
+    return "\n".join([*_heading(name, given), "Medians with the extremes.", "", HEADER, *lines, ""])
+
+
+def _heading(name: str, given: Mapping[str, object]) -> list[str]:
     about = machine()
     command = " ".join(
         ["ssat bench", name, *(f"--{option} {value}" for option, value in given.items())]
     )
     versions = about["versions"]
-    return "\n".join(
-        [
-            f"## {name}",
-            "",
-            f"`{command}`, {date.today().isoformat()}, commit {short_commit(git_commit())}; "
-            f"{machine_name(about)}; torch {versions.get('torch')}, Ray {versions.get('ray')}. "
-            "Medians with the extremes.",
-            "",
-            HEADER,
-            *(comparison.markdown() for comparison in found),
-            "",
-        ]
-    )
+    return [
+        f"## {name}",
+        "",
+        f"`{command}`, {date.today().isoformat()}, commit {short_commit(git_commit())}; "
+        f"{machine_name(about)}; torch {versions.get('torch')}, Ray {versions.get('ray')}.",
+    ]
 
 
 def _run(name: str, rows: int | None, repeats: int | None, out: Path | None) -> None:
@@ -135,6 +133,35 @@ def _command(name: str, about: str) -> None:
 for _name, _about in BENCHES.items():
     if _name != "step":
         _command(_name, _about)
+
+
+@bench.command()
+def guidance(
+    out: Out = None,
+    figure: Annotated[Path | None, typer.Option(help="PNG file for the curves")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="keeps the store here, for running it again")
+    ] = None,
+) -> None:
+    """Guided rows over lambda: margins, label agreement and coverage by guide and judge, three seeds."""
+    from ssat_ray.bench import guidance as curve
+
+    points = curve.run(folder=folder)
+    text = "\n".join(
+        [
+            *_heading("guidance", {}),
+            "Means with the extremes over seeds.",
+            "",
+            curve.table(points),
+            "",
+        ]
+    )
+    print(text)
+    if out is not None:
+        with out.open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
+    if figure is not None:
+        curve.draw(points, figure)
 
 
 def _group(group: str) -> None:

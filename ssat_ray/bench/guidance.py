@@ -1,0 +1,159 @@
+"""Guided fine-tuning over lambda: what guide and judge say of the images, seed by seed, as table and figure."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from ssat_ray import pipeline, runtime
+from ssat_ray.loading import load_config
+from ssat_ray.plan import build_plan
+from ssat_ray.stages.base import StageContext
+from ssat_ray.stages.quality import QUALITY
+from ssat_ray.store import Job, Store
+
+PRESET = "digits"
+WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
+SEEDS = (0, 1, 2)
+ROWS = ("lcg-km", "lcg-gmm", "pcg")
+JUDGES = ("judge", "guide")
+
+
+@dataclass(frozen=True)
+class Point:
+    """What one classifier says of one row's images at one lambda: an array over seeds each.
+
+    Attributes:
+        near: share below the base images' 20 % quantile of the score.
+        agreement: share whose most probable class is the label.
+        coverage: over the base images' coverage.
+        confidence: mean, less the base images'.
+    """
+
+    row: str
+    judge: str
+    weight: float
+    near: np.ndarray
+    median_ratio: np.ndarray
+    agreement: np.ndarray
+    coverage: np.ndarray
+    confidence: np.ndarray
+
+    @classmethod
+    def of(cls, row: str, judge: str, weight: float, found: list[dict[str, Any]]) -> Point:
+        """From the quality reports of all seeds."""
+        seen = [quality[judge] for quality in found]
+        return cls(
+            row,
+            judge,
+            weight,
+            np.array([s["near"] for s in seen]),
+            np.array([s["median_ratio"] for s in seen]),
+            np.array([s["guided"]["agreement"] for s in seen]),
+            np.array([s["guided"]["coverage"] / s["base"]["coverage"] for s in seen]),
+            np.array([s["guided"]["confidence"] - s["base"]["confidence"] for s in seen]),
+        )
+
+
+def run(
+    weights: tuple[float, ...] = WEIGHTS,
+    seeds: tuple[int, ...] = SEEDS,
+    rows: tuple[str, ...] = ROWS,
+    overrides: tuple[str, ...] = (),
+    folder: Path | None = None,
+) -> list[Point]:
+    """Fine-tune, sample and judge for every lambda, row and seed, in one Ray session.
+
+    Args:
+        overrides: further settings over the preset `digits`.
+        folder: of the store, which is kept; a scratch folder if None.
+    """
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="ssat-bench-") as scratch:
+            return run(weights, seeds, rows, overrides, Path(scratch))
+    store = Store(folder / "store")
+    reports: dict[tuple[str, float], list[Job]] = {}
+    wanted: dict[str, Job] = {}
+    for weight in weights:
+        settings = [f"rows=[{', '.join(rows)}]", f"seeds={list(seeds)}", *overrides]
+        config = load_config(PRESET, [*settings, f"finetune.weight={weight}"])
+        jobs = build_plan(config).jobs
+        for row in rows:
+            reports[row, weight] = [jobs[row, seed, "quality"] for seed in seeds]
+            for job in reports[row, weight]:
+                wanted |= {j.digest: j for j in job.closure()}
+    context = StageContext(store, config.runtime, folder / "run.log")
+    with runtime.ray_session(config.runtime):
+        board = runtime.start_board()
+        pipeline.execute(list(wanted.values()), context, pipeline.Watcher())
+        del board
+    found = {
+        key: [json.loads((store.folder(job) / QUALITY).read_text()) for job in jobs_of]
+        for key, jobs_of in reports.items()
+    }
+    return [
+        Point.of(row, judge, weight, found[row, weight])
+        for row in rows
+        for judge in JUDGES
+        for weight in weights
+    ]
+
+
+def table(points: list[Point]) -> str:
+    """A Markdown line a point: means with the extremes over seeds."""
+    heads = ["row", "seen by", "λ", "near the boundary %", "median score / base"]
+    heads += ["label agreement %", "coverage / base", "confidence - base"]
+    lines = [f"| {' | '.join(heads)} |", "|---|---|" + "---:|" * (len(heads) - 2)]
+    for p in points:
+        cells = [
+            f"`{p.row}`",
+            p.judge,
+            f"{p.weight:g}",
+            _spread(100 * p.near, 1),
+            _spread(p.median_ratio, 2),
+            _spread(100 * p.agreement, 1),
+            _spread(p.coverage, 2),
+            _spread(p.confidence, 3),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _spread(values: np.ndarray, digits: int) -> str:
+    return f"{values.mean():.{digits}f} ({values.min():.{digits}f}–{values.max():.{digits}f})"
+
+
+def draw(points: list[Point], path: Path) -> None:
+    """The curves over lambda as a PNG: near the boundary, label agreement, coverage; the judge's are solid."""
+    with matplotlib.rc_context({"font.size": 9}):
+        figure = Figure(figsize=(10, 3.2), layout="constrained")
+        axes = figure.subplots(1, 3)
+        panels = {
+            "near": ("near the boundary, %", 100),
+            "agreement": ("label agreement, %", 100),
+            "coverage": ("coverage / base", 1),
+        }
+        colours = dict(zip(ROWS, ("#d9480f", "#b07d00", "#6741d9"), strict=True))
+        for axis, (name, (label, scale)) in zip(axes, panels.items(), strict=True):
+            for row in dict.fromkeys(p.row for p in points):
+                for judge, style in zip(JUDGES, ("-", ":"), strict=True):
+                    curve = [p for p in points if (p.row, p.judge) == (row, judge)]
+                    x = [p.weight for p in curve]
+                    y = np.array([scale * getattr(p, name) for p in curve])
+                    axis.plot(x, y.mean(1), style, color=colours[row], label=f"{row}, {judge}")
+                    if judge == JUDGES[0]:
+                        axis.fill_between(
+                            x, y.min(1), y.max(1), color=colours[row], alpha=0.15, lw=0
+                        )
+            axis.set_xlabel("λ")
+            axis.set_title(label, fontsize=9)
+            axis.grid(linewidth=0.4)
+        axes[0].legend(fontsize=7)
+        figure.savefig(path, dpi=150)
