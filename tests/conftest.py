@@ -20,10 +20,11 @@ from ssat_ray.plan import Plan, build_plan
 from ssat_ray.store import Store
 
 TINY = """\
-rows: [none, random, pcs, lcs-km, lcs-gmm, gmm-ll, easy, full]
+rows: [none, random, pcs, lcs-km, lcs-gmm, gmm-ll, easy, lcg-km, full]
 model: {widths: [8, 16], strides: [2, 2]}
 intermediate: {num_steps: 150, batch_size: 64, bn_group: 32, warmup_steps: 5}
 pretrain: {num_steps: 200, channels: [16, 16], norm_num_groups: 4, batch_size: 32}
+finetune: {num_steps: 20, batch_size: 32, warmup_steps: 2, weight_warmup_steps: 2}
 generate: {num_images: 400, num_inference_steps: 4, shard_rows: 100}
 objective: {num_steps: 2, step_size: 0.1}
 select: {ratio: 0.25}

@@ -19,6 +19,8 @@ from ssat_ray.training.sources import Images, Stream
 
 READERS = 2
 """Shards that are read at a time, for each rank."""
+LEAST_SHARDS = 64
+"""Of an execution of Ray Data, whose start takes seconds: a small pool is read for several epochs by one."""
 
 
 def stream_of(pools: Pools, parts: Sequence[int], retries: int) -> Stream:
@@ -32,12 +34,23 @@ def stream_of(pools: Pools, parts: Sequence[int], retries: int) -> Stream:
     image_shape = pools.image_shape
 
     def read(windows: Iterator[Window]) -> Generator[tuple[Window, Images], None, None]:
-        for _, epoch in itertools.groupby(windows, key=lambda window: window.epoch):
-            of_epoch = list(epoch)
-            order = [parts[shard] for window in of_epoch for shard in window.shards]
-            yield from _filled(of_epoch, _blocks(pools, order, retries), image_shape)
+        for together in _executions(windows):
+            order = [parts[shard] for window in together for shard in window.shards]
+            yield from _filled(together, _blocks(pools, order, retries), image_shape)
 
     return Stream([pools.entry(part)["rows"] for part in parts], image_shape, read)
+
+
+def _executions(windows: Iterator[Window]) -> Iterator[list[Window]]:
+    """The windows, in order, of as many whole epochs as have `LEAST_SHARDS` shards."""
+    together: list[Window] = []
+    for _, epoch in itertools.groupby(windows, key=lambda window: window.epoch):
+        together += epoch
+        if sum(len(window.shards) for window in together) >= LEAST_SHARDS:
+            yield together
+            together = []
+    if together:
+        yield together
 
 
 class _Read:
@@ -81,7 +94,7 @@ def _blocks(pools: Pools, parts: list[int], retries: int) -> Iterator[dict[str, 
 def _filled(
     windows: list[Window], blocks: Iterator[dict[str, Any]], image_shape: tuple[int, int, int]
 ) -> Generator[tuple[Window, Images], None, None]:
-    """The windows of one epoch with their images."""
+    """The windows of one execution with their images."""
     images, labels = np.empty((0, *image_shape), np.uint8), np.empty(0, np.int64)
     for window in windows:
         found = torch.empty(window.rows, *image_shape, dtype=torch.uint8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from ssat_ray.data.windows import WindowOrder
 from ssat_ray.errors import UserError
 from ssat_ray.stages.base import Task
 from ssat_ray.stages.shards import Pools
-from ssat_ray.stages.stream import stream_of
+from ssat_ray.stages.stream import LEAST_SHARDS, _executions, stream_of
 from ssat_ray.store import Job
 
 pytestmark = pytest.mark.ray
@@ -45,6 +45,17 @@ def test_windows_come_in_order_with_their_shards_images(
             nhwc = np.concatenate([shard.images for shard in of])
             assert np.array_equal(images.permute(0, 2, 3, 1).numpy(), nhwc)
             assert np.array_equal(labels.numpy(), np.concatenate([shard.labels for shard in of]))
+
+
+@pytest.mark.parametrize("num_shards", [4, 1000])
+def test_executions_have_whole_epochs_and_enough_shards(num_shards: int) -> None:
+    windows = list(islice(WindowOrder([10] * num_shards, 30, 0).windows(5), 700))
+    found = list(_executions(iter(windows)))
+    assert [window for together in found for window in together] == windows
+    for together, following in pairwise(found):
+        assert together[-1].epoch + 1 == following[0].epoch
+        assert sum(len(window.shards) for window in together) >= LEAST_SHARDS
+    assert len(found) == {4: -(-1398 // 64), 1000: 3}[num_shards]
 
 
 def test_an_altered_shard_is_named(ray_here: None, selections, tmp_path: Path) -> None:
