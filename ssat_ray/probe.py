@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 
 from ssat_ray import pipeline, runtime
-from ssat_ray.config import Config
+from ssat_ray.config import GUIDED, Config
 from ssat_ray.costs import MOST_STEPS, Probe, Sizes, take_apart
 from ssat_ray.data.shard import rows_a_shard
 from ssat_ray.estimate import Measurements
@@ -58,7 +58,8 @@ def sizes(config: Config, num_images: int, rate: float, seconds: float, shape: l
 
 def probe_config(config: Config, size: Sizes, num_images: int) -> Config:
     """The configuration on a pool of `num_images` made on the spot, one seed, ending with a selection."""
-    rows = [row for row in config.rows if row not in ("none", "full")] or ["random"]
+    idle = ("none", "full", *GUIDED)
+    rows = [row for row in config.rows if row not in idle] or ["random"]
     tree = config.model_dump()
     # At least as many parts as actors, so that the warm-up reaches each.
     shard_rows = min(size.shard_rows, -(-num_images // config.runtime.actors))

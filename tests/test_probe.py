@@ -48,6 +48,12 @@ def test_at_most_a_million_images_are_measured(images, rate, seconds, actors) ->
         assert parts >= actors or pool < actors**2
 
 
+def test_rows_that_select_nothing_are_left_out() -> None:
+    config = load_config("digits", ["rows=[none,random,lcg-km,full]"])
+    probe = probe_config(config, sizes(config, 10_000, 1e3, 60, [1, 8, 8]), 5_000)
+    assert probe.rows == ("random",) and probe.pool.source == "synth"
+
+
 def test_a_fast_model_is_measured_on_shards_of_one_size_and_the_targets_share() -> None:
     config = load_config("scale-100m")
     size = sizes(config, 10**8, rate=80_000, seconds=60, shape=[1, 8, 8])
