@@ -325,6 +325,10 @@ class PretrainConfig(DenoiserConfig):
     norm_num_groups: Positive = Field(8, description="at most channels / 4: see docs/method.md")
     num_timesteps: Positive = 1000
     prediction_type: Literal["epsilon", "v_prediction"] = "v_prediction"
+    checkpoint: str | None = Field(
+        None,
+        description="diffusers pipeline folder, or hub id, of a trained DDPM to use instead of training",
+    )
 
     @model_validator(mode="after")
     def _groups_fit(self) -> PretrainConfig:
@@ -624,7 +628,7 @@ class Config(Section):
         if size is not None:
             self.check_pool(key, size)
         steps, timesteps = self.generate.num_inference_steps, self.pretrain.num_timesteps
-        if steps > timesteps:
+        if steps > timesteps and self.pretrain.checkpoint is None:
             raise ValueError(
                 f"generate.num_inference_steps={steps} must be at most "
                 f"pretrain.num_timesteps={timesteps}"

@@ -27,7 +27,7 @@ from ssat_ray.stages.selection_results import selection_results
 from ssat_ray.start import default_name
 from ssat_ray.store import Job, Store, write_atomic
 
-ON_DRIVER = ("labelled", "pool", "checkpoint")
+ON_DRIVER = ("labelled", "pool", "checkpoint", "ddpm")
 """Stages that need no Ray and show the input's faults at once."""
 TOGETHER = ("intermediate", "pretrain")
 """Both read the labelled set only: one worker group, one start."""
@@ -234,7 +234,8 @@ def preflight(config: Config, plan: Plan, store: Store) -> None:
     channels, height, width = record["image_shape"]
     build_classifier(config.model, (channels, height, width), record["num_classes"], seed=0)
     down = 2 ** (len(config.pretrain.channels) - 1)
-    if config.pool.source == "generate" and (height % down or width % down):
+    trained = config.pool.source == "generate" and config.pretrain.checkpoint is None
+    if trained and (height % down or width % down):
         raise UserError(
             f"pretrain.channels has {len(config.pretrain.channels)} levels, so images must be multiples of "
             f"{down} pixels; they are {height} x {width}."

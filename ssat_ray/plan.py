@@ -10,9 +10,11 @@ from ssat_ray.config import GUIDED, Config
 from ssat_ray.data.folder import file_digest
 from ssat_ray.data.pool import Pool
 from ssat_ray.data.published import fingerprint
+from ssat_ray.diffusion.files import pipeline_digest
 from ssat_ray.stages import (
     checkpoint,
     cluster,
+    ddpm,
     evaluate,
     finetune,
     generate,
@@ -37,6 +39,7 @@ STAGES: dict[str, Stage] = {
         labelled,
         pool,
         checkpoint,
+        ddpm,
         intermediate,
         pretrain,
         generate,
@@ -185,8 +188,8 @@ def _guided_jobs(config: Config, row: str, seed: int, shared: dict[str, Job]) ->
     """
     of, about, data = {"seed": seed}, f"{row} seed {seed}", shared["labelled"]
     num_base, num_guided = config.guided_images
-    ddpm, embed = shared["pretrain"], _part(config, "embed")
-    source = {"labelled": data, "ddpm": ddpm}
+    embed = _part(config, "embed")
+    source = {"labelled": data, "ddpm": shared["pretrain"]}
     part = {"generate": _unguided(config, num_images=num_base)}
     base = _job("generate", of, part, source, f"base images seed {seed}")
     scorer = score.SCORERS[row]
@@ -234,10 +237,10 @@ def _pool_jobs(config: Config, seed: int, data: Job) -> dict[str, Job]:
     """The jobs that yield the pool: `pool` (`pool.1`, … where it was appended to), and what they need."""
     of, about = {"seed": seed}, f"seed {seed}"
     if config.pool.source == "generate":
-        ddpm = _job("pretrain", of, _part(config, "pretrain"), {"labelled": data}, about)
-        inputs = {"labelled": data, "ddpm": ddpm}
+        model = _ddpm_job(config, seed, data)
+        inputs = {"labelled": data, "ddpm": model}
         return {
-            "pretrain": ddpm,
+            "pretrain": model,
             "pool": _job("generate", of, {"generate": _unguided(config)}, inputs, about),
         }
     if config.pool.source == "synth":
@@ -255,6 +258,20 @@ def _pool_jobs(config: Config, seed: int, data: Job) -> dict[str, Job]:
         )
         jobs[f"pool.{i}" if i else "pool"] = job
     return jobs
+
+
+def _ddpm_job(config: Config, seed: int, data: Job) -> Job:
+    """The DDPM: trained, or taken from where the configuration says."""
+    location = config.pretrain.checkpoint
+    if location is None:
+        part = _part(config, "pretrain")
+        del part["pretrain"]["checkpoint"]
+        return _job("pretrain", {"seed": seed}, part, {"labelled": data}, f"seed {seed}")
+    folder = Path(location)
+    params = {"sha256": pipeline_digest(folder)} if folder.is_dir() else {"hub": location}
+    return Job(
+        "ddpm", STAGES["ddpm"].version, params, {}, {"labelled": data}, folder.name, location
+    )
 
 
 def _unguided(config: Config, **changes: Any) -> dict[str, Any]:

@@ -239,7 +239,8 @@ def extra_jobs(config: Config, size: Sizes) -> list[Job]:
         steps = min(config.pretrain.num_steps, MOST_STEPS)
         sampled["pretrain"] = {**tree["pretrain"], "num_steps": steps}
         plan = build_plan(Config.model_validate(sampled))
-        jobs += [job for job in plan.unique if job.stage in ("labelled", "pretrain", "generate")]
+        kept = ("labelled", "pretrain", "ddpm", "generate")
+        jobs += [job for job in plan.unique if job.stage in kept]
     if config.goal == "comparison":
         tree |= {"goal": "comparison", "rows": ("none", "random")}
         tree["train"] |= {"schedule": "plateau", "num_steps": None, "num_epochs": None}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import time
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from ssat_ray.errors import UserError
 from ssat_ray.loading import load_config
 from ssat_ray.report.words import duration
 from ssat_ray.store import canonical_json
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def check_inputs(config: Config) -> None:
@@ -27,6 +30,9 @@ def check_inputs(config: Config) -> None:
     path = config.intermediate.checkpoint
     if path is not None and not Path(path).is_file():
         raise UserError(f"intermediate.checkpoint: {path} does not exist.")
+    path = config.pretrain.checkpoint
+    if path is not None and not Path(path).is_dir() and not _HUB_ID.fullmatch(path):
+        raise UserError(f"pretrain.checkpoint: {path} is no folder, and no id of the hub either.")
     if config.pool.path is not None:
         found = Pool(config.pool.path)
         try:

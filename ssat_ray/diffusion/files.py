@@ -1,7 +1,8 @@
-"""DDPMs as diffusers pipeline folders: model_index.json, unet/ and scheduler/."""
+"""DDPMs as diffusers pipeline folders: model_index.json, unet/ and scheduler/, or both at the top."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from pathlib import Path
@@ -9,8 +10,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ssat_ray.errors import UserError
+
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler, UNet2DModel
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+_PATTERNS = ["*.json", "*.safetensors", "*.bin"]
 
 
 def pipeline_files(unet: UNet2DModel, scheduler: DDPMScheduler) -> dict[str, bytes]:
@@ -42,3 +48,100 @@ def load_ddpm(folder: Path) -> tuple[UNet2DModel, DDPMScheduler]:
     return unet.to(memory_format=torch.channels_last), DDPMScheduler.from_pretrained(
         folder / "scheduler"
     )
+
+
+def find_pipeline(location: str) -> Path:
+    """The folder of a pipeline: `location` itself, or where the hub's repository of this id is downloaded to.
+
+    Raises:
+        UserError: there is no such folder and the hub cannot be read.
+    """
+    if Path(location).is_dir():
+        return Path(location)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(location, allow_patterns=_PATTERNS))
+    except Exception as error:  # the hub's own types, and those of whatever library it calls
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"pretrain.checkpoint: {location} is no folder, and the hub did not give it: {reason}"
+        ) from error
+
+
+def pipeline_digest(folder: Path) -> str:
+    """SHA-256 over names and contents of the folder's configurations and weights."""
+    digest = hashlib.sha256()
+    for path in sorted(p for pattern in _PATTERNS for p in folder.rglob(pattern)):
+        digest.update(str(path.relative_to(folder)).encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def load_pipeline(folder: Path) -> tuple[UNet2DModel, DDPMScheduler]:
+    """The U-Net and the scheduler of anybody's folder; nothing in it is executed.
+
+    Raises:
+        UserError: it is no pipeline with a UNet2DModel, or its weights do not fit.
+    """
+    from diffusers import DDPMScheduler, UNet2DModel
+
+    unet, scheduler = folder / "unet", folder / "scheduler"
+    if not unet.is_dir():  # as the first DDPMs of the hub are laid out
+        unet = scheduler = folder
+    try:
+        kind = json.loads((unet / "config.json").read_text()).get("_class_name")
+        if kind != "UNet2DModel":
+            raise UserError(f"{folder}: its model is {kind}; only UNet2DModel can be guided.")
+        if not (scheduler / "scheduler_config.json").is_file():
+            raise UserError(f"{folder} is no diffusers pipeline: it has no scheduler_config.json.")
+        # without its own unpickler: diffusers reads .bin files with weights_only
+        return UNet2DModel.from_pretrained(unet), DDPMScheduler.from_pretrained(scheduler)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{folder} is no diffusers pipeline: it has neither unet/config.json nor config.json."
+        ) from error
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{folder} cannot be loaded as a diffusers pipeline: {reason}") from error
+
+
+def check_ddpm(
+    unet: UNet2DModel,
+    scheduler: DDPMScheduler,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    location: str,
+) -> None:
+    """UserError unless the model makes images like the labelled ones, and its output is one image."""
+    channels, height, width = image_shape
+    config = unet.config
+    size = config["sample_size"]
+    if (size if isinstance(size, list | tuple) else [size, size]) != [height, width]:
+        raise UserError(
+            f"pretrain.checkpoint: {location} makes images of {size} pixels, the labelled ones are "
+            f"{height} x {width}."
+        )
+    if config["in_channels"] != channels:
+        raise UserError(
+            f"pretrain.checkpoint: {location} makes images of {config['in_channels']} channels, the "
+            f"labelled ones have {channels}."
+        )
+    learned = str(scheduler.config.get("variance_type", "")).startswith("learned")
+    if config["out_channels"] != channels or learned:
+        raise UserError(
+            f"pretrain.checkpoint: {location} predicts its variance too (learned variance), which "
+            "guidance does not support."
+        )
+    kind = scheduler.config["prediction_type"]
+    if kind not in PREDICTION_TYPES:
+        raise UserError(
+            f"pretrain.checkpoint: {location} has prediction_type {kind!r}; one of "
+            f"{', '.join(PREDICTION_TYPES)} is supported."
+        )
+    classes = config["num_class_embeds"]
+    if classes is not None and classes != num_classes:
+        raise UserError(
+            f"pretrain.checkpoint: {location} is conditioned on {classes} classes, the labelled set "
+            f"has {num_classes}."
+        )

@@ -53,7 +53,7 @@ def judged(base: Seen, guided: Seen, real: Seen, labels: dict[str, Array]) -> di
         near: share of the guided images below the base images' `NEAR` quantile of the score.
         median_ratio: of the guided images' median score to the base images'.
         and by set, where it applies: score (quantile -> value), agreement (share whose most probable
-        class is the label), confidence (mean), classes (K counts of the most probable one), coverage and
+        class is the label; None without labels), confidence (mean), classes (K counts of the most probable one), coverage and
         density, and frechet, all three against the real images.
     """
     sets = {"base": base, "guided": guided, "real": real}
@@ -67,7 +67,7 @@ def judged(base: Seen, guided: Seen, real: Seen, labels: dict[str, Array]) -> di
         found[name] = {
             "images": len(seen.h),
             "score": {str(q): float(np.quantile(seen.score, q)) for q in QUANTILES},
-            "agreement": float((predicted == labels[name]).mean()),
+            "agreement": agreement(predicted, labels[name]),
             "confidence": float(np.mean(confidence)),
             "classes": np.bincount(predicted, minlength=seen.logits.shape[1]).tolist(),
         }
@@ -76,6 +76,12 @@ def judged(base: Seen, guided: Seen, real: Seen, labels: dict[str, Array]) -> di
             found[name] |= {"coverage": coverage, "density": density}
             found[name]["frechet"] = frechet_distance(real.h, seen.h[:most])
     return found
+
+
+def agreement(predicted: Array, labels: Array) -> float | None:
+    """Share of the labelled images whose predicted class is their label; None if none has one."""
+    known = np.asarray(labels) >= 0
+    return float((predicted == labels)[known].mean()) if known.any() else None
 
 
 def coverage_density(real: Array, generated: Array, k: int = NEIGHBOURS) -> tuple[float, float]:

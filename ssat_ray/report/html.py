@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ssat_ray.report import figures as draw
 from ssat_ray.report import words
-from ssat_ray.report.drawing import UInt8, png_uri
+from ssat_ray.report.drawing import STAGE_COLOURS, UInt8, png_uri
 from ssat_ray.report.figures import BOUNDARY, FigureData
 from ssat_ray.report.words import Row, count, duration, mean
 
@@ -185,6 +185,7 @@ def environment() -> Environment:
         words.size,
         words.count,
         words.percent,
+        words.share,
         words.number,
         words.power_of_ten,
         words.settled,
@@ -223,7 +224,7 @@ def render(results: dict[str, Any], figures: FigureData) -> str:
         notes=words.notes(results),
         stages=stages,
         stage_colours={
-            stage: known.index(stage) if stage in known else len(known) + i % 2
+            stage: (known.index(stage) if stage in known else i) % len(STAGE_COLOURS)
             for i, stage in enumerate(stages)
         },
         run_stages=[dict.fromkeys(_STAGE_FACTS) | stage for stage in results["stages"]],

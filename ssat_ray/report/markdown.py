@@ -72,9 +72,9 @@ def _guided_table(guided: list[dict[str, Any]]) -> list[str]:
             [
                 f"`{entry['row']}`",
                 entry["name"],
-                f"{entry['near']:.1f}",
+                words.share(entry["near"]),
                 f"{entry['median_ratio']:.2f}",
-                f"{entry['agreement']:.1f} [{entry['base_agreement']:.1f}]",
+                f"{words.share(entry['agreement'])} [{words.share(entry['base_agreement'])}]",
                 f"{entry['coverage']:.3f} [{entry['base_coverage']:.3f}]",
                 f"{entry['confidence']:.3f} [{entry['base_confidence']:.3f}]",
                 f"{entry['frechet']:.3g} [{entry['base_frechet']:.3g}]",

@@ -40,6 +40,7 @@ MOST_CLASSES = 20
 STAGES = (
     "pool",
     "checkpoint",
+    "ddpm",
     "intermediate",
     "pretrain",
     "generate",
@@ -118,6 +119,11 @@ def percent(share: float | None) -> str:
     if "e" in digits:
         digits = f"{100 * share:.9f}".rstrip("0").rstrip(".")
     return f"{digits}\N{NO-BREAK SPACE}%".replace("-", "\N{MINUS SIGN}")
+
+
+def share(value: float | None) -> str:
+    """A share of one in percent with one decimal, without the sign: 96.2."""
+    return "–" if value is None else f"{100 * value:.1f}"
 
 
 def number(value: float | None) -> str:
@@ -220,27 +226,27 @@ JUDGES = {"guide": "the guide", "judge": "a judge it never saw"}
 
 
 def guided_images(rows: list[Row]) -> list[dict[str, Any]]:
-    """What guide and judge say of each guided row's images: means over seeds, shares in percent.
+    """What guide and judge say of each guided row's images, means over seeds; `base_…` of the base model's.
 
-    coverage and confidence are given for the base model's images too.
+    agreement is None where the images have no labels.
     """
     found = []
     for row in rows:
         for judge, name in JUDGES.items() if "quality" in row else ():
             seen = [quality[judge] for quality in row["quality"]]
 
-            def average(key: str, of: str, seen: list[Any] = seen) -> float:
-                return float(mean(entry[of][key] for entry in seen) or 0.0)
+            def average(key: str, of: str, seen: list[Any] = seen) -> float | None:
+                return mean(entry[of][key] for entry in seen)
 
             found.append(
                 {
                     "row": row["row"],
                     "judge": judge,
                     "name": name,
-                    "near": 100 * float(mean(entry["near"] for entry in seen) or 0.0),
-                    "median_ratio": float(mean(entry["median_ratio"] for entry in seen) or 0.0),
-                    "agreement": 100 * average("agreement", "guided"),
-                    "base_agreement": 100 * average("agreement", "base"),
+                    "near": mean(entry["near"] for entry in seen),
+                    "median_ratio": mean(entry["median_ratio"] for entry in seen),
+                    "agreement": average("agreement", "guided"),
+                    "base_agreement": average("agreement", "base"),
                     "coverage": average("coverage", "guided"),
                     "base_coverage": average("coverage", "base"),
                     "confidence": average("confidence", "guided"),

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 
 class SampleActor(PartActor):
-    """Samples one shard at a time; noise depends on the seed and the image's id only."""
+    """Samples one shard at a time; noise depends on the seed and the image's id only.
+
+    What an unconditional model makes has no label.
+    """
 
     unit = "images"
     on_gpu = True
@@ -43,18 +46,20 @@ class SampleActor(PartActor):
         first = int(task.job.params.get("first_id", 0))
         start = part * config.shard_rows
         ids = first + np.arange(start, min(start + config.shard_rows, config.num_images))
-        labels = balanced_labels(ids, about["num_classes"])
+        conditional = unet.config["num_class_embeds"] is not None
+        classes = balanced_labels(ids, about["num_classes"]) if conditional else None
         noise = initial_noise(ids, tuple(about["image_shape"]), task.seed)
         images = sample(
             unet,
             scheduler,
             noise.to(device),
-            torch.from_numpy(labels).to(device),
+            None if classes is None else torch.from_numpy(classes).to(device),
             config,
             guide,
             step_generators(ids, task.seed),
         )
         nhwc = images.permute(0, 2, 3, 1).contiguous().numpy()
+        labels = np.full(len(ids), -1) if classes is None else classes
         entry = write_shard(task.folder, part, Shard(ids, nhwc, labels))
         return {"rows": len(ids), "of_rows": config.num_images, "shard": entry}
 

@@ -95,11 +95,12 @@ def _before(task: Task, ids: np.ndarray, labels: np.ndarray) -> np.ndarray:
     config = GenerateConfig(**task.job.config["generate"])
     unet, scheduler = load_ddpm(task.inputs["ddpm"])
     shape = LabelledSet.load(task.inputs["labelled"]).image_shape
+    conditional = unet.config["num_class_embeds"] is not None
     images = sample(
         unet,
         scheduler,
         initial_noise(ids, shape, task.seed),
-        torch.from_numpy(labels.astype(np.int64)),
+        torch.from_numpy(labels.astype(np.int64)) if conditional else None,
         config,
         generators=step_generators(ids, task.seed),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,19 @@ def test_guided_steps_lower_the_score_and_the_anchor_holds_them_back(
         _, ends[name] = _run(_task(kind, **options, **settings), tmp_path / name)
     assert ends["guided"]["guidance"] < ends["plain"]["guidance"]
     assert ends["held"]["anchor"] < 0.5 * ends["guided"]["anchor"]
+
+
+def test_an_unconditional_model_is_fine_tuned_without_labels(tmp_path: Path) -> None:
+    options = {**_unet().config, "num_class_embeds": None}
+    torch.manual_seed(0)
+    unet = UNet2DModel(**{k: v for k, v in options.items() if not k.startswith("_")})
+    task = _task(num_steps=3)
+    assert task.regulariser is not None
+    frozen = replace(task.regulariser, base=copy.deepcopy(unet).requires_grad_(False))
+    task = replace(task, unet=unet, regulariser=frozen)
+    assert not task.is_conditional and _task().is_conditional
+    _, result = _run(task, tmp_path)
+    assert 0 < result["loss"] < 3 and result["guidance"] > 0
 
 
 def test_a_killed_run_continues_to_the_same_bits(tmp_path: Path) -> None:

@@ -1,0 +1,160 @@
+"""A DDPM from elsewhere: both layouts, what is refused and when, and that it is fine-tuned and sampled."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+
+from ssat_ray.config import RuntimeConfig
+from ssat_ray.diffusion.files import load_ddpm, pipeline_digest
+from ssat_ray.diffusion.sampling import initial_noise, sample
+from ssat_ray.errors import UserError
+from ssat_ray.loading import load_config
+from ssat_ray.pipeline import Watcher, execute
+from ssat_ray.plan import Plan, build_plan
+from ssat_ray.stages.base import StageContext
+from ssat_ray.store import Store
+
+
+def make_unet(**changes: object) -> UNet2DModel:
+    options = {
+        "sample_size": 8,
+        "in_channels": 1,
+        "out_channels": 1,
+        "layers_per_block": 1,
+        "block_out_channels": (8, 16),
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+        "norm_num_groups": 2,
+        "attention_head_dim": 8,
+    }
+    torch.manual_seed(0)
+    return UNet2DModel(**(options | changes))
+
+
+def save(folder: Path, unet: UNet2DModel, layout: str = "folders", **scheduler: object) -> Path:
+    """As `google/ddpm-cifar10-32` is saved: unconditional, linear schedule, epsilon."""
+    schedule = DDPMScheduler(1000, beta_schedule="linear", **scheduler)
+    unet.save_pretrained(folder / "unet" if layout == "folders" else folder)
+    schedule.save_pretrained(folder / "scheduler" if layout == "folders" else folder)
+    index = {"_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DModel"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+def adopt(folder: Path, tmp_path: Path, *settings: str) -> tuple[Plan, Store]:
+    """What the driver does before any work starts."""
+    config = load_config(
+        "digits", [f"pretrain.checkpoint={folder}", "rows=[random, lcg-km]", *settings]
+    )
+    plan, store = build_plan(config), Store(tmp_path / "store")
+    jobs = [job for job in plan.unique if job.stage in ("labelled", "ddpm")]
+    assert [job.stage for job in jobs] == ["labelled", "ddpm"]
+    execute(jobs, StageContext(store, RuntimeConfig(), tmp_path / "log"), Watcher())
+    return plan, store
+
+
+@pytest.mark.parametrize("layout", ["folders", "top"])
+def test_both_layouts_are_taken_and_sampled(tmp_path: Path, layout: str) -> None:
+    folder = save(tmp_path / "theirs", make_unet(), layout)
+    plan, store = adopt(folder, tmp_path)
+    job = plan.jobs["random", 0, "pretrain"]
+    assert job.stage == "ddpm" and plan.jobs["lcg-km", 0, "pretrain"] == job
+    assert plan.jobs["lcg-km", 0, "finetune"].inputs["ddpm"] == job
+    unet, scheduler = load_ddpm(store.folder(job))
+    assert scheduler.config["prediction_type"] == "epsilon"
+    assert scheduler.config["beta_schedule"] == "linear"
+    for name, weight in make_unet().state_dict().items():
+        assert torch.equal(unet.state_dict()[name], weight)
+    config = load_config("digits", ["generate.num_inference_steps=3"]).generate
+    noise = initial_noise(np.arange(5), (1, 8, 8), 0)
+    images = sample(unet, scheduler, noise, None, config)
+    assert images.shape == (5, 1, 8, 8) and images.dtype == torch.uint8
+
+
+def test_the_contents_decide_not_the_place(tmp_path: Path) -> None:
+    folder = save(tmp_path / "a", make_unet())
+    shutil.copytree(folder, tmp_path / "b")
+    assert pipeline_digest(tmp_path / "b") == pipeline_digest(folder)
+    plans = [
+        build_plan(load_config("digits", [f"pretrain.checkpoint={tmp_path / name}"]))
+        for name in ("a", "b")
+    ]
+    jobs = [plan.jobs["full", 0, "pool"] for plan in plans]
+    assert jobs[0].digest == jobs[1].digest
+    weights = next((tmp_path / "b").rglob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    assert pipeline_digest(tmp_path / "b") != pipeline_digest(folder)
+
+
+def _wrong_class(folder: Path) -> None:
+    path = folder / "unet" / "config.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"_class_name": "UNet2DConditionModel"})
+    )
+
+
+def _cut(folder: Path) -> None:
+    path = next(folder.rglob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def _no_scheduler(folder: Path) -> None:
+    shutil.rmtree(folder / "scheduler")
+
+
+def _empty(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (_wrong_class, "its model is UNet2DConditionModel"),
+        (_cut, "cannot be loaded as a diffusers pipeline"),
+        (_no_scheduler, "it has no scheduler_config.json"),
+        (_empty, "is no diffusers pipeline"),
+    ],
+)
+def test_what_is_no_pipeline_is_refused(
+    tmp_path: Path, harm: Callable[[Path], None], message: str
+) -> None:
+    folder = save(tmp_path / "theirs", make_unet())
+    harm(folder)
+    with pytest.raises(UserError, match=message):
+        adopt(folder, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("unet", "scheduler", "message"),
+    [
+        ({"sample_size": 16}, {}, "images of 16 pixels, the labelled ones are 8 x 8"),
+        (
+            {"in_channels": 3, "out_channels": 3},
+            {},
+            "images of 3 channels, the labelled ones have 1",
+        ),
+        ({"out_channels": 2}, {}, "learned variance"),
+        ({}, {"variance_type": "learned_range"}, "learned variance"),
+        ({"num_class_embeds": 4}, {}, "conditioned on 4 classes, the labelled set has 10"),
+    ],
+)
+def test_a_model_of_other_images_is_refused(
+    tmp_path: Path, unet: dict, scheduler: dict, message: str
+) -> None:
+    folder = save(tmp_path / "theirs", make_unet(**unet), **scheduler)
+    with pytest.raises(UserError, match=message):
+        adopt(folder, tmp_path)
+
+
+def test_a_place_that_is_nowhere_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no folder, and no id of the hub either"):
+        build_plan(load_config("digits", [f"pretrain.checkpoint={tmp_path / 'nothing'}"]))
