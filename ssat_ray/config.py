@@ -545,7 +545,7 @@ class RuntimeConfig(Section):
     actors: Positive = Field(2, description="actors of each Ray Data stage, and for clustering")
     read_retries: int = Field(2, ge=0, description="further attempts to read a pool shard")
     gpus_per_actor: float = Field(
-        0.0, ge=0, description="GPUs of each actor that embeds or attacks"
+        0.0, ge=0, description="GPUs of each actor that samples, embeds or attacks"
     )
     resident_mib: int = Field(
         4096, ge=1, description="embeddings that the clustering actors keep in memory, in total"
@@ -651,10 +651,12 @@ class Config(Section):
             raise ValueError(f"select.ratio={ratio} of {key}={size} rounds to no image; raise one")
         if set(self.rows) & set(GUIDED):
             base, guided = self.guided_images
-            if guided < 1:
+            clustering = set(self.rows) & set(GUIDED) - {"pcg"}
+            k = k if clustering else None
+            if guided < 2:
                 raise ValueError(
-                    f"select.boundary_fraction={self.select.boundary_fraction} leaves no guided image: "
-                    "raise it, or take the guided rows out"
+                    f"select.boundary_fraction={self.select.boundary_fraction} leaves {guided} guided "
+                    "images, and it takes 2: raise it or generate.num_images"
                 )
             if base < max(2, k or 2):
                 raise ValueError(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssat_ray.config import Config
+from ssat_ray.config import GUIDED, Config
 from ssat_ray.data.pool import Pool
 from ssat_ray.errors import UserError
 from ssat_ray.plan import Plan
@@ -67,7 +67,9 @@ def new_scores(config: Config, plan: Plan) -> dict[str, list[Job]]:
     """
     methods = {SCORERS[row] for row in config.rows if row in SCORERS} - {"confidence"}
     if not methods:
-        rows = ", ".join(row for row, scorer in SCORERS.items() if scorer != "confidence")
+        rows = ", ".join(
+            row for row, scorer in SCORERS.items() if scorer != "confidence" and row not in GUIDED
+        )
         raise UserError(
             f"rows={list(config.rows)} fit no clusters, so nothing can drift from them; "
             f"add one of {rows}."

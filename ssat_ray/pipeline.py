@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ssat_ray import runtime, tracking
-from ssat_ray.config import Config
+from ssat_ray.config import GUIDED, Config
+from ssat_ray.diffusion.quality import NEIGHBOURS
 from ssat_ray.errors import RunFailed, UserError
 from ssat_ray.memory import MemoryWatch, read_memory
 from ssat_ray.plan import STAGES, Plan
@@ -97,7 +98,7 @@ def execute(
             computed = _compute(ready, context, watcher)
             pending = [job for job in pending if context.store.record(job) is None]
             if pending and not computed:
-                watcher.waiting(pending[0])
+                watcher.waiting(ready[0])
                 time.sleep(1.0)
     left = [job.label for job in jobs if context.store.record(job) is None]
     assert not left, f"{left} never had their inputs"
@@ -240,15 +241,52 @@ def preflight(config: Config, plan: Plan, store: Store) -> None:
             f"pretrain.channels has {len(config.pretrain.channels)} levels, so images must be multiples of "
             f"{down} pixels; they are {height} x {width}."
         )
+    for job in plan.unique:
+        found = store.record(job) if job.stage == "ddpm" else None
+        steps = config.generate.num_inference_steps
+        if found is not None and steps > found["num_timesteps"]:
+            raise UserError(
+                f"generate.num_inference_steps={steps} must be at most the {found['num_timesteps']} "
+                f"timesteps of pretrain.checkpoint={config.pretrain.checkpoint}."
+            )
     key, size = config.pool_size()
     k = config.cluster.k or record["num_classes"]
-    if size is not None and k > size and any(job.stage == "cluster" for job in plan.unique):
+    stages = {(row, stage) for row, _, stage in plan.jobs}
+    selecting = any((row, "cluster") in stages for row in config.rows if row not in GUIDED)
+    if size is not None and k > size and selecting:
         raise UserError(
             f"cluster.k=null means one cluster a class, {k} here, which is larger than the pool "
             f"({key}={size}); raise {key} or set cluster.k."
         )
+    guided = [row for row in config.rows if row in GUIDED and (row, "cluster") in stages]
+    if guided and k > config.guided_images[0]:
+        raise UserError(
+            f"cluster.k=null means one cluster a class, {k} here; {guided[0]} clusters the "
+            f"{config.guided_images[0]} images of the base model that select.ratio and "
+            f"select.boundary_fraction leave of {key}={size}: raise {key} or set cluster.k."
+        )
+    seen = record["rows"]["labelled"] + record["rows"]["validation"] if guided else 0
+    if guided and seen <= NEIGHBOURS:
+        raise UserError(
+            f"rows: {guided[0]} is judged against the labelled and validation images, of which there "
+            f"are {seen}; it takes more than {NEIGHBOURS}."
+        )
 
 
 def _up_to(plan: Plan, stages: list[str]) -> list[Job]:
-    """Jobs of these stages that need no other stage."""
-    return [job for job in plan.unique if all(j.stage in stages for j in job.closure())]
+    """The last stage's jobs that need no later stage, and what they need.
+
+    Raises:
+        UserError: no row has the stage.
+    """
+    found: dict[str, Job] = {}
+    for job in plan.unique:
+        closure = list(job.closure())
+        if job.stage == stages[-1] and all(j.stage in stages for j in closure):
+            found |= {j.digest: j for j in closure}
+    if not found:
+        rows = ", ".join(dict.fromkeys(row for row, _, _ in plan.jobs))
+        raise UserError(
+            f"the rows {rows} have no stage {stages[-1]}: see `ssat show` for rows and pool."
+        )
+    return list(found.values())

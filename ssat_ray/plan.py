@@ -229,6 +229,7 @@ def _guide(config: Config, seed: int, shared: dict[str, Job], scorer: str) -> di
 def _judge(config: Config, seed: int, data: Job) -> dict[str, Job]:
     """A classifier that guidance never sees: trained as the intermediate model, from another seed."""
     part = _part(config, "model", "intermediate", "threat")
+    part["intermediate"]["checkpoint"] = None  # which it does not come from
     params, about = {"seed": seed + JUDGE_SEEDS}, f"judge seed {seed}"
     return {"intermediate": _job("intermediate", params, part, {"labelled": data}, about)}
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ssat_ray.config import GUIDED
 from ssat_ray.errors import RunFailed, UserError
 from ssat_ray.loading import load_config
 from ssat_ray.options import (
@@ -64,6 +65,9 @@ def plan(
         def say(text: str) -> None:
             console.print(stamped(text, since), highlight=False, markup=False, soft_wrap=True)
 
+        guided = [row for row in config.rows if row in GUIDED]
+        if guided:
+            say(f"not estimated: fine-tuning and images of {', '.join(guided)}")
         try:
             measured = probe.measure(
                 config, images, seconds, before=probe.program_seconds(), say=say

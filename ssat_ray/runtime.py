@@ -100,6 +100,12 @@ def use_threads(num_threads: int = 1) -> None:
     torch.set_num_threads(num_threads)
 
 
+def exact_on_gpu() -> None:
+    """On GPUs, float32 that is float32, and the same bits every time; nothing changes on CPUs."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
+
+
 def keep_memory() -> None:
     """Keep freed heap for the next block instead of giving it back and faulting it in again.
 

@@ -9,7 +9,7 @@ import pytest
 from ssat_ray.config import RESERVED_RECIPES
 from ssat_ray.errors import UserError
 from ssat_ray.loading import load_config
-from ssat_ray.pipeline import preflight
+from ssat_ray.pipeline import _up_to, preflight
 from ssat_ray.plan import STAGES, Plan, build_plan
 from ssat_ray.stages.train import BEST
 
@@ -67,7 +67,7 @@ def test_select_ratio_changes_select_and_what_follows_of_selecting_rows() -> Non
         ),
         (
             "data.split_seed=1",
-            {"pool", *STAGES} - {"generate", "synth", "checkpoint", "finetune", "quality"},
+            {"pool", *STAGES} - {"generate", "synth", "checkpoint", "ddpm", "finetune", "quality"},
         ),
     ],
 )
@@ -188,7 +188,7 @@ def test_guidance_at_sampling_takes_the_place_of_fine_tuning() -> None:
     ("overrides", "message"),
     [
         (["pool.source=synth"], "lcg-km fine-tunes the DDPM"),
-        (["select.boundary_fraction=0"], "leaves no guided image"),
+        (["select.boundary_fraction=0"], "leaves 0 guided images"),
         (["select.boundary_fraction=1"], "leaves 0 images of the base model"),
         (["cluster.k=1300"], r"leaves 1200 .* fewer than cluster\.k=1300"),
     ],
@@ -197,6 +197,42 @@ def test_guided_rows_that_cannot_be_are_refused(overrides: list[str], message: s
     with pytest.raises(UserError, match=message):
         load_config("digits", ["rows=[none, lcg-km]", *overrides])
     load_config("digits", ["rows=[none, lcg-km]"])
+
+
+def _until(stage: str, *overrides: str) -> set[str]:
+    """Labels of the jobs that a verb does."""
+    order = list(STAGES)
+    jobs = _up_to(_plan(*overrides), order[: order.index(stage) + 1])
+    return {job.label for job in jobs}
+
+
+def test_a_verb_does_its_stage_and_what_that_needs() -> None:
+    rows = "rows=[random, lcg-km]"
+    assert _until("generate", rows) == {
+        "labelled",
+        "pretrain seed 0",
+        "generate seed 0",
+        "generate base images seed 0",
+    }
+    finetune = _until("finetune", rows)
+    assert "finetune lcg-km seed 0" in finetune and "generate seed 0" not in finetune
+    assert not any("judge" in label for label in finetune)
+    assert {"generate lcg-km seed 0", "intermediate judge seed 0"} <= _until("quality", rows)
+    steered = _until("score", rows, "generate.guidance=1")
+    assert "score kmeans seed 0" in steered and "generate lcg-km seed 0" not in steered
+    with pytest.raises(UserError, match="random, full have no stage finetune"):
+        _until("finetune", "rows=[random, full]")
+
+
+def test_the_judge_does_not_come_from_the_guides_file(tmp_path: Path) -> None:
+    digests = set()
+    for name in ("a.pt", "b.pt"):
+        (tmp_path / name).write_bytes(b"weights")
+        jobs = _plan(GUIDED_ROWS, f"intermediate.checkpoint={tmp_path / name}").jobs
+        assert jobs["lcg-km", 0, "quality"].inputs["guide"].stage == "checkpoint"
+        digests.add(jobs["lcg-km", 0, "quality"].inputs["judge"].digest)
+    digests.add(_plan(GUIDED_ROWS).jobs["lcg-km", 0, "quality"].inputs["judge"].digest)
+    assert len(digests) == 1
 
 
 def test_none_is_the_best_of_its_recipes() -> None:
@@ -223,7 +259,8 @@ def test_no_recipe_can_take_a_name_that_the_plan_uses() -> None:
 def _preflight(*overrides: str) -> None:
     """Of ten classes of 8 x 8 images."""
     config = load_config("digits", list(overrides))
-    record = {"image_shape": (1, 8, 8), "num_classes": 10}
+    rows = {"labelled": 300, "validation": 700}
+    record = {"image_shape": (1, 8, 8), "num_classes": 10, "rows": rows}
     preflight(config, build_plan(config), SimpleNamespace(record=lambda job: record))
 
 
@@ -233,6 +270,15 @@ def test_one_cluster_a_class_needs_a_pool_as_large() -> None:
     _preflight("generate.num_images=10")
     _preflight("generate.num_images=9", "cluster.k=9")
     _preflight("generate.num_images=9", "rows=[random, full]")
+
+
+def test_one_cluster_a_class_needs_as_many_images_of_the_base_model() -> None:
+    few = ("generate.num_images=100", "select.ratio=0.1")  # 6 base images
+    with pytest.raises(UserError, match=r"10 here; lcg-km clusters the 6 images of the base model"):
+        _preflight(*few, "rows=[none, lcg-km]")
+    _preflight(*few, "rows=[none, pcg]")
+    _preflight(*few, "rows=[none, lcg-km]", "cluster.k=6")
+    _preflight("rows=[none, lcg-km]")
 
 
 def test_unique_holds_each_artefact_once_in_an_order_that_can_run() -> None:

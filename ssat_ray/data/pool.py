@@ -228,6 +228,16 @@ class Pool:
     def __iter__(self) -> Iterator[Shard]:
         return (self.read(i) for i in range(len(self.shards)))
 
+    def first(self, num_images: int) -> Shard:
+        """The first `num_images` images, or all; no further shard is read."""
+        parts, count = [], 0
+        for shard in self:
+            parts.append(shard[: num_images - count])
+            count += len(parts[-1].ids)
+            if count == num_images:
+                break
+        return Shard.concatenate(parts)
+
     def load(self) -> Shard:
         """The whole pool in memory (small pools only)."""
         return Shard.concatenate(list(self))

@@ -113,7 +113,7 @@ def check_ddpm(
     num_classes: int,
     location: str,
 ) -> None:
-    """UserError unless the model makes images like the labelled ones, and its output is one image."""
+    """UserError unless the model makes images like the labelled ones, its output one image."""
     channels, height, width = image_shape
     config = unet.config
     size = config["sample_size"]

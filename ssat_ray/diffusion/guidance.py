@@ -123,7 +123,9 @@ def guided(
 ) -> Tensor:
     """The U-Net's output for x_t (B, C, H, W), bent so that sampling goes down the guide's score.
 
-    The density that is sampled is multiplied by exp(-weight * score of the predicted image).
+    The density that is sampled at a level of noise is multiplied by exp(-weight * w * score of the predicted
+    image), w the `min-snr` weight of the level: where nearly all is noise the predicted image is a guess, and
+    a shift of the output would become one of 1 / sqrt(alpha_bar) of the image.
 
     Args:
         kind: the scheduler's `prediction_type`.
@@ -139,7 +141,8 @@ def guided(
         (gradient,) = torch.autograd.grad(score, noisy)
     signal = alpha_bar.sqrt().view(-1, 1, 1, 1)
     noise = (1 - alpha_bar).sqrt().view(-1, 1, 1, 1)
-    more_noise = weight * noise * gradient  # what epsilon rises by; x_t stays
+    weights = weight * timestep_weight("min-snr", alpha_bar).view(-1, 1, 1, 1)
+    more_noise = weights * noise * gradient  # what epsilon rises by; x_t stays
     predicted = predicted.detach()
     if kind == "epsilon":
         return predicted + more_noise

@@ -21,6 +21,8 @@ NEAR = 0.2
 NEIGHBOURS = 5
 _MOST_ROWS = 10_000
 """Images of a set that coverage, density and neighbours are computed of: the first ones."""
+_MOST_WIDTH = 4096
+"""Of features whose covariances are compared; wider ones take minutes and gigabytes."""
 _BLOCK_ROWS = 1024
 
 
@@ -54,7 +56,7 @@ def judged(base: Seen, guided: Seen, real: Seen, labels: dict[str, Array]) -> di
         median_ratio: of the guided images' median score to the base images'.
         and by set, where it applies: score (quantile -> value), agreement (share whose most probable
         class is the label; None without labels), confidence (mean), classes (K counts of the most probable one), coverage and
-        density, and frechet, all three against the real images.
+        density, and frechet (None for features wider than 4,096), all three against the real images.
     """
     sets = {"base": base, "guided": guided, "real": real}
     found: dict[str, Any] = {
@@ -74,7 +76,8 @@ def judged(base: Seen, guided: Seen, real: Seen, labels: dict[str, Array]) -> di
         if name != "real":
             coverage, density = coverage_density(real.h, seen.h[:most])
             found[name] |= {"coverage": coverage, "density": density}
-            found[name]["frechet"] = frechet_distance(real.h, seen.h[:most])
+            narrow = real.h.shape[1] <= _MOST_WIDTH
+            found[name]["frechet"] = frechet_distance(real.h, seen.h[:most]) if narrow else None
     return found
 
 

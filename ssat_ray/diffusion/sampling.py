@@ -54,7 +54,10 @@ def build_solver(scheduler: DDPMScheduler, sampler: str, num_steps: int) -> Any:
         )
     elif sampler == "dpmsolver++":
         solver = DPMSolverMultistepScheduler.from_config(
-            scheduler.config, algorithm_type="dpmsolver++", solver_order=2
+            scheduler.config,
+            algorithm_type="dpmsolver++",
+            solver_order=2,
+            timestep_spacing="trailing",
         )
     else:
         solver = DDPMScheduler.from_config(scheduler.config, timestep_spacing="trailing")

@@ -25,8 +25,8 @@ UInt8 = npt.NDArray[np.uint8]
 
 INK, MUTED, RULE, CHOSEN, POOL, REAL, PAPER = (f"#00000{i}" for i in range(1, 8))
 ROW_COLOURS = {row: f"#0000{16 + i:02x}" for i, row in enumerate(ROWS)}
-STAGE_COLOURS = tuple(f"#0000{48 + i:02x}" for i in range(11))
-"""The colours of stages in bars and bands, --s0 to --s10."""
+STAGE_COLOURS = tuple(f"#0000{48 + i:02x}" for i in range(12))
+"""The colours of stages in bars and bands, --s0 to --s11."""
 _CSS = {
     **{colour: f"var(--row-{row})" for row, colour in ROW_COLOURS.items()},
     **{colour: f"var(--s{i})" for i, colour in enumerate(STAGE_COLOURS)},

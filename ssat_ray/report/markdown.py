@@ -77,7 +77,7 @@ def _guided_table(guided: list[dict[str, Any]]) -> list[str]:
                 f"{words.share(entry['agreement'])} [{words.share(entry['base_agreement'])}]",
                 f"{entry['coverage']:.3f} [{entry['base_coverage']:.3f}]",
                 f"{entry['confidence']:.3f} [{entry['base_confidence']:.3f}]",
-                f"{entry['frechet']:.3g} [{entry['base_frechet']:.3g}]",
+                f"{words.number(entry['frechet'])} [{words.number(entry['base_frechet'])}]",
             ]
         )
         for entry in guided

@@ -109,7 +109,7 @@ def memory_over_time(
     Args:
         line: the samples.
         memory: medians of the second and the last quarter in bytes, or None: too few samples.
-        colours: for each stage the number of its colour, --s0 to --s10.
+        colours: for each stage the number of its colour, --s0 to --s11.
         wide: for a wide screen; otherwise for a phone.
     """
     width = 10.6 if wide else 5.0

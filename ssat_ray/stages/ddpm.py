@@ -27,6 +27,7 @@ def run(jobs: list[Job], context: StageContext) -> None:
                 "bytes_read": sum(p.stat().st_size for p in Path(folder).rglob("*") if p.is_file()),
                 "bytes_written": sum(map(len, files.values())),
                 "conditional": unet.config["num_class_embeds"] is not None,
+                "num_timesteps": scheduler.config["num_train_timesteps"],
             }
         )
 

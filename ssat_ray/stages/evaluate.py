@@ -16,6 +16,7 @@ from ssat_ray.adversarial.evaluation import class_accuracies, clean_flags, pgd_f
 from ssat_ray.config import RuntimeConfig
 from ssat_ray.data.labelled import LabelledSet, unit_float
 from ssat_ray.models.files import load_classifier
+from ssat_ray.runtime import exact_on_gpu
 from ssat_ray.stages.base import Stage, StageContext, Task
 from ssat_ray.stages.parts import Note, PartActor, record_of, run_parts
 from ssat_ray.store import Job, Store, write_atomic
@@ -36,8 +37,7 @@ class AttackActor(PartActor):
 
     def __init__(self, tasks: list[Task], num_parts: list[int], runtime: RuntimeConfig) -> None:
         super().__init__(tasks, num_parts, runtime)
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cudnn.deterministic = True
+        exact_on_gpu()
 
     @classmethod
     def cost(cls, task: Task, part: int) -> float:

@@ -56,8 +56,10 @@ def guide_of(task: Task) -> Guide:
 
 
 def median_score(task: Task) -> float:
+    """Of the base images, in the units of what guidance lowers: for `pcg` the highest probability."""
+    column = "confidence" if task.job.params["guide"] == "pcg" else "score"
     files = ScoreTable.of_folders([task.inputs["scores"]]).files
-    return float(np.median(np.concatenate([pq.read_table(f)["score"] for f in files])))
+    return float(np.median(np.concatenate([pq.read_table(f)[column] for f in files])))
 
 
 def run(jobs: list[Job], context: StageContext) -> None:

@@ -14,6 +14,7 @@ from ssat_ray.diffusion.files import load_ddpm
 from ssat_ray.diffusion.guidance import Guide
 from ssat_ray.diffusion.sampling import balanced_labels, initial_noise, sample, step_generators
 from ssat_ray.errors import RunFailed
+from ssat_ray.runtime import exact_on_gpu
 from ssat_ray.stages.base import Stage, StageContext, Task
 from ssat_ray.stages.finetune import guide_of
 from ssat_ray.stages.parts import Note, PartActor, record_of, run_parts
@@ -31,6 +32,10 @@ class SampleActor(PartActor):
 
     unit = "images"
     on_gpu = True
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        exact_on_gpu()
 
     def process(self, task: Task, part: int) -> Note:
         config = GenerateConfig(**task.job.config["generate"])
@@ -85,4 +90,4 @@ def run(jobs: list[Job], context: StageContext) -> None:
     )
 
 
-STAGE = Stage("generate", 3, run)
+STAGE = Stage("generate", 4, run)

@@ -32,7 +32,7 @@ from ssat_ray.training.world import World
 FAILED, FAULT = "failed.txt", "fault.txt"
 """Why a job failed: its loss became NaN, or its input is at fault. The others of its group still finish."""
 GPU_BACKEND = "cpu:gloo,cuda:nccl"
-"""Also for tensors on CPUs: `pretrain`, which may share a group, trains there."""
+"""Also for tensors on CPUs, such as losses for the log."""
 DIVERGED = "diverged"
 """Key of a record that has no files: the one recipe of a search whose loss became NaN, and why."""
 

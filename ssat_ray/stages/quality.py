@@ -22,7 +22,7 @@ from ssat_ray.diffusion.quality import QUANTILES, Seen, judged, nearest_distance
 from ssat_ray.diffusion.sampling import initial_noise, sample, step_generators
 from ssat_ray.models.embedding import Embedder
 from ssat_ray.models.files import load_classifier
-from ssat_ray.runtime import Meter, use_threads
+from ssat_ray.runtime import Meter, exact_on_gpu, use_threads
 from ssat_ray.selection.clusters import load_clusters
 from ssat_ray.stages.base import Stage, StageContext, Task
 from ssat_ray.store import Job
@@ -37,6 +37,7 @@ _PAIRS = 40
 @ray.remote(num_cpus=1, max_retries=3)
 def _quality(task: Task) -> None:
     use_threads(1)
+    exact_on_gpu()
     with Meter() as meter:
         written = task.write(look(task))
     task.publish(
@@ -51,7 +52,7 @@ def _quality(task: Task) -> None:
 def look(task: Task) -> dict[str, bytes]:
     """The artefact's files: the figures, and images of one noise before and after guidance."""
     labelled = LabelledSet.load(task.inputs["labelled"])
-    pools = {name: Pool(task.inputs[name]).load() for name in ("base", "guided")}
+    pools = {name: Pool(task.inputs[name]).first(MOST_IMAGES) for name in ("base", "guided")}
     sets = {name: (pool.images, pool.labels) for name, pool in pools.items()}
     splits = [labelled.splits[name] for name in ("labelled", "validation")]
     sets["real"] = (
@@ -61,9 +62,11 @@ def look(task: Task) -> dict[str, bytes]:
     sets = {n: (images[:MOST_IMAGES], y[:MOST_IMAGES]) for n, (images, y) in sets.items()}
     labels = {name: y for name, (_, y) in sets.items()}
     embed = EmbedConfig(**task.job.config["embed"])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     found: dict[str, Any] = {}
     for judge in JUDGES:
-        embedder = Embedder(load_classifier(task.inputs[judge]), embed.layer, embed.precision)
+        model = load_classifier(task.inputs[judge]).to(device)
+        embedder = Embedder(model, embed.layer, embed.precision, device)
         folder = task.inputs.get(f"{judge}_clusters")
         clusters = None if folder is None else load_clusters(folder)
         seen = {name: Seen.by(embedder, clusters, images) for name, (images, _) in sets.items()}
@@ -94,13 +97,14 @@ def _before(task: Task, ids: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """What the base model makes of the guided images' noise and conditions, (n, H, W, C) uint8."""
     config = GenerateConfig(**task.job.config["generate"])
     unet, scheduler = load_ddpm(task.inputs["ddpm"])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     shape = LabelledSet.load(task.inputs["labelled"]).image_shape
     conditional = unet.config["num_class_embeds"] is not None
     images = sample(
-        unet,
+        unet.to(device),
         scheduler,
-        initial_noise(ids, shape, task.seed),
-        torch.from_numpy(labels.astype(np.int64)) if conditional else None,
+        initial_noise(ids, shape, task.seed).to(device),
+        torch.from_numpy(labels.astype(np.int64)).to(device) if conditional else None,
         config,
         generators=step_generators(ids, task.seed),
     )
@@ -108,7 +112,8 @@ def _before(task: Task, ids: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def run(jobs: list[Job], context: StageContext) -> None:
-    ray.get([_quality.remote(Task.of(job, context.store)) for job in jobs])
+    task = _quality.options(num_gpus=context.runtime.gpus_per_actor)
+    ray.get([task.remote(Task.of(job, context.store)) for job in jobs])
 
 
 STAGE = Stage("quality", 1, run)

@@ -13,7 +13,6 @@ from safetensors.numpy import load_file
 
 from ssat_ray.data.labelled import LabelledSet
 from ssat_ray.data.pool import Pool
-from ssat_ray.data.shard import Shard
 from ssat_ray.diffusion.quality import nearest_distances
 from ssat_ray.models.embedding import Embedder
 from ssat_ray.models.files import load_classifier
@@ -52,7 +51,7 @@ def figure_data(artefacts: Artefacts) -> FigureData:
     seed = artefacts.seeds[0]
     pooled = [row for row in artefacts.rows if artefacts.job(row, seed, "pool") is not None]
     labelled = LabelledSet.load(artefacts.folder(artefacts.rows[0], seed, "labelled"))
-    pool = _first_images(Pool(_pool_folder(artefacts, seed)))
+    pool = Pool(_pool_folder(artefacts, seed)).first(SHOWN_IMAGES)
     real_images, real_labels = labelled.splits["validation"]
     labelled_images = labelled.splits["labelled"][0]
     methods = [row for row in pooled if row in SCORERS]
@@ -109,17 +108,6 @@ def _pool_folder(artefacts: Artefacts, seed: int) -> Path:
     rows = [(row, stage) for stage in stages for row in artefacts.rows]
     row, stage = next(r for r in rows if artefacts.job(r[0], seed, r[1]) is not None)
     return artefacts.folder(row, seed, stage)
-
-
-def _first_images(pool: Pool) -> Shard:
-    """The first `SHOWN_IMAGES` images of a pool."""
-    parts, num_images = [], 0
-    for shard in pool:
-        parts.append(shard[: SHOWN_IMAGES - num_images])
-        num_images += len(parts[-1].ids)
-        if num_images == SHOWN_IMAGES:
-            break
-    return Shard.concatenate(parts)
 
 
 def _first_scores(folder: Path, row: str, count: int) -> np.ndarray:

@@ -81,7 +81,7 @@ def train_ddpm(
     step, seconds, history = 0, 0.0, []
     sums, count = torch.zeros(len(terms), device=device), 0
     state = states.load(world)
-    if state is not None:
+    if state is not None and "sums" in state:  # else of an older release: from the start
         unet.load_state_dict(state["unet"])
         optimiser.load_state_dict(state["optimiser"])
         ema.model.load_state_dict(state["ema"])

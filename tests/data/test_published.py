@@ -270,7 +270,6 @@ SETS: dict[str, tuple[Callable[[Path], Any], str, str, list[int], int, int]] = {
 }
 
 
-@pytest.mark.ray
 def _preset(name: str, folder: Path) -> Path:
     """The set's files in `folder`/set, and the preset that compares on them."""
     make, test, more, *_ = SETS[name]
@@ -291,6 +290,7 @@ def test_a_comparison_is_planned(
     assert {row for row, _, _ in plan.jobs} == {"none", "random", "lcs-km"}
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SETS)
 def test_a_comparison(name: str, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from ssat_ray.diffusion.guidance import (
     Kind,
     as_image,
     centroid_margin,
+    guided,
     mixture_margin,
     predicted_x0,
     timestep_weight,
@@ -141,3 +142,26 @@ def test_weights_fall_with_the_noise() -> None:
 def test_a_base_pool_without_a_margin_is_refused() -> None:
     with pytest.raises(ValueError, match=r"lcg-km: the base pool's median score .* found 0"):
         _guide("lcg-km", scale=0.0)
+
+
+@pytest.mark.parametrize("kind", PREDICTIONS)
+def test_guided_outputs_stand_for_the_image_down_the_gradient(kind: str) -> None:
+    """For x0_hat = g x_t and the score c . x0_hat, worked out by hand: x0 falls by (1 - abar) / sqrt(abar) w c g / 2."""
+    alpha_bar, gain, weight = torch.tensor([0.1, 0.6, 0.95]).double(), 0.7, 3.0
+    x_t = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+    c = torch.linspace(-1, 2, 64).double()
+    a, b = (v.sqrt().view(-1, 1, 1, 1) for v in (alpha_bar, 1 - alpha_bar))
+
+    def predict(noisy: Tensor) -> Tensor:
+        x0 = gain * noisy
+        eps = (noisy - a * x0) / b
+        return {"epsilon": eps, "v_prediction": a * eps - b * x0, "sample": x0}[kind]
+
+    def guide(images: Tensor) -> Tensor:
+        return (images.flatten(1) * c).sum(1)
+
+    bent = guided(guide, kind, x_t, predict, alpha_bar, weight)  # type: ignore[arg-type]
+    found = predicted_x0(kind, x_t, bent, alpha_bar)
+    weights = timestep_weight("min-snr", alpha_bar).view(-1, 1, 1, 1)
+    expected = gain * x_t - b.square() / a * weight * weights * gain * c.view(1, 1, 8, 8) / 2
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)

@@ -1,20 +1,37 @@
 """Samplers with U-Nets that know the answer: a point mass and a Gaussian; noise as a function of the id."""
 
+import functools
+import tempfile
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from ssat_ray.config import GenerateConfig, PretrainConfig
 from ssat_ray.diffusion.noise import build_scheduler
-from ssat_ray.diffusion.sampling import balanced_labels, initial_noise, sample
+from ssat_ray.diffusion.sampling import (
+    balanced_labels,
+    build_solver,
+    initial_noise,
+    sample,
+    step_generators,
+)
 from ssat_ray.models.unet import build_unet
 
 SHAPE = (1, 4, 4)
-SAMPLERS = ("ddim", "dpmsolver++")
+SAMPLERS = ("ddim", "dpmsolver++", "ancestral")
 KINDS = ("epsilon", "v_prediction")
+
+
+@functools.cache
+def _schedule(kind: str) -> DDPMScheduler:
+    """As an actor has it: saved and read again, which states every default."""
+    with tempfile.TemporaryDirectory() as folder:
+        build_scheduler(PretrainConfig(prediction_type=kind)).save_pretrained(folder)
+        return DDPMScheduler.from_pretrained(folder)
 
 
 class Oracle(nn.Module):
@@ -42,12 +59,13 @@ def _config(sampler: str, steps: int = 20) -> GenerateConfig:
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_point_mass_is_returned_to_the_grey_level(sampler: str, kind: str) -> None:
-    scheduler = build_scheduler(PretrainConfig(prediction_type=kind))
+    scheduler = _schedule(kind)
     levels = torch.randint(0, 256, (3, *SHAPE), generator=torch.Generator().manual_seed(0))
     ids = np.arange(7)
     labels = torch.from_numpy(balanced_labels(ids, 3))
     unet = Oracle(scheduler, levels / 127.5 - 1, 0.0)
-    found = sample(unet, scheduler, initial_noise(ids, SHAPE, 0), labels, _config(sampler))
+    noise, steps = initial_noise(ids, SHAPE, 0), step_generators(ids, 0)
+    found = sample(unet, scheduler, noise, labels, _config(sampler), generators=steps)
     assert found.dtype == torch.uint8 and found.shape == (7, *SHAPE)
     assert int((found.int() - levels[labels].int()).abs().max()) <= 1
     assert len(unet.labels) == 20 and all(torch.equal(seen, labels) for seen in unet.labels)
@@ -56,12 +74,14 @@ def test_a_point_mass_is_returned_to_the_grey_level(sampler: str, kind: str) -> 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_gaussian_comes_back_with_its_mean_and_spread(sampler: str, kind: str) -> None:
-    scheduler = build_scheduler(PretrainConfig(prediction_type=kind))
+    scheduler = _schedule(kind)
     means = torch.tensor([-0.3, 0.25])[:, None, None, None].expand(2, *SHAPE)
     labels = torch.arange(600) % 2
     noise = initial_noise(np.arange(600), SHAPE, 1)
     unet = Oracle(scheduler, means, 0.15)
-    images = sample(unet, scheduler, noise, labels, _config(sampler, 50)).double() / 127.5 - 1
+    steps = step_generators(np.arange(600), 1)
+    config = _config(sampler, 1000 if sampler == "ancestral" else 50)
+    images = sample(unet, scheduler, noise, labels, config, generators=steps).double() / 127.5 - 1
     for label, mean in enumerate((-0.3, 0.25)):
         part = images[labels == label]
         assert float(part.mean()) == pytest.approx(mean, abs=0.015)
@@ -70,7 +90,7 @@ def test_a_gaussian_comes_back_with_its_mean_and_spread(sampler: str, kind: str)
 
 
 def test_values_beyond_the_range_are_clamped_not_wrapped() -> None:
-    scheduler = build_scheduler(PretrainConfig(prediction_type="epsilon"))
+    scheduler = _schedule("epsilon")
     means = torch.tensor([-1.6, 1.6])[:, None, None, None].expand(2, *SHAPE)
     found = sample(
         Oracle(scheduler, means, 0.0),
@@ -90,7 +110,8 @@ def test_images_do_not_depend_on_the_batch_they_are_made_in(sampler: str) -> Non
     def make(ids: np.ndarray) -> Tensor:
         labels = torch.from_numpy(balanced_labels(ids, 3))
         noise = initial_noise(ids, (1, 8, 8), 5)
-        return sample(unet, scheduler, noise, labels, _config(sampler, 6))
+        steps = step_generators(ids, 5)
+        return sample(unet, scheduler, noise, labels, _config(sampler, 6), generators=steps)
 
     ids = np.arange(11, 20)
     whole = make(ids)
@@ -99,6 +120,42 @@ def test_images_do_not_depend_on_the_batch_they_are_made_in(sampler: str) -> Non
     assert torch.equal(make(ids[order]), whole[order])
     assert torch.equal(torch.cat([make(ids[:4]), make(ids[4:])]), whole)
     assert torch.equal(torch.cat([make(ids[i : i + 1]) for i in range(9)]), whole)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("num_steps", [20, 100, 1000])
+def test_sampling_begins_where_all_is_noise(sampler: str, num_steps: int) -> None:
+    """The start is pure noise whatever the number of steps, and every step is another timestep."""
+    timesteps = build_solver(_schedule("v_prediction"), sampler, num_steps).timesteps.tolist()
+    assert timesteps[0] == 999 and timesteps == sorted(set(timesteps), reverse=True)
+    assert len(timesteps) == num_steps and timesteps[-1] < 2 * 1000 / num_steps
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_guidance_lowers_the_score_and_blows_nothing_up(sampler: str, kind: str) -> None:
+    """Of a Gaussian and the sum of its pixels: the mean falls, the spread stays."""
+    scheduler, labels = _schedule(kind), torch.zeros(400, dtype=torch.int64)
+    unet = Oracle(scheduler, torch.zeros(1, *SHAPE), 0.2)
+    noise, found = initial_noise(np.arange(400), SHAPE, 2), []
+    for weight in (0.0, 1.0, 2.0):
+        config = _config(sampler).model_copy(update={"guidance": weight})
+        images = sample(
+            unet,
+            scheduler,
+            noise,
+            labels,
+            config,
+            lambda images: 4 * images.flatten(1).sum(1),  # type: ignore[arg-type]
+            step_generators(np.arange(400), 2),
+        )
+        found.append(images.double() / 127.5 - 1)
+    means, stds = [float(x.mean()) for x in found], [float(x.std()) for x in found]
+    assert means[0] == pytest.approx(0, abs=0.02)
+    # tilted by exp(-weight * 4 * (x + 1) / 2), a Gaussian's mean falls by weight * 2 * std^2 at most
+    assert 0.3 * 2 * 0.04 < means[0] - means[1] < 1.3 * 2 * 0.04
+    assert 0.3 * 4 * 0.04 < means[0] - means[2] < 1.3 * 4 * 0.04
+    assert max(stds) / min(stds) < 1.2
 
 
 def test_noise_is_a_function_of_seed_and_id() -> None:

@@ -48,7 +48,7 @@ def test_every_placeholder_colour_becomes_a_variable_of_the_page():
         svg = draw.to_svg(figure, "colours", "lines")
     assert not re.search(r"#0000[0-9a-f]{2}\b", svg)
     shown = set(re.findall(r"var\(--([\w-]+)\)", svg))
-    assert {"boundary", "pool", "row-none", "row-full", "s0", "s10"} <= shown
+    assert {"boundary", "pool", "row-none", "row-full", "s0", "s11"} <= shown
     assert len(shown) >= len(colours)
 
 

@@ -228,7 +228,7 @@ def test_special_characters_are_escaped(selection_results, choice):
 def test_more_stages_than_colours_still_render(selection_results):
     results = selection_results()
     results["sessions"][0]["samples"] = [[5.0 * i, 2**30, f"stage-{i}"] for i in range(1, 31)]
-    assert "var(--s10)" in render_selection(results)
+    assert "var(--s11)" in render_selection(results)
 
 
 def test_rendering_twice_gives_the_same_bytes(selection_results):

@@ -33,7 +33,7 @@ def test_all_rows_train_in_the_same_worker_group(tiny_run: Any) -> None:
     """The start of a worker group is paid once, not once a row."""
     jobs = [j for j in tiny_run.plan.unique if j.stage == "train"]
     records = [tiny_run.store.record(j) for j in jobs if j.params["recipe"] != "best-of-recipes"]
-    assert len(records) == 9
+    assert len(records) == 10
     assert len({tuple(r["worker_pids"]) for r in records}) == 1
     assert sum(r["startup_seconds"] > 1 for r in records) == 1
 

@@ -18,8 +18,10 @@ from ssat_ray.diffusion.files import load_ddpm
 from ssat_ray.diffusion.sampling import initial_noise, sample
 from ssat_ray.models.files import load_classifier
 from ssat_ray.selection.clusters import load_clusters
+from ssat_ray.stages.base import Task
+from ssat_ray.stages.finetune import median_score
 from ssat_ray.stages.quality import PAIRS, QUALITY
-from ssat_ray.store import Store
+from ssat_ray.store import Job, Store
 
 pytestmark = pytest.mark.ray
 ROW = "lcg-km"
@@ -78,6 +80,16 @@ def test_fine_tuning_is_guided_in_units_of_the_base_images_median(
     config: FinetuneConfig = tiny_run.config.finetune
     assert found["steps"] == config.num_steps and found["world_size"] == 2
     assert found["guidance"] > 0 and np.isfinite(found["loss"])
+
+
+def test_the_median_is_in_the_units_of_what_guidance_lowers(tiny_run: Any, folder: Any) -> None:
+    """For `pcg` the highest probability, where the score table ranks by -log(1 - p)."""
+    where = folder(tiny_run, "pcs", "score")
+    job = Job("finetune", 1, {"guide": "pcg"}, {})
+    files = sorted(where.glob("scores-*.parquet"))
+    confidence = np.concatenate([pq.read_table(path)["confidence"] for path in files])
+    found = median_score(Task(job, where, {"scores": where}, tiny_run.store.root))
+    assert found == pytest.approx(np.median(confidence)) and 0 < found <= 1
 
 
 @pytest.mark.parametrize("judge", ["guide", "judge"])
