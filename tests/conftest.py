@@ -29,7 +29,7 @@ generate: {num_images: 400, num_inference_steps: 4, shard_rows: 100}
 objective: {num_steps: 2, step_size: 0.1}
 select: {ratio: 0.25}
 train:
-  {max_steps: 60, eval_every: 20, batch_size: 32, bn_group: 16, warmup_steps: 5, window_mib: 0.01, none_recipes: {half: {lr: 0.05}}}
+  {max_steps: 60, eval_every: 20, batch_size: 32, bn_group: 16, warmup_steps: 5, none_recipes: {half: {lr: 0.05}}}
 evaluate: {pgd_steps: 3, apgd_steps: 3, batch_size: 200}
 runtime: {checkpoint_minutes: 0.05}
 """

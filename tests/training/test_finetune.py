@@ -177,11 +177,12 @@ def test_guided_steps_lower_the_score_and_the_anchor_holds_them_back(
     for name, settings in {
         "plain": {"weight": 1e-9},
         "guided": {"weight": 5.0, "anchor": 1e-9},
-        "held": {"weight": 5.0, "anchor": 50.0},
+        **({"held": {"weight": 5.0, "anchor": 50.0}} if kind == "lcg-km" else {}),
     }.items():
         _, ends[name] = _run(_task(kind, **options, **settings), tmp_path / name)
     assert ends["guided"]["guidance"] < ends["plain"]["guidance"]
-    assert ends["held"]["anchor"] < 0.5 * ends["guided"]["anchor"]
+    if "held" in ends:
+        assert ends["held"]["anchor"] < 0.5 * ends["guided"]["anchor"]
 
 
 def test_an_unconditional_model_is_fine_tuned_without_labels(tmp_path: Path) -> None:

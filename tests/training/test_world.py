@@ -94,7 +94,7 @@ def _state(trainer: ClassifierTrainer) -> dict[str, Tensor]:
     return {**trainer.model.state_dict(), **{f"ema.{key}": v for key, v in averaged.items()}}
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
 def ranks(request, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
     size, folder = request.param, tmp_path_factory.mktemp("world")
     processes = [
