@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,7 @@ from typing import Annotated
 import typer
 
 from ssat_ray.bench.measure import HEADER, Comparison
+from ssat_ray.config import GUIDED
 from ssat_ray.errors import UserError
 from ssat_ray.options import parse_count
 from ssat_ray.provenance import git_commit, machine
@@ -62,14 +64,14 @@ def table(name: str, given: Mapping[str, object], found: list[Comparison]) -> st
         given: options of the command that were not left at their defaults.
     """
     lines = [comparison.markdown() for comparison in found]
-    return "\n".join([*_heading(name, given), "Medians with the extremes.", "", HEADER, *lines, ""])
-
-
-def _heading(name: str, given: Mapping[str, object]) -> list[str]:
-    about = machine()
-    command = " ".join(
-        ["ssat bench", name, *(f"--{option} {value}" for option, value in given.items())]
+    return "\n".join(
+        [*_heading(name, given.items()), "Medians with the extremes.", "", HEADER, *lines, ""]
     )
+
+
+def _heading(name: str, given: Iterable[tuple[str, object]]) -> list[str]:
+    about = machine()
+    command = " ".join(["ssat bench", name, *(f"--{option} {value}" for option, value in given)])
     versions = about["versions"]
     return [
         f"## {name}",
@@ -137,6 +139,8 @@ for _name, _about in BENCHES.items():
 
 @bench.command()
 def guidance(
+    weight: Annotated[list[float] | None, typer.Option(help="lambda; may be repeated")] = None,
+    row: Annotated[list[str] | None, typer.Option(help="guided row; may be repeated")] = None,
     out: Out = None,
     figure: Annotated[Path | None, typer.Option(help="PNG file for the curves")] = None,
     folder: Annotated[
@@ -146,10 +150,16 @@ def guidance(
     """Guided rows over lambda: margins, label agreement and coverage by guide and judge, three seeds."""
     from ssat_ray.bench import guidance as curve
 
-    points = curve.run(folder=folder)
+    if unknown := sorted(set(row or []) - set(GUIDED)):
+        raise UserError(f"--row {unknown[0]}: expected one of {', '.join(GUIDED)}.")
+    if wrong := [w for w in weight or [] if not (0 <= w < math.inf)]:
+        raise UserError(f"--weight {wrong[0]:g}: must be at least 0 and finite.")
+    weights, rows = tuple(weight or curve.WEIGHTS), tuple(row or GUIDED)
+    points = curve.run(weights, rows=rows, folder=folder)
+    given = [("weight", w) for w in weight or []] + [("row", r) for r in row or []]
     text = "\n".join(
         [
-            *_heading("guidance", {}),
+            *_heading("guidance", given),
             "Means with the extremes over seeds.",
             "",
             curve.table(points),

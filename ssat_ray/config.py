@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -29,6 +29,8 @@ Row = Literal[
     "lcg-gmm",
     "full",
 ]
+ROWS: tuple[Row, ...] = get_args(Row)
+"""In the order of the method's tables."""
 GUIDED = ("pcg", "lcg-km", "lcg-gmm")
 """Rows whose images are made for them by a guided DDPM, not selected from the pool."""
 Positive = Annotated[int, Field(ge=1)]

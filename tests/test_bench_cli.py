@@ -49,6 +49,16 @@ def test_a_bad_number_is_a_user_error(name: str, rows: str, expected: str) -> No
     assert done.returncode == 2 and expected in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [("--row=pcs", "--row pcs: expected one of pcg"), ("--weight=-1", "--weight -1: must be at")],
+)
+def test_a_curve_of_something_else_is_a_user_error(option: str, expected: str) -> None:
+    command = [SSAT, "bench", "guidance", option]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and expected in done.stderr
+
+
 def test_the_groups_hold_every_bench_once() -> None:
     assert sorted(name for names in GROUPS.values() for name in names) == sorted(BENCHES)
 

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ssat_ray.bench.measure import Comparison, in_process, ssat
+from ssat_ray.bench.measure import Comparison, between, in_process, ssat
 from ssat_ray.loading import load_config
 
 PRESET = "digits"
@@ -48,14 +48,11 @@ def run(rows: int | None = None, repeats: int = 5, folder: Path | None = None) -
         threads, batches = [best["threads"]], [best["batch"]]
         return float(_plain(folder, overrides, threads, batches, BARE_IMAGES)["seconds"] * rows)
 
-    ours: list[float] = []
-    bare = [bare_seconds()]
-    for _ in range(repeats):
+    def ours_again() -> None:
         shutil.rmtree(folder / "store" / "generate", ignore_errors=True)
-        start = time.perf_counter()
         ssat("generate", PRESET, folder, overrides)
-        ours.append(time.perf_counter() - start)
-        bare.append(bare_seconds())
+
+    ours, bare = between(ours_again, bare_seconds, repeats)
     notes = {
         "images/s": f"{rows / statistics.median(ours):,.0f} against {rows / statistics.median(bare):,.0f}",
         "bare": f"{best['threads']} threads, batches of {best['batch']}",

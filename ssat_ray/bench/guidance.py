@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ssat_ray import pipeline, runtime
+from ssat_ray.config import GUIDED
 from ssat_ray.loading import load_config
 from ssat_ray.plan import build_plan
 from ssat_ray.stages.base import StageContext
@@ -22,7 +23,6 @@ from ssat_ray.store import Job, Store
 PRESET = "digits"
 WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 SEEDS = (0, 1, 2)
-ROWS = ("lcg-km", "lcg-gmm", "pcg")
 JUDGES = ("judge", "guide")
 
 
@@ -65,7 +65,7 @@ class Point:
 def run(
     weights: tuple[float, ...] = WEIGHTS,
     seeds: tuple[int, ...] = SEEDS,
-    rows: tuple[str, ...] = ROWS,
+    rows: tuple[str, ...] = GUIDED,
     overrides: tuple[str, ...] = (),
     folder: Path | None = None,
 ) -> list[Point]:
@@ -140,7 +140,7 @@ def draw(points: list[Point], path: Path) -> None:
             "agreement": ("label agreement, %", 100),
             "coverage": ("coverage / base", 1),
         }
-        colours = dict(zip(ROWS, ("#d9480f", "#b07d00", "#6741d9"), strict=True))
+        colours = dict(zip(GUIDED, ("#6741d9", "#d9480f", "#b07d00"), strict=True))
         for axis, (name, (label, scale)) in zip(axes, panels.items(), strict=True):
             for row in dict.fromkeys(p.row for p in points):
                 for judge, style in zip(JUDGES, ("-", ":"), strict=True):

@@ -31,6 +31,20 @@ def alternate(
     return seconds
 
 
+def between(
+    ours: Callable[[], object], bare_seconds: Callable[[], float], repeats: int
+) -> tuple[list[float], list[float]]:
+    """Wall seconds of `ours`, and what `bare_seconds` found before, between and after its calls."""
+    seconds: list[float] = []
+    bare = [bare_seconds()]
+    for _ in range(repeats):
+        start = time.perf_counter()
+        ours()
+        seconds.append(time.perf_counter() - start)
+        bare.append(bare_seconds())
+    return seconds, bare
+
+
 def ssat(verb: str, preset: str, folder: Path, overrides: list[str]) -> None:
     """Run a verb of `ssat` in a folder; RunFailed if it fails."""
     sets = [part for override in overrides for part in ("--set", override)]

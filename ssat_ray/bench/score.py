@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ssat_ray.bench.measure import Comparison, in_process, ssat
+from ssat_ray.bench.measure import Comparison, between, in_process, ssat
 from ssat_ray.config import Config
 from ssat_ray.loading import load_config
 
@@ -95,14 +95,11 @@ def _compare(name: str, rows: int | None, repeats: int, folder: Path) -> Compari
         found = _bare(folder, overrides, [about["threads"]], [about["batch"]], BARE_IMAGES)
         return float(found["seconds"] * rows)
 
-    ours: list[float] = []
-    bare = [bare_seconds()]
-    for _ in range(repeats):
+    def ours_again() -> None:
         shutil.rmtree(folder / "store" / "score", ignore_errors=True)
-        start = time.perf_counter()
         ssat("score", PRESET, folder, overrides)
-        ours.append(time.perf_counter() - start)
-        bare.append(bare_seconds())
+
+    ours, bare = between(ours_again, bare_seconds, repeats)
     notes = {
         "images/s": f"{rows / statistics.median(ours):,.0f} against {rows / statistics.median(bare):,.0f}",
         "bare": f"{about['threads']} threads, batches of {about['batch']}",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssat_ray.config import FinetuneConfig
 from ssat_ray.selection.clusters import Clusters
@@ -72,6 +72,63 @@ def timestep_weight(kind: TimestepWeight, alpha_bar: Tensor, cut_off: float = 0.
     return (alpha_bar / (1 - alpha_bar)).clamp(max=5) / 5
 
 
+class CentroidMargin(nn.Module):
+    """h (B, d) -> (B,) d_(2) - d_(1), Euclidean to the centroids (k, d), with gradient."""
+
+    centroids: Tensor
+
+    def __init__(self, centroids: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("centroids", centroids)
+
+    def forward(self, h: Tensor) -> Tensor:
+        centroids = self.centroids.to(h)
+        with torch.no_grad():
+            halves = 0.5 * centroids.square().sum(1) - h @ centroids.t()
+            nearest = halves.topk(2, dim=1, largest=False).indices
+        distances = torch.linalg.vector_norm(h[:, None] - centroids[nearest], dim=2)
+        return distances.amax(dim=1) - distances.amin(dim=1)
+
+
+class MixtureMargin(nn.Module):
+    """h (B, d) -> (B,) l_(1) - l_(2), l_j = log pi_j + log N(h; mu_j, Sigma_j) in nats, with gradient."""
+
+    factors: Tensor
+    constants: Tensor
+    means: Tensor
+    pca_mean: Tensor | None
+    pca_components: Tensor | None
+
+    def __init__(self, mixture: GaussianMixture) -> None:
+        super().__init__()
+        factors, constants = mixture.whitening()
+        for name, values in (
+            ("factors", factors),
+            ("constants", constants),
+            ("means", mixture.means),
+            ("pca_mean", mixture.pca_mean),
+            ("pca_components", mixture.pca_components),
+        ):
+            self.register_buffer(name, None if values is None else torch.from_numpy(values.copy()))
+
+    def forward(self, h: Tensor) -> Tensor:
+        x = h
+        if self.pca_mean is not None and self.pca_components is not None:
+            x = (h - self.pca_mean.to(h)) @ self.pca_components.to(h).t()
+        factors = self.factors.to(h)
+        away = x[:, None] - self.means.to(h)
+        y = away * factors if factors.ndim == 2 else torch.einsum("bkp,kpq->bkq", away, factors)
+        best = (self.constants.to(h) - 0.5 * y.square().sum(2)).topk(2, dim=1).values
+        return best[:, 0] - best[:, 1]
+
+
+def margin_of(clusters: Clusters) -> CentroidMargin | MixtureMargin:
+    """The margin of embeddings to centroids (k, d) or to a mixture's components."""
+    if isinstance(clusters, GaussianMixture):
+        return MixtureMargin(clusters)
+    return CentroidMargin(torch.from_numpy(clusters))
+
+
 @dataclass(frozen=True)
 class Guide:
     """What fine-tuning lowers: a frozen classifier's score of an image, in units of the base pool's median.
@@ -81,14 +138,14 @@ class Guide:
             to the nearest. lcg-gmm: largest log-joint density less the second largest, in nats.
         classifier: has `embed_with_logits(x, layer)`; frozen, in eval mode.
         layer: of the embedding that the clusters are of.
-        clusters: centroids (k, d) or a mixture; None for pcg.
+        margin: of embeddings; None for pcg.
         scale: the base pool's median score, above 0.
     """
 
     kind: Kind
     classifier: Any
     layer: str
-    clusters: Clusters | None
+    margin: nn.Module | None
     scale: float
 
     def __post_init__(self) -> None:
@@ -98,19 +155,17 @@ class Guide:
             )
 
     def to(self, device: torch.device) -> Guide:
-        """This guide, its classifier on the device."""
+        """This guide, its classifier and clusters on the device."""
         self.classifier.to(device)
+        if self.margin is not None:
+            self.margin.to(device)
         return self
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B,) scores of images (B, C, H, W) in [0, 1]; lower is nearer the boundary."""
         h, logits = self.classifier.embed_with_logits(images, self.layer)
-        if self.kind == "pcg":
-            return logits.softmax(dim=1).amax(dim=1) / self.scale
-        if isinstance(self.clusters, GaussianMixture):
-            return mixture_margin(h, self.clusters) / self.scale
-        assert self.clusters is not None
-        return centroid_margin(h, torch.from_numpy(self.clusters).to(h)) / self.scale
+        score: Tensor = logits.softmax(dim=1).amax(dim=1) if self.margin is None else self.margin(h)
+        return score / self.scale
 
 
 def guided(
@@ -157,11 +212,11 @@ class Regulariser:
 
     Args:
         guide: scores the predicted images.
-        base: the model that is fine-tuned, as it was; frozen.
+        base: the model that is fine-tuned, as it was, frozen; None without an anchor to it.
     """
 
     guide: Guide
-    base: UNet2DModel
+    base: UNet2DModel | None
     config: FinetuneConfig
 
     def weight(self, step: int) -> float:
@@ -180,7 +235,7 @@ class Regulariser:
         predicted: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Means over a batch (B, C, H, W) of the weighted scores and of the squared distance to the base
-        model's output, with gradient; a term whose weight is 0 is 0 and costs nothing.
+        model's output, with gradient; guidance of weight 0, and an anchor without a base, is 0 and costs nothing.
 
         Args:
             predicted: the fine-tuned model's output for the `noisy` images.
@@ -192,32 +247,8 @@ class Regulariser:
             scores = self.guide(as_image(predicted_x0(kind, noisy, predicted, alpha_bar)))
             weights = timestep_weight(self.config.timestep_weight, alpha_bar, self.config.cut_off)
             guidance = (weights * scores).mean()
-        if self.config.anchor:
+        if self.base is not None:
             with torch.no_grad():
                 before = self.base(noisy, timesteps, class_labels=labels).sample
             anchor = F.mse_loss(predicted, before.to(predicted))
         return guidance, anchor
-
-
-def centroid_margin(h: Tensor, centroids: Tensor) -> Tensor:
-    """d_(2) - d_(1) of h (B, d) to the centroids (k, d), Euclidean: (B,), with gradient."""
-    with torch.no_grad():
-        halves = 0.5 * centroids.square().sum(1) - h @ centroids.t()
-        nearest = halves.topk(2, dim=1, largest=False).indices
-    distances = torch.linalg.vector_norm(h[:, None] - centroids[nearest], dim=2)
-    return distances.amax(dim=1) - distances.amin(dim=1)
-
-
-def mixture_margin(h: Tensor, mixture: GaussianMixture) -> Tensor:
-    """l_(1) - l_(2) of h (B, d), l_j = log pi_j + log N(h; mu_j, Sigma_j) in nats: (B,), with gradient."""
-    factors, constants = (torch.from_numpy(a.copy()).to(h) for a in mixture.whitening())
-    x = h
-    if mixture.pca_mean is not None and mixture.pca_components is not None:
-        mean, components = (
-            torch.from_numpy(a).to(h) for a in (mixture.pca_mean, mixture.pca_components)
-        )
-        x = (h - mean) @ components.t()
-    away = x[:, None] - torch.from_numpy(mixture.means).to(h)
-    y = away * factors if factors.ndim == 2 else torch.einsum("bkp,kpq->bkq", away, factors)
-    best = (constants - 0.5 * y.square().sum(2)).topk(2, dim=1).values
-    return best[:, 0] - best[:, 1]

@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from diffusers import UNet2DModel
 
 
+def is_conditional(unet: UNet2DModel) -> bool:
+    """Whether it takes a class for each image."""
+    return unet.config["num_class_embeds"] is not None
+
+
 def build_unet(
     config: PretrainConfig, image_shape: tuple[int, int, int], num_classes: int, seed: int
 ) -> UNet2DModel:

@@ -17,14 +17,14 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ssat_ray.report.words import ROWS
+from ssat_ray.config import ROWS
 
 Float = npt.NDArray[np.floating[Any]]
 Int = npt.NDArray[np.integer[Any]]
 UInt8 = npt.NDArray[np.uint8]
 
 INK, MUTED, RULE, CHOSEN, POOL, REAL, PAPER = (f"#00000{i}" for i in range(1, 8))
-ROW_COLOURS = {row: f"#0000{16 + i:02x}" for i, row in enumerate(ROWS)}
+ROW_COLOURS: dict[str, str] = {row: f"#0000{16 + i:02x}" for i, row in enumerate(ROWS)}
 STAGE_COLOURS = tuple(f"#0000{48 + i:02x}" for i in range(12))
 """The colours of stages in bars and bands, --s0 to --s11."""
 _CSS = {

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
+from ssat_ray.config import ROWS
 from ssat_ray.report.drawing import (
     CHOSEN,
     INK,
@@ -30,7 +31,6 @@ from ssat_ray.report.drawing import (
     thin,
     to_svg,
 )
-from ssat_ray.report.words import ROWS
 
 BOUNDARY, REMAINDER = 1, 2
 """Codes in `FigureData.reasons`; 0 is a pool image that was not selected."""

@@ -4,21 +4,10 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from ssat_ray.config import ROWS
+
 Row = dict[str, Any]
 
-ROWS = (
-    "none",
-    "random",
-    "pcs",
-    "lcs-km",
-    "lcs-gmm",
-    "gmm-ll",
-    "easy",
-    "pcg",
-    "lcg-km",
-    "lcg-gmm",
-    "full",
-)
 SELECTORS = ("pcs", "lcs-km", "lcs-gmm", "gmm-ll", "easy", "pcg", "lcg-km", "lcg-gmm")
 ABOUT = {
     "none": "the labelled images alone",

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from ssat_ray.diffusion.files import check_ddpm, find_pipeline, load_pipeline, pipeline_files
+from ssat_ray.models.unet import is_conditional
 from ssat_ray.stages.base import Stage, StageContext, Task
 from ssat_ray.stages.parts import record_of
 from ssat_ray.store import Job
@@ -26,7 +27,7 @@ def run(jobs: list[Job], context: StageContext) -> None:
                 "seconds": time.perf_counter() - start,
                 "bytes_read": sum(p.stat().st_size for p in Path(folder).rglob("*") if p.is_file()),
                 "bytes_written": sum(map(len, files.values())),
-                "conditional": unet.config["num_class_embeds"] is not None,
+                "conditional": is_conditional(unet),
                 "num_timesteps": scheduler.config["num_train_timesteps"],
             }
         )

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from ssat_ray.config import EmbedConfig, FinetuneConfig
 from ssat_ray.data.labelled import LabelledSet
 from ssat_ray.diffusion.files import load_ddpm, pipeline_files
-from ssat_ray.diffusion.guidance import Guide, Regulariser
+from ssat_ray.diffusion.guidance import Guide, Regulariser, margin_of
 from ssat_ray.models.files import load_classifier
 from ssat_ray.selection.clusters import load_clusters
 from ssat_ray.selection.table import ScoreTable
@@ -26,7 +26,7 @@ def train(task: Task, session: Session) -> tuple[dict[str, bytes], dict[str, Any
     images, labels = LabelledSet.load(task.inputs["labelled"]).tensors("labelled")
     unet, scheduler = load_ddpm(task.inputs["ddpm"])
     guide = guide_of(task).to(session.world.device)
-    base = copy.deepcopy(unet).to(session.world.device)
+    base = copy.deepcopy(unet).to(session.world.device) if config.anchor else None
     ema, result = train_ddpm(
         DDPMTask(
             unet.requires_grad_(True),
@@ -49,10 +49,11 @@ def train(task: Task, session: Session) -> tuple[dict[str, bytes], dict[str, Any
 def guide_of(task: Task) -> Guide:
     """What a job is guided by: its classifier and clusters, in units of its base images' median score."""
     scores = median_score(task)
-    clusters = load_clusters(task.inputs["clusters"]) if "clusters" in task.inputs else None
+    clusters = task.inputs.get("clusters")
+    margin = None if clusters is None else margin_of(load_clusters(clusters))
     classifier = load_classifier(task.inputs["intermediate"]).requires_grad_(False)
     layer = EmbedConfig(**task.job.config["embed"]).layer
-    return Guide(task.job.params["guide"], classifier, layer, clusters, scores)
+    return Guide(task.job.params["guide"], classifier, layer, margin, scores)
 
 
 def median_score(task: Task) -> float:

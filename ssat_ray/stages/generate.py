@@ -14,6 +14,7 @@ from ssat_ray.diffusion.files import load_ddpm
 from ssat_ray.diffusion.guidance import Guide
 from ssat_ray.diffusion.sampling import balanced_labels, initial_noise, sample, step_generators
 from ssat_ray.errors import RunFailed
+from ssat_ray.models.unet import is_conditional
 from ssat_ray.runtime import exact_on_gpu
 from ssat_ray.stages.base import Stage, StageContext, Task
 from ssat_ray.stages.finetune import guide_of
@@ -51,7 +52,7 @@ class SampleActor(PartActor):
         first = int(task.job.params.get("first_id", 0))
         start = part * config.shard_rows
         ids = first + np.arange(start, min(start + config.shard_rows, config.num_images))
-        conditional = unet.config["num_class_embeds"] is not None
+        conditional = is_conditional(unet)
         classes = balanced_labels(ids, about["num_classes"]) if conditional else None
         noise = initial_noise(ids, tuple(about["image_shape"]), task.seed)
         images = sample(

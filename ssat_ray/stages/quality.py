@@ -22,6 +22,7 @@ from ssat_ray.diffusion.quality import QUANTILES, Seen, judged, nearest_distance
 from ssat_ray.diffusion.sampling import initial_noise, sample, step_generators
 from ssat_ray.models.embedding import Embedder
 from ssat_ray.models.files import load_classifier
+from ssat_ray.models.unet import is_conditional
 from ssat_ray.runtime import Meter, exact_on_gpu, use_threads
 from ssat_ray.selection.clusters import load_clusters
 from ssat_ray.stages.base import Stage, StageContext, Task
@@ -82,7 +83,9 @@ def look(task: Task) -> dict[str, bytes]:
         for name, images in compared.items()
     }
     after = pools["guided"][:_PAIRS]
-    pairs = {"before": _before(task, after.ids, after.labels), "after": after.images}
+    shape = labelled.image_shape
+    before = _before(task, after.ids, after.labels, shape, device)
+    pairs = {"before": before, "after": after.images}
     return {
         QUALITY: json.dumps(found, indent=1).encode(),
         PAIRS: save({n: np.ascontiguousarray(a) for n, a in pairs.items()}),
@@ -93,18 +96,17 @@ def _quantiles(images: np.ndarray, train: np.ndarray) -> np.ndarray:
     return np.quantile(nearest_distances(images, train), QUANTILES)
 
 
-def _before(task: Task, ids: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def _before(
+    task: Task, ids: np.ndarray, labels: np.ndarray, shape: tuple[int, int, int], device: str
+) -> np.ndarray:
     """What the base model makes of the guided images' noise and conditions, (n, H, W, C) uint8."""
     config = GenerateConfig(**task.job.config["generate"])
     unet, scheduler = load_ddpm(task.inputs["ddpm"])
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    shape = LabelledSet.load(task.inputs["labelled"]).image_shape
-    conditional = unet.config["num_class_embeds"] is not None
     images = sample(
         unet.to(device),
         scheduler,
         initial_noise(ids, shape, task.seed).to(device),
-        torch.from_numpy(labels.astype(np.int64)).to(device) if conditional else None,
+        torch.from_numpy(labels.astype(np.int64)).to(device) if is_conditional(unet) else None,
         config,
         generators=step_generators(ids, task.seed),
     )

@@ -19,6 +19,7 @@ from ssat_ray.data.labelled import unit_float
 from ssat_ray.diffusion.guidance import Regulariser
 from ssat_ray.diffusion.noise import training_target
 from ssat_ray.models.ema import EMA
+from ssat_ray.models.unet import is_conditional
 from ssat_ray.training.schedule import fixed_lr_factor, set_lr
 from ssat_ray.training.state import States
 from ssat_ray.training.world import World
@@ -48,10 +49,6 @@ class DDPMTask:
     seed: int
     section: str = "pretrain"
     regulariser: Regulariser | None = None
-
-    @property
-    def is_conditional(self) -> bool:
-        return self.unet.config["num_class_embeds"] is not None
 
 
 def train_ddpm(
@@ -92,7 +89,7 @@ def train_ddpm(
     while step < config.num_steps:
         set_lr(optimiser, config.lr * fixed_lr_factor(step, config.num_steps, config.warmup_steps))
         x0, noise, timesteps, labels = (t.to(device) for t in _batch(task, world, step))
-        conditions = labels if task.is_conditional else None
+        conditions = labels if is_conditional(task.unet) else None
         dropout = generator(task.seed, "model", step * world.size + world.rank)
         torch.manual_seed(dropout.initial_seed())
         noisy = task.scheduler.add_noise(x0, noise, timesteps)  # type: ignore[arg-type]

@@ -12,9 +12,8 @@ from ssat_ray.diffusion.guidance import (
     Guide,
     Kind,
     as_image,
-    centroid_margin,
     guided,
-    mixture_margin,
+    margin_of,
     predicted_x0,
     timestep_weight,
 )
@@ -46,7 +45,8 @@ def _guide(kind: Kind, scale: float = 1.0) -> Guide:
         "lcg-km": RNG.standard_normal((5, 8)).astype(np.float32),
         "lcg-gmm": _mixture(),
     }
-    return Guide(kind, _classifier(), "pooled", clusters[kind], scale)
+    found = clusters[kind]
+    return Guide(kind, _classifier(), "pooled", None if found is None else margin_of(found), scale)
 
 
 def _images(count: int) -> Tensor:
@@ -77,12 +77,12 @@ def test_margins_are_those_of_the_score_table() -> None:
     h = RNG.standard_normal((40, 8)).astype(np.float32)
     centroids = RNG.standard_normal((6, 8)).astype(np.float32)
     d1, d2, _ = two_nearest(h, centroids)
-    found = centroid_margin(torch.from_numpy(h), torch.from_numpy(centroids))
+    found = margin_of(centroids)(torch.from_numpy(h))
     np.testing.assert_allclose(found, kmeans_margin(d1, d2), rtol=1e-4, atol=1e-5)
     for covariance, pca_dims in (("diag", None), ("tied", 3), ("full", None)):
         mixture = _mixture(covariance, pca_dims)
         expected = gmm_margin(mixture.log_joint(h))[3]
-        found = mixture_margin(torch.from_numpy(h).double(), mixture)
+        found = margin_of(mixture)(torch.from_numpy(h).double())
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
     images = _images(9)
     guide = _guide("pcg", scale=0.5)
