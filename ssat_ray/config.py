@@ -433,6 +433,11 @@ class GenerateConfig(Section):
         description="guided rows: weight of the score's gradient at sampling; above 0 they sample the "
         "base model and nothing is fine-tuned",
     )
+    labels: Literal["condition", "intermediate"] = Field(
+        "condition",
+        description="the class asked for (an unconditional model's images have none), or the most probable "
+        "one of the intermediate model",
+    )
     shard_rows: Positive = Field(1_000, description="images a Parquet shard, and a sampling batch")
     precision: Literal["float32", "bf16"] = "float32"
 

@@ -143,7 +143,8 @@ def _shared_jobs(config: Config, seed: int, data: Job, adopted: Job | None) -> d
     of, about = {"seed": seed}, f"seed {seed}"
     part = _part(config, "model", "intermediate", "threat")
     inter = adopted or _job("intermediate", of, part, {"labelled": data}, about)
-    shared = {"labelled": data, "intermediate": inter, **_pool_jobs(config, seed, data)}
+    shared = {"labelled": data, "intermediate": inter}
+    shared |= _pool_jobs(config, seed, shared)
     shared |= _scoring_jobs(config, seed, shared)
     for row in config.rows:
         if row in GUIDED:
@@ -189,9 +190,9 @@ def _guided_jobs(config: Config, row: str, seed: int, shared: dict[str, Job]) ->
     of, about, data = {"seed": seed}, f"{row} seed {seed}", shared["labelled"]
     num_base, num_guided = config.guided_images
     embed = _part(config, "embed")
-    source = {"labelled": data, "ddpm": shared["pretrain"]}
+    source, labeller = {"labelled": data, "ddpm": shared["pretrain"]}, _labeller(config, shared)
     part = {"generate": _unguided(config, num_images=num_base)}
-    base = _job("generate", of, part, source, f"base images seed {seed}")
+    base = _job("generate", of, part, {**source, **labeller}, f"base images seed {seed}")
     scorer = score.SCORERS[row]
     guide = _guide(config, seed, {**shared, "pool": base}, scorer)
     guided_by = {**of, "guide": row}
@@ -205,7 +206,7 @@ def _guided_jobs(config: Config, row: str, seed: int, shared: dict[str, Job]) ->
     else:
         part = {**_part(config, "finetune"), **embed}
         found["finetune"] = _job("finetune", guided_by, part, {**source, **guide}, about)
-        inputs = {"labelled": data, "ddpm": found["finetune"]}
+        inputs = {"labelled": data, "ddpm": found["finetune"], **labeller}
         params = {**of, "first_id": num_base}
         found["guided"] = _job("generate", params, {"generate": made}, inputs, about)
     judge = _guide(
@@ -234,12 +235,12 @@ def _judge(config: Config, seed: int, data: Job) -> dict[str, Job]:
     return {"intermediate": _job("intermediate", params, part, {"labelled": data}, about)}
 
 
-def _pool_jobs(config: Config, seed: int, data: Job) -> dict[str, Job]:
+def _pool_jobs(config: Config, seed: int, shared: dict[str, Job]) -> dict[str, Job]:
     """The jobs that yield the pool: `pool` (`pool.1`, … where it was appended to), and what they need."""
-    of, about = {"seed": seed}, f"seed {seed}"
+    of, about, data = {"seed": seed}, f"seed {seed}", shared["labelled"]
     if config.pool.source == "generate":
         model = _ddpm_job(config, seed, data)
-        inputs = {"labelled": data, "ddpm": model}
+        inputs = {"labelled": data, "ddpm": model, **_labeller(config, shared)}
         return {
             "pretrain": model,
             "pool": _job("generate", of, {"generate": _unguided(config)}, inputs, about),
@@ -259,6 +260,12 @@ def _pool_jobs(config: Config, seed: int, data: Job) -> dict[str, Job]:
         )
         jobs[f"pool.{i}" if i else "pool"] = job
     return jobs
+
+
+def _labeller(config: Config, shared: dict[str, Job]) -> dict[str, Job]:
+    """What generated images are labelled by, but for the classes that were asked for."""
+    by_model = config.pool.source == "generate" and config.generate.labels == "intermediate"
+    return {"intermediate": shared["intermediate"]} if by_model else {}
 
 
 def _ddpm_job(config: Config, seed: int, data: Job) -> Job:
@@ -299,6 +306,7 @@ def _row_jobs(config: Config, row: str, seed: int, shared: dict[str, Job]) -> di
         pools = {}
     elif row != "none":
         jobs |= {name: shared[name] for name in ("pretrain",) if name in shared} | pools
+        jobs |= _labeller(config, shared)
     unlabelled = {name.replace("pool", "unlabelled"): job for name, job in pools.items()}
     if row in GUIDED:
         unlabelled = {"unlabelled": own["base"], "unlabelled.1": own["guided"]}

@@ -14,6 +14,8 @@ from ssat_ray.diffusion.files import load_ddpm
 from ssat_ray.diffusion.guidance import Guide
 from ssat_ray.diffusion.sampling import balanced_labels, initial_noise, sample, step_generators
 from ssat_ray.errors import RunFailed
+from ssat_ray.models.embedding import Embedder
+from ssat_ray.models.files import load_classifier
 from ssat_ray.models.unet import is_conditional
 from ssat_ray.runtime import exact_on_gpu
 from ssat_ray.stages.base import Stage, StageContext, Task
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 class SampleActor(PartActor):
     """Samples one shard at a time; noise depends on the seed and the image's id only.
 
-    What an unconditional model makes has no label.
+    A label is the class asked for, -1 from an unconditional model, or what the intermediate model says.
     """
 
     unit = "images"
@@ -43,31 +45,37 @@ class SampleActor(PartActor):
         about = record_of(task, "labelled")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-        def load() -> tuple[UNet2DModel, DDPMScheduler, Guide | None]:
+        def load() -> tuple[UNet2DModel, DDPMScheduler, Guide | None, Embedder | None]:
             unet, scheduler = load_ddpm(task.inputs["ddpm"])
             guide = guide_of(task).to(device) if "guide" in task.job.params else None
-            return unet.to(device), scheduler, guide
+            labeller = None
+            if config.labels == "intermediate":
+                model = load_classifier(task.inputs["intermediate"]).to(device)
+                labeller = Embedder(model, "logits", "float32", str(device))
+            return unet.to(device), scheduler, guide, labeller
 
-        unet, scheduler, guide = self.cached(task.folder, load)
+        unet, scheduler, guide, labeller = self.cached(task.folder, load)
         first = int(task.job.params.get("first_id", 0))
         start = part * config.shard_rows
         ids = first + np.arange(start, min(start + config.shard_rows, config.num_images))
-        conditional = is_conditional(unet)
-        classes = balanced_labels(ids, about["num_classes"]) if conditional else None
+        asked = balanced_labels(ids, about["num_classes"]) if is_conditional(unet) else None
         noise = initial_noise(ids, tuple(about["image_shape"]), task.seed)
         images = sample(
             unet,
             scheduler,
             noise.to(device),
-            None if classes is None else torch.from_numpy(classes).to(device),
+            None if asked is None else torch.from_numpy(asked).to(device),
             config,
             guide,
             step_generators(ids, task.seed),
         )
         nhwc = images.permute(0, 2, 3, 1).contiguous().numpy()
-        labels = np.full(len(ids), -1) if classes is None else classes
-        entry = write_shard(task.folder, part, Shard(ids, nhwc, labels))
-        return {"rows": len(ids), "of_rows": config.num_images, "shard": entry}
+        labels = np.full(len(ids), -1) if asked is None else asked
+        note = {"rows": len(ids), "of_rows": config.num_images}
+        if labeller is not None:
+            labels = labeller(nhwc)[1].argmax(axis=1)
+            note |= {} if asked is None else {"as_asked": int((labels == asked).sum())}
+        return note | {"shard": write_shard(task.folder, part, Shard(ids, nhwc, labels))}
 
 
 def finish(task: Task, notes: list[Note], context: StageContext) -> dict[str, Any]:
@@ -81,7 +89,10 @@ def finish(task: Task, notes: list[Note], context: StageContext) -> dict[str, An
         )
     text = manifest([shards], tuple(about["image_shape"]), about["num_classes"])
     write_atomic(task.folder / MANIFEST, text)
-    return {"bytes_written": sum(s["bytes"] for s in shards)}
+    record = {"bytes_written": sum(s["bytes"] for s in shards)}
+    if all("as_asked" in note for note in notes):
+        record["label_agreement"] = sum(note["as_asked"] for note in notes) / found
+    return record
 
 
 def run(jobs: list[Job], context: StageContext) -> None:

@@ -19,7 +19,7 @@ from ssat_ray.data.labelled import LabelledSet
 from ssat_ray.data.pool import Pool
 from ssat_ray.diffusion.files import load_ddpm
 from ssat_ray.diffusion.quality import QUANTILES, Seen, judged, nearest_distances
-from ssat_ray.diffusion.sampling import initial_noise, sample, step_generators
+from ssat_ray.diffusion.sampling import balanced_labels, initial_noise, sample, step_generators
 from ssat_ray.models.embedding import Embedder
 from ssat_ray.models.files import load_classifier
 from ssat_ray.models.unet import is_conditional
@@ -54,7 +54,12 @@ def look(task: Task) -> dict[str, bytes]:
     """The artefact's files: the figures, and images of one noise before and after guidance."""
     labelled = LabelledSet.load(task.inputs["labelled"])
     pools = {name: Pool(task.inputs[name]).first(MOST_IMAGES) for name in ("base", "guided")}
-    sets = {name: (pool.images, pool.labels) for name, pool in pools.items()}
+    unet, scheduler = load_ddpm(task.inputs["ddpm"])
+    asked = {name: pool.labels for name, pool in pools.items()}
+    if is_conditional(unet):
+        num_classes = Pool(task.inputs["base"]).num_classes
+        asked = {name: balanced_labels(pool.ids, num_classes) for name, pool in pools.items()}
+    sets = {name: (pool.images, asked[name]) for name, pool in pools.items()}
     splits = [labelled.splits[name] for name in ("labelled", "validation")]
     sets["real"] = (
         np.concatenate([images for images, _ in splits]),
@@ -82,10 +87,16 @@ def look(task: Task) -> dict[str, bytes]:
         name: {str(q): float(v) for q, v in zip(QUANTILES, _quantiles(images, train), strict=True)}
         for name, images in compared.items()
     }
-    after = pools["guided"][:_PAIRS]
-    shape = labelled.image_shape
-    before = _before(task, after.ids, after.labels, shape, device)
-    pairs = {"before": before, "after": after.images}
+    after, classes = pools["guided"][:_PAIRS], asked["guided"][:_PAIRS].astype(np.int64)
+    before = sample(
+        unet.to(device),
+        scheduler,
+        initial_noise(after.ids, labelled.image_shape, task.seed).to(device),
+        torch.from_numpy(classes).to(device) if is_conditional(unet) else None,
+        GenerateConfig(**task.job.config["generate"]),
+        generators=step_generators(after.ids, task.seed),
+    )
+    pairs = {"before": before.permute(0, 2, 3, 1).numpy(), "after": after.images}
     return {
         QUALITY: json.dumps(found, indent=1).encode(),
         PAIRS: save({n: np.ascontiguousarray(a) for n, a in pairs.items()}),
@@ -94,23 +105,6 @@ def look(task: Task) -> dict[str, bytes]:
 
 def _quantiles(images: np.ndarray, train: np.ndarray) -> np.ndarray:
     return np.quantile(nearest_distances(images, train), QUANTILES)
-
-
-def _before(
-    task: Task, ids: np.ndarray, labels: np.ndarray, shape: tuple[int, int, int], device: str
-) -> np.ndarray:
-    """What the base model makes of the guided images' noise and conditions, (n, H, W, C) uint8."""
-    config = GenerateConfig(**task.job.config["generate"])
-    unet, scheduler = load_ddpm(task.inputs["ddpm"])
-    images = sample(
-        unet.to(device),
-        scheduler,
-        initial_noise(ids, shape, task.seed).to(device),
-        torch.from_numpy(labels.astype(np.int64)).to(device) if is_conditional(unet) else None,
-        config,
-        generators=step_generators(ids, task.seed),
-    )
-    return images.permute(0, 2, 3, 1).numpy()
 
 
 def run(jobs: list[Job], context: StageContext) -> None:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,10 @@ from ssat_ray.data.pool import MANIFEST, Pool, manifest
 from ssat_ray.data.shard import Shard, write_shards
 from ssat_ray.data.synth import SynthSource, synth
 from ssat_ray.loading import load_config
-from ssat_ray.models.files import WEIGHTS, load_classifier
+from ssat_ray.models.files import load_classifier
 from ssat_ray.plan import STAGES, Plan, build_plan
-from ssat_ray.stages.base import Session, StageContext, Task
-from ssat_ray.store import Store
+from ssat_ray.stages.base import STATE, Session, StageContext, Task
+from ssat_ray.store import LEFTOVERS, RECORD, Store
 
 SMALL_MODEL = (
     "model={name: preact-small, widths: [8, 16], strides: [2, 2], blocks: 1}",
@@ -142,17 +143,21 @@ def selections(tmp_path_factory: pytest.TempPathFactory) -> Selections:
 
 
 @dataclass(frozen=True)
-class TrainRun:
-    """`ssat train preset.yaml` of the row `full`, in a folder of its own."""
+class StageRun:
+    """`ssat <verb> preset.yaml` in a folder of its own, watched at the stage `verb` of one row."""
 
     cwd: Path
+    verb: str = "train"
+    row: str = "full"
+    name: str | None = None
+    """Of the job in the plan, if it is not the verb's."""
 
     def start(self, address: str | None = None) -> subprocess.Popen[bytes]:
         """The command, in a process group of its own; `address` is of the cluster, if not this machine's."""
         ssat = str(Path(sys.executable).with_name("ssat"))
         with open(self.cwd / "output.txt", "ab") as output:
             return subprocess.Popen(
-                [ssat, "train", "preset.yaml"],
+                [ssat, self.verb, "preset.yaml"],
                 cwd=self.cwd,
                 env=os.environ | ({"RAY_ADDRESS": address} if address else {}),
                 stdout=output,
@@ -167,42 +172,49 @@ class TrainRun:
         """The end of what the command printed."""
         return (self.cwd / "output.txt").read_text()[-3000:]
 
-    def job(self, stage: str = "train") -> Path:
-        """The folder of a stage's artefact."""
+    def job(self, name: str) -> Path:
+        """The folder of an artefact of the row."""
         plan = build_plan(load_config(str(self.cwd / "preset.yaml"), []))
-        return Store(self.cwd / "store").folder(plan.jobs["full", 0, stage])
+        return Store(self.cwd / "store").folder(plan.jobs[self.row, 0, name])
+
+    @cached_property
+    def folder(self) -> Path:
+        return self.job(self.name or self.verb)
 
     @property
-    def folder(self) -> Path:
-        return self.job()
-
-    def record(self, stage: str = "train") -> dict[str, Any]:
-        record = Store.read_record(self.job(stage))
+    def record(self) -> dict[str, Any]:
+        record = Store.read_record(self.folder)
         assert record is not None
         return record
 
-    def ended(self) -> tuple[bytes, list[dict[str, float]]]:
-        """The weights' file, and the history without its seconds."""
-        rows = [
-            {k: v for k, v in row.items() if k != "seconds"} for row in self.record()["history"]
-        ]
-        return (self.folder / WEIGHTS).read_bytes(), rows
+    def files(self) -> dict[str, bytes]:
+        """Path within the artefact -> content, of all but the record and what is never part of it."""
+        found = {}
+        for path in sorted(self.folder.rglob("*")):
+            name = path.relative_to(self.folder)
+            if path.is_file() and name.parts[0] not in (RECORD, *LEFTOVERS):
+                found[str(name)] = path.read_bytes()
+        return found
+
+    def history(self) -> list[dict[str, float]]:
+        """Of a training, without its seconds."""
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in self.record["history"]]
 
     @property
     def saved_step(self) -> int:
         """Steps in the newest saved state; 0 without one."""
-        return max((int(path.stem) for path in (self.folder / "state").glob("*.pt")), default=0)
+        return max((int(path.stem) for path in (self.folder / STATE).glob("*.pt")), default=0)
 
-    def wait_for_state(self, process: subprocess.Popen[bytes], step: int) -> None:
-        """Until a state of at least `step` steps is saved."""
-        while self.saved_step < step:
+    def wait_for(self, process: subprocess.Popen[bytes], done: Callable[[], bool]) -> None:
+        """Until something is true of the run, which must not end before."""
+        while not done():
             assert process.poll() is None, self.output()
             time.sleep(0.01)
 
 
 @pytest.fixture(scope="session")
-def train_run() -> type[TrainRun]:
-    return TrainRun
+def stage_run() -> type[StageRun]:
+    return StageRun
 
 
 @pytest.fixture(scope="module")

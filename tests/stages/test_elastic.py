@@ -13,7 +13,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 if TYPE_CHECKING:
-    from tests.stages.conftest import TrainRun
+    from tests.stages.conftest import StageRun
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -32,11 +32,11 @@ LAST_STEP = 400
 
 
 @pytest.fixture(scope="module")
-def oracle(train_run: type[TrainRun], tmp_path_factory: pytest.TempPathFactory) -> TrainRun:
-    run = train_run(tmp_path_factory.mktemp("undisturbed"))
+def oracle(stage_run: type[StageRun], tmp_path_factory: pytest.TempPathFactory) -> StageRun:
+    run = stage_run(tmp_path_factory.mktemp("undisturbed"))
     (run.cwd / "preset.yaml").write_text(PRESET.format(minutes=10))
     run.finish(run.start())
-    assert run.record()["world_size"] == 2 and run.record()["steps"] == LAST_STEP
+    assert run.record["world_size"] == 2 and run.record["steps"] == LAST_STEP
     return run
 
 
@@ -50,46 +50,45 @@ def cluster() -> Iterator[Cluster]:
     cluster.shutdown()
 
 
-def assert_same(run: TrainRun, oracle: TrainRun) -> None:
+def assert_same(run: StageRun, oracle: StageRun) -> None:
     """The weights to the bit; the mean losses that are logged are summed in another order by another
     number of workers."""
-    (weights, history), (expected, expected_history) = run.ended(), oracle.ended()
-    assert weights == expected
-    assert history == [pytest.approx(row, rel=1e-12) for row in expected_history]
+    assert run.files() == oracle.files()
+    assert run.history() == [pytest.approx(row, rel=1e-12) for row in oracle.history()]
 
 
 def test_without_a_node_the_others_go_on(
-    oracle: TrainRun, train_run: type[TrainRun], cluster: Cluster, tmp_path: Path
+    oracle: StageRun, stage_run: type[StageRun], cluster: Cluster, tmp_path: Path
 ) -> None:
-    run = train_run(tmp_path)
+    run = stage_run(tmp_path)
     (tmp_path / "preset.yaml").write_text(PRESET.format(minutes=0.01))
     process = run.start(cluster.address)
-    run.wait_for_state(process, 100)
+    run.wait_for(process, lambda: run.saved_step >= 100)
     (node,) = cluster.worker_nodes
     cluster.remove_node(node, allow_graceful=False)
     at = run.saved_step
     run.finish(process)
     assert 100 <= at < LAST_STEP
-    assert run.record()["world_size"] == 1
+    assert run.record["world_size"] == 1
     assert_same(run, oracle)
 
 
 def test_notice_of_a_node_that_goes_saves_a_state_at_once(
-    oracle: TrainRun, train_run: type[TrainRun], cluster: Cluster, tmp_path: Path
+    oracle: StageRun, stage_run: type[StageRun], cluster: Cluster, tmp_path: Path
 ) -> None:
-    run = train_run(tmp_path)
+    run = stage_run(tmp_path)
     (tmp_path / "preset.yaml").write_text(PRESET.format(minutes=0.4))
     process = run.start(cluster.address)
-    run.wait_for_state(process, 1)  # by the clock
+    run.wait_for(process, lambda: run.saved_step >= 1)  # by the clock
     (node,) = cluster.worker_nodes
     before, noticed = run.saved_step, time.monotonic()
     drain = ["drain-node", "--address", cluster.address, "--node-id", node.node_id]
     why = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
     ray = str(Path(sys.executable).with_name("ray"))
     subprocess.run([ray, *drain, *why, "--deadline-remaining-seconds", "30"], check=True)
-    run.wait_for_state(process, before + 1)
+    run.wait_for(process, lambda: run.saved_step > before)
     assert time.monotonic() - noticed < 15, "that was the clock's next state"
     cluster.remove_node(node, allow_graceful=False)
     run.finish(process)
-    assert run.record()["world_size"] == 1
+    assert run.record["world_size"] == 1
     assert_same(run, oracle)

@@ -1,7 +1,7 @@
 """SIGKILL of DDP workers and of the driver at random steps: the final weights are the same to the bit.
 
-`SSAT_KILL_TRIALS` sets how many trials; `SSAT_KILL_LOG` names the file that says of each trial what was
-killed and between which steps.
+`SSAT_KILL_TRIALS` sets how many trials, `SSAT_KILL_STAGE` a stage of the two; `SSAT_KILL_LOG` names the
+file that says of each trial what was killed and between which steps.
 """
 
 from __future__ import annotations
@@ -18,48 +18,73 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
-from safetensors.torch import load_file
-
-from ssat_ray.models.files import WEIGHTS
 
 if TYPE_CHECKING:
-    from tests.stages.conftest import TrainRun
+    from tests.stages.conftest import StageRun
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-NUM_TRIALS = int(os.environ.get("SSAT_KILL_TRIALS", "20"))
 NUM_STEPS = 500
-PRESET = f"""\
+SHARED = """\
+model: {widths: [16, 32], strides: [2, 2]}
+intermediate: {num_steps: 20, batch_size: 64, bn_group: 32}
+runtime: {checkpoint_minutes: 0.01}
+"""
+TRAIN = f"""\
 rows: [full]
-model: {{widths: [16, 32], strides: [2, 2]}}
-intermediate: {{num_steps: 20, batch_size: 64, bn_group: 32}}
 pool: {{source: synth}}
 synth: {{num_images: 2000}}
 objective: {{num_steps: 3, step_size: 0.1}}
 train: {{max_steps: {NUM_STEPS * 4 // 5}, eval_every: 100, patience: 99, batch_size: 64, bn_group: 32, window_mib: 0.04}}
 evaluate: {{pgd_steps: 3, apgd_steps: 3}}
-runtime: {{checkpoint_minutes: 0.01}}
+"""
+FINETUNE = f"""\
+rows: [lcg-km]
+pretrain: {{channels: [16, 32], norm_num_groups: 4, num_steps: 20, batch_size: 64}}
+generate: {{num_images: 400, shard_rows: 100, num_inference_steps: 5}}
+select: {{ratio: 0.5}}
+finetune: {{num_steps: {NUM_STEPS}, batch_size: 64, anchor: 0.1}}
 """
 LATEST = 0.9
 
 
 @dataclass(frozen=True)
-class Oracle:
-    """The undisturbed run: its folder, and what every trial must end with."""
+class Case:
+    """A stage that trains: its preset, row, least number of files, and trials."""
 
-    cwd: Path
-    weights: bytes
-    history: list[dict[str, float]]
+    preset: str
+    row: str
+    weights: str
+    trials: int
+
+
+CASES = {
+    "train": Case(TRAIN + SHARED, "full", "model.safetensors", 20),
+    "finetune": Case(FINETUNE + SHARED, "lcg-km", "unet/diffusion_pytorch_model.safetensors", 10),
+}
+WANTED = os.environ.get("SSAT_KILL_STAGE")
+TRIALS = [
+    (stage, trial)
+    for stage, case in CASES.items()
+    if WANTED in (None, stage)
+    for trial in range(int(os.environ.get("SSAT_KILL_TRIALS", case.trials)))
+]
 
 
 @pytest.fixture(scope="module")
-def oracle(train_run: type[TrainRun], tmp_path_factory: pytest.TempPathFactory) -> Oracle:
-    run = train_run(tmp_path_factory.mktemp("undisturbed"))
-    (run.cwd / "preset.yaml").write_text(PRESET)
+def oracles() -> dict[str, StageRun]:
+    """The undisturbed runs that there are so far."""
+    return {}
+
+
+def undisturbed(stage: str, kind: type[StageRun], folder: Path) -> StageRun:
+    case = CASES[stage]
+    run = kind(folder, stage, case.row)
+    (run.cwd / "preset.yaml").write_text(case.preset)
     run.finish(run.start())
-    weights, history = run.ended()
-    assert len(load_file(run.folder / WEIGHTS)) > 10 and len(history) > 4
-    return Oracle(run.cwd, weights, history)
+    assert len(run.files()[case.weights]) > 10_000 and len(run.history()) > 4
+    assert run.record["steps"] == NUM_STEPS and run.record["world_size"] == 2
+    return run
 
 
 def workers_of(driver: int) -> list[psutil.Process]:
@@ -73,19 +98,25 @@ def workers_of(driver: int) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.parametrize("trial", range(NUM_TRIALS))
+@pytest.mark.parametrize(("stage", "trial"), TRIALS)
 def test_a_kill_changes_no_bit(
-    oracle: Oracle, train_run: type[TrainRun], tmp_path: Path, trial: int
+    oracles: dict[str, StageRun],
+    stage_run: type[StageRun],
+    tmp_path_factory: pytest.TempPathFactory,
+    stage: str,
+    trial: int,
 ) -> None:
-    rng = random.Random(trial)
+    if stage not in oracles:
+        oracles[stage] = undisturbed(stage, stage_run, tmp_path_factory.mktemp(stage))
+    oracle, rng = oracles[stage], random.Random(trial)
     victim = ("worker", "driver")[trial % 2]
     target = rng.randint(1, int(LATEST * NUM_STEPS))
-    run = train_run(tmp_path)
-    shutil.copy(oracle.cwd / "preset.yaml", tmp_path)
-    shutil.copytree(oracle.cwd / "store", tmp_path / "store", copy_function=os.link)
+    run = stage_run(tmp_path_factory.mktemp("killed"), stage, oracle.row)
+    shutil.copy(oracle.cwd / "preset.yaml", run.cwd)
+    shutil.copytree(oracle.cwd / "store", run.cwd / "store", copy_function=os.link)
     shutil.rmtree(run.folder)
     process = run.start()
-    run.wait_for_state(process, target)
+    run.wait_for(process, lambda: run.saved_step >= target)
     time.sleep(rng.uniform(0, 0.5))  # anywhere between two states, or while one is written
     at = run.saved_step
     assert not (run.folder / "stage.json").exists(), "it had ended when the kill came"
@@ -98,8 +129,9 @@ def test_a_kill_changes_no_bit(
         process.wait()
         process = run.start()
     run.finish(process)
-    assert run.ended() == (oracle.weights, oracle.history)
+    assert run.files() == oracle.files()
+    assert run.history() == [pytest.approx(row, rel=1e-6) for row in oracle.history()]
     if log := os.environ.get("SSAT_KILL_LOG"):
         with open(log, "a", encoding="utf-8") as file:
-            line = {"trial": trial, "killed": victim, "saved_step": at, "of": NUM_STEPS}
-            file.write(json.dumps(line) + "\n")
+            about = {"stage": stage, "trial": trial, "killed": victim}
+            file.write(json.dumps({**about, "saved_step": at, "of": NUM_STEPS}) + "\n")
