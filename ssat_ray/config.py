@@ -365,6 +365,15 @@ class FinetuneConfig(DenoiserConfig):
     anchor: float = Field(
         0.0, ge=0, description="weight of the squared distance to the base model's output"
     )
+    centroids: Literal["global", "per-class"] = Field(
+        "global",
+        description="of `lcg-km`: those of `cluster`, or `k_per_class` of each class's logits",
+    )
+    k_per_class: int = Field(
+        5,
+        ge=2,
+        description="centroids a class on the base images' logits, with per-class centroids",
+    )
 
 
 class PoolConfig(Section):

@@ -198,14 +198,17 @@ def _guided_jobs(config: Config, row: str, seed: int, shared: dict[str, Job]) ->
     guided_by = {**of, "guide": row}
     found = {"base": base, "score": guide["scores"]}
     found |= {"cluster": guide["clusters"]} if "clusters" in guide else {}
+    per_class = row == "lcg-km" and config.finetune.centroids == "per-class"
+    guide_inputs = guide | ({"base": base} if per_class else {})
     made = _unguided(config, num_images=num_guided)
     if config.generate.guidance:
         part = {"generate": {**made, "guidance": config.generate.guidance}, **embed}
+        part |= {"finetune": {"k_per_class": config.finetune.k_per_class}} if per_class else {}
         params = {**guided_by, "first_id": num_base}
-        found["guided"] = _job("generate", params, part, {**source, **guide}, about)
+        found["guided"] = _job("generate", params, part, {**source, **guide_inputs}, about)
     else:
         part = {**_part(config, "finetune"), **embed}
-        found["finetune"] = _job("finetune", guided_by, part, {**source, **guide}, about)
+        found["finetune"] = _job("finetune", guided_by, part, {**source, **guide_inputs}, about)
         inputs = {"labelled": data, "ddpm": found["finetune"], **labeller}
         params = {**of, "first_id": num_base}
         found["guided"] = _job("generate", params, {"generate": made}, inputs, about)

@@ -162,6 +162,32 @@ def test_a_guided_row_makes_its_images_and_needs_no_pool() -> None:
     assert jobs["random", 0, "pool"].digest not in {j.digest for j in row["train"].closure()}
 
 
+@pytest.mark.parametrize("guidance", [0, 2])
+def test_centroids_by_class_are_of_the_base_images_of_the_k_means_row(guidance: int) -> None:
+    common = (GUIDED_ROWS, f"generate.guidance={guidance}")
+    usual, jobs = (_plan(*common, *more).jobs for more in ((), ("finetune.centroids=per-class",)))
+    stage = "guided" if guidance else "finetune"
+    row = {s: job for (r, _, s), job in jobs.items() if r == "lcg-km"}
+    assert row[stage].inputs["base"] == row["base"]
+    assert row[stage].config["finetune"]["k_per_class"] == 5
+    assert "base" not in usual["lcg-km", 0, stage].inputs
+    assert "base" not in jobs["lcg-gmm", 0, stage].inputs
+    assert row["quality"].inputs["guide_clusters"] == usual["lcg-km", 0, "cluster"]
+
+
+def test_labels_by_the_intermediate_model_make_it_part_of_every_generated_row() -> None:
+    rows = "rows=[random, full, lcg-km]"
+    usual, jobs = (_plan(rows, *more).jobs for more in ((), ("generate.labels=intermediate",)))
+    for row in ("random", "full"):
+        assert jobs[row, 0, "pool"].inputs["intermediate"] == jobs[row, 0, "intermediate"]
+        assert (row, 0, "intermediate") not in usual
+    for stage in ("base", "guided"):
+        assert jobs["lcg-km", 0, stage].inputs["intermediate"].params == {"seed": 0}
+        assert "intermediate" not in usual["lcg-km", 0, stage].inputs
+    synth = _plan("rows=[full]", "pool.source=synth", "generate.labels=intermediate").jobs
+    assert ("full", 0, "intermediate") not in synth
+
+
 def test_the_judge_is_another_model_with_its_own_clusters_that_guidance_never_saw() -> None:
     row = {s: job for (r, _, s), job in _plan(GUIDED_ROWS).jobs.items() if r == "lcg-km"}
     inputs = row["quality"].inputs

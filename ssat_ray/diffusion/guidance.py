@@ -90,6 +90,21 @@ class CentroidMargin(nn.Module):
         return distances.amax(dim=1) - distances.amin(dim=1)
 
 
+class ClassMargin(nn.Module):
+    """z (B, K), classes (B,) -> (B,) d_(2) - d_(1) to the centroids (K, k, K) of each row's own class."""
+
+    centroids: Tensor
+
+    def __init__(self, centroids: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("centroids", centroids)
+
+    def forward(self, z: Tensor, classes: Tensor) -> Tensor:
+        distances = torch.linalg.vector_norm(z[:, None] - self.centroids[classes].to(z), dim=2)
+        two = distances.topk(2, dim=1, largest=False).values
+        return two[:, 1] - two[:, 0]
+
+
 class MixtureMargin(nn.Module):
     """h (B, d) -> (B,) l_(1) - l_(2), l_j = log pi_j + log N(h; mu_j, Sigma_j) in nats, with gradient."""
 
@@ -138,14 +153,14 @@ class Guide:
             to the nearest. lcg-gmm: largest log-joint density less the second largest, in nats.
         classifier: has `embed_with_logits(x, layer)`; frozen, in eval mode.
         layer: of the embedding that the clusters are of.
-        margin: of embeddings; None for pcg.
+        margin: of embeddings, or of logits where each class has its own centroids; None for pcg.
         scale: the base pool's median score, above 0.
     """
 
     kind: Kind
     classifier: Any
     layer: str
-    margin: nn.Module | None
+    margin: CentroidMargin | ClassMargin | MixtureMargin | None
     scale: float
 
     def __post_init__(self) -> None:
@@ -161,10 +176,20 @@ class Guide:
             self.margin.to(device)
         return self
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """(B,) scores of images (B, C, H, W) in [0, 1]; lower is nearer the boundary."""
+    def __call__(self, images: Tensor, classes: Tensor | None = None) -> Tensor:
+        """(B,) scores of images (B, C, H, W) in [0, 1]; lower is nearer the boundary.
+
+        Args:
+            classes: (B,) of the images, for centroids by class; the most probable ones if None.
+        """
         h, logits = self.classifier.embed_with_logits(images, self.layer)
-        score: Tensor = logits.softmax(dim=1).amax(dim=1) if self.margin is None else self.margin(h)
+        score: Tensor
+        if self.margin is None:
+            score = logits.softmax(dim=1).amax(dim=1)
+        elif isinstance(self.margin, ClassMargin):
+            score = self.margin(logits, logits.argmax(dim=1) if classes is None else classes)
+        else:
+            score = self.margin(h)
         return score / self.scale
 
 
@@ -175,6 +200,7 @@ def guided(
     predict: Callable[[Tensor], Tensor],
     alpha_bar: Tensor,
     weight: float,
+    classes: Tensor | None = None,
 ) -> Tensor:
     """The U-Net's output for x_t (B, C, H, W), bent so that sampling goes down the guide's score.
 
@@ -185,14 +211,14 @@ def guided(
     Args:
         kind: the scheduler's `prediction_type`.
         predict: noisy images -> the U-Net's output.
-        alpha_bar: (B,).
+        alpha_bar: (B,). classes: (B,) of the images, where they are conditioned on one.
 
     Source: Dhariwal and Nichol 2021, algorithm 2, the score in place of a classifier's log-likelihood.
     """
     with torch.enable_grad():
         noisy = x_t.detach().requires_grad_(True)
         predicted = predict(noisy)
-        score = guide(as_image(predicted_x0(kind, noisy, predicted, alpha_bar))).sum()
+        score = guide(as_image(predicted_x0(kind, noisy, predicted, alpha_bar)), classes).sum()
         (gradient,) = torch.autograd.grad(score, noisy)
     signal = alpha_bar.sqrt().view(-1, 1, 1, 1)
     noise = (1 - alpha_bar).sqrt().view(-1, 1, 1, 1)
@@ -244,7 +270,7 @@ class Regulariser:
         if self.config.weight:
             alpha_bar = scheduler.alphas_cumprod.to(predicted)[timesteps]
             kind = scheduler.config["prediction_type"]
-            scores = self.guide(as_image(predicted_x0(kind, noisy, predicted, alpha_bar)))
+            scores = self.guide(as_image(predicted_x0(kind, noisy, predicted, alpha_bar)), labels)
             weights = timestep_weight(self.config.timestep_weight, alpha_bar, self.config.cut_off)
             guidance = (weights * scores).mean()
         if self.base is not None:

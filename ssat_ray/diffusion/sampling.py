@@ -105,6 +105,7 @@ def sample(
                 partial(predict, t),
                 alpha_bar,
                 config.guidance,
+                labels,
             )
         x = solver.step(predicted, t, x, **more).prev_sample.contiguous(
             memory_format=torch.channels_last

@@ -7,18 +7,26 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+import torch
 
 from ssat_ray.config import EmbedConfig, FinetuneConfig
 from ssat_ray.data.labelled import LabelledSet
+from ssat_ray.data.pool import Pool
 from ssat_ray.diffusion.files import load_ddpm, pipeline_files
-from ssat_ray.diffusion.guidance import Guide, Regulariser, margin_of
+from ssat_ray.diffusion.guidance import ClassMargin, Guide, Regulariser, margin_of
+from ssat_ray.errors import UserError
+from ssat_ray.models.embedding import Embedder
 from ssat_ray.models.files import load_classifier
 from ssat_ray.selection.clusters import load_clusters
+from ssat_ray.selection.kmeans import fit_kmeans
 from ssat_ray.selection.table import ScoreTable
 from ssat_ray.stages.base import Session, Stage, StageContext, Task
 from ssat_ray.stages.group import run_group
 from ssat_ray.store import Job
 from ssat_ray.training.ddpm import DDPMTask, train_ddpm
+
+MOST_IMAGES = 10_000
+"""Base images that per-class centroids are of: the first ones."""
 
 
 def train(task: Task, session: Session) -> tuple[dict[str, bytes], dict[str, Any]]:
@@ -48,12 +56,31 @@ def train(task: Task, session: Session) -> tuple[dict[str, bytes], dict[str, Any
 
 def guide_of(task: Task) -> Guide:
     """What a job is guided by: its classifier and clusters, in units of its base images' median score."""
-    scores = median_score(task)
-    clusters = task.inputs.get("clusters")
-    margin = None if clusters is None else margin_of(load_clusters(clusters))
+    kind, clusters = task.job.params["guide"], task.inputs.get("clusters")
     classifier = load_classifier(task.inputs["intermediate"]).requires_grad_(False)
     layer = EmbedConfig(**task.job.config["embed"]).layer
-    return Guide(task.job.params["guide"], classifier, layer, margin, scores)
+    if "base" in task.inputs:
+        return Guide(kind, classifier, layer, *class_margin(task, classifier))
+    margin = None if clusters is None else margin_of(load_clusters(clusters))
+    return Guide(kind, classifier, layer, margin, median_score(task))
+
+
+def class_margin(task: Task, classifier: Any) -> tuple[ClassMargin, float]:
+    """Of k-means on each class's logits of the first base images; and their median margin."""
+    images = Pool(task.inputs["base"]).first(MOST_IMAGES)
+    _, logits = Embedder(classifier, "logits")(images.images)
+    classes = np.where(images.labels < 0, logits.argmax(axis=1), images.labels).astype(np.int64)
+    k, found = FinetuneConfig(**task.job.config["finetune"]).k_per_class, []
+    for c in range(logits.shape[1]):
+        rows = logits[classes == c]
+        if len(rows) < k:
+            raise UserError(
+                f"finetune.k_per_class={k}: class {c} has {len(rows)} of the {len(logits)} base images; "
+                "lower it, raise generate.num_images, or set finetune.centroids=global."
+            )
+        found.append(fit_kmeans(rows, k, seed=task.seed).centroids)
+    margin = ClassMargin(torch.from_numpy(np.stack(found)))
+    return margin, float(margin(torch.from_numpy(logits), torch.from_numpy(classes)).median())
 
 
 def median_score(task: Task) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from ssat_ray.config import ModelConfig
 from ssat_ray.diffusion.guidance import (
+    ClassMargin,
     Guide,
     Kind,
     as_image,
@@ -22,7 +25,7 @@ from ssat_ray.models.registry import build_classifier
 from ssat_ray.selection.gmm import GaussianMixture, fit_gmm
 from ssat_ray.selection.scores import gmm_margin, kmeans_margin, top_confidence, two_nearest
 
-KINDS: tuple[Kind, ...] = ("pcg", "lcg-km", "lcg-gmm")
+KINDS = ("pcg", "lcg-km", "lcg-gmm", "per-class")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 RNG = np.random.default_rng(0)
 
@@ -39,14 +42,23 @@ def _mixture(covariance: str = "diag", pca_dims: int | None = None) -> GaussianM
     return fit_gmm(rows, 3, covariance=covariance, pca_dims=pca_dims, restarts=1)
 
 
-def _guide(kind: Kind, scale: float = 1.0) -> Guide:
+def _guide(kind: str, scale: float = 1.0) -> Guide:
     clusters = {
         "pcg": None,
         "lcg-km": RNG.standard_normal((5, 8)).astype(np.float32),
         "lcg-gmm": _mixture(),
     }
+    if kind == "per-class":
+        centroids = torch.from_numpy(RNG.standard_normal((4, 3, 4)))
+        return Guide("lcg-km", _classifier(), "pooled", ClassMargin(centroids), scale)
     found = clusters[kind]
-    return Guide(kind, _classifier(), "pooled", None if found is None else margin_of(found), scale)
+    return Guide(
+        cast(Kind, kind),
+        _classifier(),
+        "pooled",
+        None if found is None else margin_of(found),
+        scale,
+    )
 
 
 def _images(count: int) -> Tensor:
@@ -90,9 +102,27 @@ def test_margins_are_those_of_the_score_table() -> None:
     np.testing.assert_allclose(guide(images), 2 * expected, rtol=1e-9)
 
 
+def test_a_class_has_centroids_of_its_own() -> None:
+    """By hand; and without classes each image counts as what it looks like most."""
+    centroids = torch.tensor(
+        [[[0.0, 0.0], [3.0, 4.0], [9.0, 9.0]], [[1.0, 0.0], [0.0, 1.0], [5.0, 5.0]]]
+    )
+    margin = ClassMargin(centroids)
+    z = torch.tensor([[0.0, 0.0], [0.0, 0.0]])
+    assert margin(z, torch.tensor([0, 1])).tolist() == [5.0, 0.0]
+    guide, images = _guide("per-class", scale=0.5), _images(9)
+    logits = guide.classifier(images)
+    assert isinstance(guide.margin, ClassMargin)
+    expected = 2 * guide.margin(logits, logits.argmax(1))
+    torch.testing.assert_close(guide(images), expected)
+    classes = (logits.argmax(1) + 1) % 4
+    torch.testing.assert_close(guide(images, classes), 2 * guide.margin(logits, classes))
+    assert not torch.allclose(guide(images, classes), expected)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_the_gradient_by_the_output_is_the_finite_difference(kind: Kind, prediction: str) -> None:
+def test_the_gradient_by_the_output_is_the_finite_difference(kind: str, prediction: str) -> None:
     """In float64, where no pixel is clamped; and it is not zero."""
     guide = _guide(kind, scale=0.7)
     x_t = (_images(3) - 0.5) * 0.2
@@ -113,7 +143,7 @@ def test_the_gradient_by_the_output_is_the_finite_difference(kind: Kind, predict
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_step_down_the_gradient_lowers_the_score(kind: Kind) -> None:
+def test_a_step_down_the_gradient_lowers_the_score(kind: str) -> None:
     """The sign: confidence and margins fall, they are not raised."""
     guide, images = _guide(kind), _images(20).requires_grad_()
     before = guide(images)
@@ -157,7 +187,7 @@ def test_guided_outputs_stand_for_the_image_down_the_gradient(kind: str) -> None
         eps = (noisy - a * x0) / b
         return {"epsilon": eps, "v_prediction": a * eps - b * x0, "sample": x0}[kind]
 
-    def guide(images: Tensor) -> Tensor:
+    def guide(images: Tensor, classes: None) -> Tensor:
         return (images.flatten(1) * c).sum(1)
 
     bent = guided(guide, kind, x_t, predict, alpha_bar, weight)  # type: ignore[arg-type]

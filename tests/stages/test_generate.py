@@ -13,7 +13,6 @@ from diffusers import DDPMScheduler, UNet2DModel
 
 from ssat_ray.config import RuntimeConfig
 from ssat_ray.data.pool import Pool
-
 from ssat_ray.diffusion.files import load_ddpm
 from ssat_ray.diffusion.sampling import initial_noise, sample
 from ssat_ray.errors import RunFailed

@@ -11,15 +11,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.numpy import load_file
+from sklearn.cluster import KMeans
 
 from ssat_ray.config import FinetuneConfig
 from ssat_ray.data.pool import Pool
 from ssat_ray.diffusion.files import load_ddpm
 from ssat_ray.diffusion.sampling import initial_noise, sample
+from ssat_ray.errors import UserError
 from ssat_ray.models.files import load_classifier
 from ssat_ray.selection.clusters import load_clusters
 from ssat_ray.stages.base import Task
-from ssat_ray.stages.finetune import median_score
+from ssat_ray.stages.finetune import class_margin, median_score
 from ssat_ray.stages.quality import PAIRS, QUALITY
 from ssat_ray.store import Job, Store
 
@@ -90,6 +92,33 @@ def test_the_median_is_in_the_units_of_what_guidance_lowers(tiny_run: Any, folde
     confidence = np.concatenate([pq.read_table(path)["confidence"] for path in files])
     found = median_score(Task(job, where, {"scores": where}, tiny_run.store.root))
     assert found == pytest.approx(np.median(confidence)) and 0 < found <= 1
+
+
+def test_centroids_by_class_are_k_means_of_the_class(
+    tiny_run: Any, artefact: Any, tmp_path: Path
+) -> None:
+    """Six base images a class, so scikit-learn finds the best of two clusters as well."""
+    job = Job("finetune", 1, {"guide": "lcg-km", "seed": 0}, {"finetune": {"k_per_class": 2}})
+    inputs = {name: artefact(name) for name in ("base", "intermediate")}
+    classifier = load_classifier(inputs["intermediate"])
+    margin, median = class_margin(Task(job, tmp_path, inputs, tmp_path), classifier)
+    base = Pool(inputs["base"]).load()
+    with torch.no_grad():
+        logits = classifier(torch.from_numpy(base.images / 255).permute(0, 3, 1, 2).float())
+    margins = []
+    for c in range(10):
+        rows = logits[torch.from_numpy(base.labels == c)].double().numpy()
+        expected = KMeans(2, n_init=50, random_state=0).fit(rows)
+        found = margin.centroids[c].double().numpy()
+        distances = np.sort(np.linalg.norm(rows[:, None] - found, axis=2), axis=1)
+        inertia = np.square(distances[:, 0]).sum()
+        assert inertia == pytest.approx(expected.inertia_, rel=1e-3)
+        margins += (distances[:, 1] - distances[:, 0]).tolist()
+    middle = np.sort(margins)[len(margins) // 2 - 1]  # torch's median: the lower of the two
+    assert median == pytest.approx(middle, rel=1e-3)
+    many = Job("finetune", 1, job.params, {"finetune": {"k_per_class": 7}})
+    with pytest.raises(UserError, match=r"k_per_class=7: class 0 has 6 of the 60 base images"):
+        class_margin(Task(many, tmp_path, inputs, tmp_path), classifier)
 
 
 @pytest.mark.parametrize("judge", ["guide", "judge"])
