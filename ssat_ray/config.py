@@ -31,8 +31,10 @@ Row = Literal[
 ]
 ROWS: tuple[Row, ...] = get_args(Row)
 """In the order of the method's tables."""
-GUIDED = ("pcg", "lcg-km", "lcg-gmm")
+GuidedRow = Literal["pcg", "lcg-km", "lcg-gmm"]
+GUIDED: tuple[GuidedRow, ...] = get_args(GuidedRow)
 """Rows whose images are made for them by a guided DDPM, not selected from the pool."""
+TimestepWeight = Literal["uniform", "alpha-bar", "cut-off", "min-snr"]
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 RESERVED_RECIPES = {
@@ -356,7 +358,7 @@ class FinetuneConfig(DenoiserConfig):
     ema_decay: float = Field(0.98, ge=0, lt=1)
     weight: float = Field(0.2, ge=0, description="lambda, of the guidance; 0: plain fine-tuning")
     weight_warmup_steps: int = Field(50, ge=0, description="steps in which the weight rises from 0")
-    timestep_weight: Literal["uniform", "alpha-bar", "cut-off", "min-snr"] = Field(
+    timestep_weight: TimestepWeight = Field(
         "min-snr", description="how much the guidance of a noisy image counts"
     )
     cut_off: float = Field(
@@ -447,8 +449,18 @@ class GenerateConfig(Section):
         description="the class asked for (an unconditional model's images have none), or the most probable "
         "one of the intermediate model",
     )
-    shard_rows: Positive = Field(1_000, description="images a Parquet shard, and a sampling batch")
+    shard_rows: Positive = Field(1_000, description="images a Parquet shard")
+    batch_size: Positive = Field(1_000, description="most images sampled at once, of one shard")
     precision: Literal["float32", "bf16"] = "float32"
+
+    def misfit(self, timesteps: int) -> str | None:
+        """What is wrong with the number of steps for a DDPM of so many timesteps."""
+        steps = self.num_inference_steps
+        if steps > timesteps:
+            return f"generate.num_inference_steps={steps} must be at most the {timesteps} timesteps"
+        if self.sampler == "ddim" and timesteps % steps:  # diffusers steps by the rounded quotient
+            return f"generate.num_inference_steps={steps} must divide the {timesteps} timesteps for ddim"
+        return None
 
 
 class EmbedConfig(Section):
@@ -643,12 +655,9 @@ class Config(Section):
         key, size = self.pool_size()
         if size is not None:
             self.check_pool(key, size)
-        steps, timesteps = self.generate.num_inference_steps, self.pretrain.num_timesteps
-        if steps > timesteps and self.pretrain.checkpoint is None:
-            raise ValueError(
-                f"generate.num_inference_steps={steps} must be at most "
-                f"pretrain.num_timesteps={timesteps}"
-            )
+        misfit = self.generate.misfit(self.pretrain.num_timesteps)
+        if misfit is not None and self.pretrain.checkpoint is None:
+            raise ValueError(f"{misfit} of pretrain.num_timesteps")
         return self
 
     def pool_size(self) -> tuple[str, int | None]:

@@ -243,12 +243,9 @@ def preflight(config: Config, plan: Plan, store: Store) -> None:
         )
     for job in plan.unique:
         found = store.record(job) if job.stage == "ddpm" else None
-        steps = config.generate.num_inference_steps
-        if found is not None and steps > found["num_timesteps"]:
-            raise UserError(
-                f"generate.num_inference_steps={steps} must be at most the {found['num_timesteps']} "
-                f"timesteps of pretrain.checkpoint={config.pretrain.checkpoint}."
-            )
+        misfit = config.generate.misfit(found["num_timesteps"]) if found is not None else None
+        if misfit is not None:
+            raise UserError(f"{misfit} of pretrain.checkpoint={config.pretrain.checkpoint}.")
     key, size = config.pool_size()
     k = config.cluster.k or record["num_classes"]
     stages = {(row, stage) for row, _, stage in plan.jobs}
@@ -258,12 +255,21 @@ def preflight(config: Config, plan: Plan, store: Store) -> None:
             f"cluster.k=null means one cluster a class, {k} here, which is larger than the pool "
             f"({key}={size}); raise {key} or set cluster.k."
         )
-    guided = [row for row in config.rows if row in GUIDED and (row, "cluster") in stages]
-    if guided and k > config.guided_images[0]:
+    guided = [row for row in config.rows if row in GUIDED]
+    clustering = [row for row in guided if row != "pcg"]
+    base = config.guided_images[0]
+    if clustering and k > base:
         raise UserError(
-            f"cluster.k=null means one cluster a class, {k} here; {guided[0]} clusters the "
-            f"{config.guided_images[0]} images of the base model that select.ratio and "
+            f"cluster.k=null means one cluster a class, {k} here; {clustering[0]} clusters the "
+            f"{base} images of the base model that select.ratio and "
             f"select.boundary_fraction leave of {key}={size}: raise {key} or set cluster.k."
+        )
+    per_class, classes = config.finetune.k_per_class, record["num_classes"]
+    wanted = config.finetune.centroids == "per-class" and "lcg-km" in guided
+    if wanted and base < per_class * classes:
+        raise UserError(
+            f"finetune.k_per_class={per_class}: {base} base images are fewer than that for each of "
+            f"{classes} classes; lower it, raise {key}, or set finetune.centroids=global."
         )
     seen = record["rows"]["labelled"] + record["rows"]["validation"] if guided else 0
     if guided and seen <= NEIGHBOURS:

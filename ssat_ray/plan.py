@@ -145,16 +145,16 @@ def _shared_jobs(config: Config, seed: int, data: Job, adopted: Job | None) -> d
     inter = adopted or _job("intermediate", of, part, {"labelled": data}, about)
     shared = {"labelled": data, "intermediate": inter}
     shared |= _pool_jobs(config, seed, shared)
-    shared |= _scoring_jobs(config, seed, shared)
+    shared |= _scoring_jobs(config, seed, shared, about)
     for row in config.rows:
         if row in GUIDED:
             shared |= _guided_jobs(config, row, seed, shared)
     return shared
 
 
-def _scoring_jobs(config: Config, seed: int, shared: dict[str, Job]) -> dict[str, Job]:
+def _scoring_jobs(config: Config, seed: int, shared: dict[str, Job], about: str) -> dict[str, Job]:
     """The jobs that cluster and score the pool among `shared`."""
-    of, about = {"seed": seed}, f"seed {seed}"
+    of = {"seed": seed}
     data, inter = shared["labelled"], shared["intermediate"]
     found: dict[str, Job] = {}
     pools = _numbered(shared, "pool")
@@ -194,12 +194,15 @@ def _guided_jobs(config: Config, row: str, seed: int, shared: dict[str, Job]) ->
     part = {"generate": _unguided(config, num_images=num_base)}
     base = _job("generate", of, part, {**source, **labeller}, f"base images seed {seed}")
     scorer = score.SCORERS[row]
-    guide = _guide(config, seed, {**shared, "pool": base}, scorer)
-    guided_by = {**of, "guide": row}
-    found = {"base": base, "score": guide["scores"]}
-    found |= {"cluster": guide["clusters"]} if "clusters" in guide else {}
+    guide = _guide(config, seed, {**shared, "pool": base}, scorer, f"seed {seed}")
+    guided_by, found = {**of, "guide": row}, {"base": base}
     per_class = row == "lcg-km" and config.finetune.centroids == "per-class"
-    guide_inputs = guide | ({"base": base} if per_class else {})
+    if per_class:
+        guide_inputs = {"intermediate": guide["intermediate"], "base": base}
+    else:
+        guide_inputs = guide
+        found |= {"score": guide["scores"]}
+        found |= {"cluster": guide["clusters"]} if "clusters" in guide else {}
     made = _unguided(config, num_images=num_guided)
     if config.generate.guidance:
         part = {"generate": {**made, "guidance": config.generate.guidance}, **embed}
@@ -212,9 +215,8 @@ def _guided_jobs(config: Config, row: str, seed: int, shared: dict[str, Job]) ->
         inputs = {"labelled": data, "ddpm": found["finetune"], **labeller}
         params = {**of, "first_id": num_base}
         found["guided"] = _job("generate", params, {"generate": made}, inputs, about)
-    judge = _guide(
-        config, seed + JUDGE_SEEDS, {**shared, **_judge(config, seed, data), "pool": base}, scorer
-    )
+    seen = {**shared, **_judge(config, seed, data), "pool": base}
+    judge = _guide(config, seed + JUDGE_SEEDS, seen, scorer, f"judge of {about}")
     seen_by = {"guide": guide["intermediate"], "judge": judge["intermediate"]}
     if "clusters" in guide:
         seen_by |= {"guide_clusters": guide["clusters"], "judge_clusters": judge["clusters"]}
@@ -223,9 +225,11 @@ def _guided_jobs(config: Config, row: str, seed: int, shared: dict[str, Job]) ->
     return {f"{row}:{name}": job for name, job in found.items()}
 
 
-def _guide(config: Config, seed: int, shared: dict[str, Job], scorer: str) -> dict[str, Job]:
+def _guide(
+    config: Config, seed: int, shared: dict[str, Job], scorer: str, about: str
+) -> dict[str, Job]:
     """What images are judged by: a classifier, its clusters (none for `confidence`) and its scores."""
-    scored = _scoring_jobs(config, seed, shared)
+    scored = _scoring_jobs(config, seed, shared, about)
     found = {"intermediate": shared["intermediate"], "scores": scored[f"score:{scorer}"]}
     return found | ({"clusters": scored[f"cluster:{scorer}"]} if scorer != "confidence" else {})
 

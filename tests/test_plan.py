@@ -307,6 +307,15 @@ def test_one_cluster_a_class_needs_as_many_images_of_the_base_model() -> None:
     _preflight("rows=[none, lcg-km]")
 
 
+def test_centroids_by_class_need_images_of_each_class() -> None:
+    rows = ("rows=[none, lcg-km]", "finetune.centroids=per-class", "cluster.k=4")
+    few = ("generate.num_images=400", "select.boundary_fraction=0.5")  # 40 base images
+    with pytest.raises(UserError, match=r"k_per_class=5: 40 base images .* 10 classes"):
+        _preflight(*rows, *few)
+    _preflight(*rows, *few, "finetune.k_per_class=4")
+    _preflight(*rows[::2], *few)
+
+
 def test_unique_holds_each_artefact_once_in_an_order_that_can_run() -> None:
     plan = _plan("seeds=[0, 1]")
     seen: set[str] = set()

@@ -140,7 +140,7 @@ def draw(points: list[Point], path: Path) -> None:
             "agreement": ("label agreement, %", 100),
             "coverage": ("coverage / base", 1),
         }
-        colours = dict(zip(GUIDED, ("#6741d9", "#d9480f", "#b07d00"), strict=True))
+        colours: dict[str, str] = dict(zip(GUIDED, ("#6741d9", "#d9480f", "#b07d00"), strict=True))
         for axis, (name, (label, scale)) in zip(axes, panels.items(), strict=True):
             for row in dict.fromkeys(p.row for p in points):
                 for judge, style in zip(JUDGES, ("-", ":"), strict=True):

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ssat_ray.data.folder import file_digest
 from ssat_ray.errors import UserError
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler, UNet2DModel
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+SCHEDULERS = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler")
+"""Whose configurations hold a DDPM's noise schedule."""
 _PATTERNS = ["*.json", "*.safetensors", "*.bin"]
 
 
@@ -70,12 +73,23 @@ def find_pipeline(location: str) -> Path:
 
 
 def pipeline_digest(folder: Path) -> str:
-    """SHA-256 over names and contents of the folder's configurations and weights."""
+    """SHA-256 over names and contents of the configurations and weights that `load_pipeline` may read.
+
+    Raises:
+        UserError: one of them cannot be read.
+    """
     digest = hashlib.sha256()
-    for path in sorted(p for pattern in _PATTERNS for p in folder.rglob(pattern)):
-        digest.update(str(path.relative_to(folder)).encode())
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    for part in dict.fromkeys(_parts(folder)):
+        for path in sorted(p for pattern in _PATTERNS for p in part.glob(pattern)):
+            digest.update(str(path.relative_to(folder)).encode())
+            digest.update(file_digest(path).encode())
     return digest.hexdigest()
+
+
+def _parts(folder: Path) -> tuple[Path, Path]:
+    """Where the U-Net and the scheduler are: the first DDPMs of the hub have both at the top."""
+    split = (folder / "unet").is_dir()
+    return (folder / "unet", folder / "scheduler") if split else (folder, folder)
 
 
 def load_pipeline(folder: Path) -> tuple[UNet2DModel, DDPMScheduler]:
@@ -86,15 +100,18 @@ def load_pipeline(folder: Path) -> tuple[UNet2DModel, DDPMScheduler]:
     """
     from diffusers import DDPMScheduler, UNet2DModel
 
-    unet, scheduler = folder / "unet", folder / "scheduler"
-    if not unet.is_dir():  # as the first DDPMs of the hub are laid out
-        unet = scheduler = folder
+    unet, scheduler = _parts(folder)
     try:
         kind = json.loads((unet / "config.json").read_text()).get("_class_name")
         if kind != "UNet2DModel":
             raise UserError(f"{folder}: its model is {kind}; only UNet2DModel can be guided.")
         if not (scheduler / "scheduler_config.json").is_file():
             raise UserError(f"{folder} is no diffusers pipeline: it has no scheduler_config.json.")
+        schedule = json.loads((scheduler / "scheduler_config.json").read_text()).get("_class_name")
+        if schedule not in SCHEDULERS:
+            raise UserError(
+                f"{folder}: its scheduler is {schedule}, which is no DDPM's: {', '.join(SCHEDULERS)} are."
+            )
         # without its own unpickler: diffusers reads .bin files with weights_only
         return UNet2DModel.from_pretrained(unet), DDPMScheduler.from_pretrained(scheduler)
     except FileNotFoundError as error:
@@ -138,6 +155,16 @@ def check_ddpm(
         raise UserError(
             f"pretrain.checkpoint: {location} has prediction_type {kind!r}; one of "
             f"{', '.join(PREDICTION_TYPES)} is supported."
+        )
+    if kind == "epsilon" and float(scheduler.alphas_cumprod[-1]) == 0:
+        raise UserError(
+            f"pretrain.checkpoint: {location} predicts epsilon and its last timestep has no signal "
+            "(rescale_betas_zero_snr), so no image follows from its output there."
+        )
+    if config.get("class_embed_type") is not None:
+        raise UserError(
+            f"pretrain.checkpoint: {location} has class_embed_type={config['class_embed_type']!r}; only "
+            "an embedding a class (num_class_embeds) or none is supported."
         )
     classes = config["num_class_embeds"]
     if classes is not None and classes != num_classes:

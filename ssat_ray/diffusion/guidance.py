@@ -7,21 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssat_ray.config import FinetuneConfig
+from ssat_ray.config import FinetuneConfig, GuidedRow, TimestepWeight
 from ssat_ray.selection.clusters import Clusters
 from ssat_ray.selection.gmm import GaussianMixture
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler, UNet2DModel
-
-Kind = Literal["pcg", "lcg-km", "lcg-gmm"]
-TimestepWeight = Literal["uniform", "alpha-bar", "cut-off", "min-snr"]
 
 
 def predicted_x0(kind: str, x_t: Tensor, predicted: Tensor, alpha_bar: Tensor) -> Tensor:
@@ -157,7 +154,7 @@ class Guide:
         scale: the base pool's median score, above 0.
     """
 
-    kind: Kind
+    kind: GuidedRow
     classifier: Any
     layer: str
     margin: CentroidMargin | ClassMargin | MixtureMargin | None
@@ -227,9 +224,8 @@ def guided(
     predicted = predicted.detach()
     if kind == "epsilon":
         return predicted + more_noise
-    if kind == "v_prediction":
-        return predicted + more_noise / signal
-    return predicted - noise / signal * more_noise
+    bend = torch.where(weights > 0, more_noise / signal, 0)  # without any signal there is no weight
+    return predicted + bend if kind == "v_prediction" else predicted - noise * bend
 
 
 @dataclass(frozen=True)
@@ -274,7 +270,8 @@ class Regulariser:
             weights = timestep_weight(self.config.timestep_weight, alpha_bar, self.config.cut_off)
             guidance = (weights * scores).mean()
         if self.base is not None:
-            with torch.no_grad():
+            bf16, device = self.config.precision == "bf16", noisy.device.type
+            with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=bf16):
                 before = self.base(noisy, timesteps, class_labels=labels).sample
             anchor = F.mse_loss(predicted, before.to(predicted))
         return guidance, anchor

@@ -19,8 +19,8 @@ QUANTILES = (0.05, 0.2, 0.25, 0.5, 0.75, 0.95)
 NEAR = 0.2
 """Quantile of the base images' margins; images below it count as near the boundary."""
 NEIGHBOURS = 5
-_MOST_ROWS = 10_000
-"""Images of a set that coverage, density and neighbours are computed of: the first ones."""
+MOST_IMAGES = 10_000
+"""Of a set that is looked at: the first ones."""
 _MOST_WIDTH = 4096
 """Of features whose covariances are compared; wider ones take minutes and gigabytes."""
 _BLOCK_ROWS = 1024
@@ -96,7 +96,7 @@ def coverage_density(real: Array, generated: Array, k: int = NEIGHBOURS) -> tupl
 
     Source: Naeem et al. 2020, Reliable Fidelity and Diversity Metrics for Generative Models.
     """
-    x, y = (torch.from_numpy(np.asarray(a[:_MOST_ROWS], np.float64)) for a in (real, generated))
+    x, y = (torch.from_numpy(np.asarray(a[:MOST_IMAGES], np.float64)) for a in (real, generated))
     if len(x) <= k:
         raise ValueError(f"coverage needs more than {k} real points, found {len(x)}")
     covered, within = 0, 0
@@ -132,8 +132,11 @@ def _moments(x: Array) -> tuple[Float64, Float64]:
 
 def nearest_distances(images: NDArray[np.uint8], train: NDArray[np.uint8]) -> Float64:
     """(M,) Euclidean distance of each image (M, H, W, C), pixels in [0, 1], to the nearest of `train`."""
-    from sklearn.neighbors import NearestNeighbors
+    from sklearn.metrics import pairwise_distances_argmin_min
 
-    flat, known = (a.reshape(len(a), -1) / 255.0 for a in (images, train))
-    found: Float64 = NearestNeighbors(n_neighbors=1).fit(known).kneighbors(flat)[0][:, 0]
+    flat, found = images.reshape(len(images), -1) / 255.0, np.full(len(images), np.inf)
+    for start in range(0, len(train), _BLOCK_ROWS):  # all of a large set in float64 would not fit
+        known = train[start : start + _BLOCK_ROWS]
+        _, distances = pairwise_distances_argmin_min(flat, known.reshape(len(known), -1) / 255.0)
+        found = np.minimum(found, distances)
     return found

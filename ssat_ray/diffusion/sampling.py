@@ -34,8 +34,12 @@ def balanced_labels(ids: NDArray[np.int64], num_classes: int) -> NDArray[np.int6
     return ids % num_classes
 
 
-def step_generators(ids: NDArray[np.int64], seed: int) -> list[torch.Generator]:
-    """Of the noise that ancestral sampling adds at every step, each image's its own."""
+def step_generators(
+    ids: NDArray[np.int64], seed: int, config: GenerateConfig
+) -> list[torch.Generator] | None:
+    """Of the noise that ancestral sampling adds at every step, each image's its own; other samplers add none."""
+    if config.sampler != "ancestral":
+        return None
     words = [np.random.SeedSequence([seed, int(i)]).generate_state(1, np.uint64)[0] for i in ids]
     return [torch.Generator().manual_seed(int(word >> np.uint64(1))) for word in words]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+import time
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,15 @@ from ssat_ray.config import EmbedConfig, FinetuneConfig
 from ssat_ray.data.labelled import LabelledSet
 from ssat_ray.data.pool import Pool
 from ssat_ray.diffusion.files import load_ddpm, pipeline_files
-from ssat_ray.diffusion.guidance import ClassMargin, Guide, Regulariser, margin_of
+from ssat_ray.diffusion.guidance import (
+    CentroidMargin,
+    ClassMargin,
+    Guide,
+    MixtureMargin,
+    Regulariser,
+    margin_of,
+)
+from ssat_ray.diffusion.quality import MOST_IMAGES
 from ssat_ray.errors import UserError
 from ssat_ray.models.embedding import Embedder
 from ssat_ray.models.files import load_classifier
@@ -25,16 +35,17 @@ from ssat_ray.stages.group import run_group
 from ssat_ray.store import Job
 from ssat_ray.training.ddpm import DDPMTask, train_ddpm
 
-MOST_IMAGES = 10_000
-"""Base images that per-class centroids are of: the first ones."""
+FIRST_DRAW = 2**31
+"""No pretraining comes so far, so no image is seen with the noise that the base model was trained on."""
 
 
 def train(task: Task, session: Session) -> tuple[dict[str, bytes], dict[str, Any]]:
-    config = FinetuneConfig(**task.job.config["finetune"])
+    config, begun = FinetuneConfig(**task.job.config["finetune"]), time.perf_counter()
     images, labels = LabelledSet.load(task.inputs["labelled"]).tensors("labelled")
     unet, scheduler = load_ddpm(task.inputs["ddpm"])
     guide = guide_of(task).to(session.world.device)
     base = copy.deepcopy(unet).to(session.world.device) if config.anchor else None
+    preparing = time.perf_counter() - begun
     ema, result = train_ddpm(
         DDPMTask(
             unet.requires_grad_(True),
@@ -45,13 +56,15 @@ def train(task: Task, session: Session) -> tuple[dict[str, bytes], dict[str, Any
             task.seed,
             "finetune",
             Regulariser(guide, base, config),
+            FIRST_DRAW,
         ),
         session.world,
         session.states,
         session.due,
         session.progress,
     )
-    return pipeline_files(ema.model, scheduler), {**result, "median_score": guide.scale}
+    result |= {"seconds": preparing + result["seconds"], "median_score": guide.scale}
+    return pipeline_files(ema.model, scheduler), result
 
 
 def guide_of(task: Task) -> Guide:
@@ -59,10 +72,19 @@ def guide_of(task: Task) -> Guide:
     kind, clusters = task.job.params["guide"], task.inputs.get("clusters")
     classifier = load_classifier(task.inputs["intermediate"]).requires_grad_(False)
     layer = EmbedConfig(**task.job.config["embed"]).layer
+    margin: CentroidMargin | ClassMargin | MixtureMargin | None
     if "base" in task.inputs:
-        return Guide(kind, classifier, layer, *class_margin(task, classifier))
-    margin = None if clusters is None else margin_of(load_clusters(clusters))
-    return Guide(kind, classifier, layer, margin, median_score(task))
+        margin, scale = class_margin(task, classifier)
+    else:
+        margin = None if clusters is None else margin_of(load_clusters(clusters))
+        scale = median_score(task)
+    if not 0 < scale < math.inf:
+        raise UserError(
+            f"{kind}: the median score of the base images is {scale:g}, which cannot be the unit of the "
+            "guidance: the classifier or its clusters tell no images apart. Train `intermediate` longer, or "
+            "change cluster.k."
+        )
+    return Guide(kind, classifier, layer, margin, scale)
 
 
 def class_margin(task: Task, classifier: Any) -> tuple[ClassMargin, float]:
@@ -80,18 +102,20 @@ def class_margin(task: Task, classifier: Any) -> tuple[ClassMargin, float]:
             )
         found.append(fit_kmeans(rows, k, seed=task.seed).centroids)
     margin = ClassMargin(torch.from_numpy(np.stack(found)))
-    return margin, float(margin(torch.from_numpy(logits), torch.from_numpy(classes)).median())
+    return margin, float(np.median(margin(torch.from_numpy(logits), torch.from_numpy(classes))))
 
 
 def median_score(task: Task) -> float:
     """Of the base images, in the units of what guidance lowers: for `pcg` the highest probability."""
     column = "confidence" if task.job.params["guide"] == "pcg" else "score"
     files = ScoreTable.of_folders([task.inputs["scores"]]).files
-    return float(np.median(np.concatenate([pq.read_table(f)[column] for f in files])))
+    return float(
+        np.median(np.concatenate([pq.read_table(f, columns=[column])[column] for f in files]))
+    )
 
 
 def run(jobs: list[Job], context: StageContext) -> None:
     run_group({"finetune": train}, jobs, context)
 
 
-STAGE = Stage("finetune", 1, run, train)
+STAGE = Stage("finetune", 2, run, train)

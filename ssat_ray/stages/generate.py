@@ -60,16 +60,20 @@ class SampleActor(PartActor):
         ids = first + np.arange(start, min(start + config.shard_rows, config.num_images))
         asked = balanced_labels(ids, about["num_classes"]) if is_conditional(unet) else None
         noise = initial_noise(ids, tuple(about["image_shape"]), task.seed)
-        images = sample(
-            unet,
-            scheduler,
-            noise.to(device),
-            None if asked is None else torch.from_numpy(asked).to(device),
-            config,
-            guide,
-            step_generators(ids, task.seed),
-        )
-        nhwc = images.permute(0, 2, 3, 1).contiguous().numpy()
+        batches = []
+        for begin in range(0, len(ids), config.batch_size):
+            rows = slice(begin, begin + config.batch_size)
+            images = sample(
+                unet,
+                scheduler,
+                noise[rows].to(device),
+                None if asked is None else torch.from_numpy(asked[rows]).to(device),
+                config,
+                guide,
+                step_generators(ids[rows], task.seed, config),
+            )
+            batches.append(images.permute(0, 2, 3, 1).contiguous().numpy())
+        nhwc = np.concatenate(batches)
         labels = np.full(len(ids), -1) if asked is None else asked
         note = {"rows": len(ids), "of_rows": config.num_images}
         if labeller is not None:

@@ -104,9 +104,7 @@ def run_parts(
         record = finish(task, notes, context)
         task.publish(
             {
-                "seconds": sum(n["seconds"] for n in notes)
-                / min(context.runtime.actors, len(notes))
-                + record.pop("fit_seconds", 0.0),
+                "seconds": alone(notes, context.runtime.actors) + record.pop("fit_seconds", 0.0),
                 "actor_seconds": sum(n["seconds"] for n in notes),
                 "actor_pids": sorted({n["pid"] for n in notes}),
                 "blocks": len(notes),
@@ -201,3 +199,9 @@ def record_of(task: Task, name: str) -> dict[str, Any]:
     record = Store.read_record(task.inputs[name])
     assert record is not None, f"{task.job.label} started before its input {name} was published"
     return record
+
+
+def alone(notes: list[Note], actors: int) -> float:
+    """Seconds of a job's parts on so many actors with nothing beside: at least those of its longest part."""
+    each = [note["seconds"] for note in notes]
+    return max(max(each), sum(each) / min(actors, len(each)))

@@ -18,7 +18,7 @@ from ssat_ray.config import EmbedConfig, GenerateConfig
 from ssat_ray.data.labelled import LabelledSet
 from ssat_ray.data.pool import Pool
 from ssat_ray.diffusion.files import load_ddpm
-from ssat_ray.diffusion.quality import QUANTILES, Seen, judged, nearest_distances
+from ssat_ray.diffusion.quality import MOST_IMAGES, QUANTILES, Seen, judged, nearest_distances
 from ssat_ray.diffusion.sampling import balanced_labels, initial_noise, sample, step_generators
 from ssat_ray.models.embedding import Embedder
 from ssat_ray.models.files import load_classifier
@@ -30,8 +30,6 @@ from ssat_ray.store import Job
 
 QUALITY, PAIRS = "quality.json", "pairs.safetensors"
 JUDGES = ("guide", "judge")
-MOST_IMAGES = 10_000
-"""Images of a set that are looked at: the first ones."""
 _PAIRS = 40
 
 
@@ -88,13 +86,14 @@ def look(task: Task) -> dict[str, bytes]:
         for name, images in compared.items()
     }
     after, classes = pools["guided"][:_PAIRS], asked["guided"][:_PAIRS].astype(np.int64)
+    config = GenerateConfig(**task.job.config["generate"])
     before = sample(
         unet.to(device),
         scheduler,
         initial_noise(after.ids, labelled.image_shape, task.seed).to(device),
         torch.from_numpy(classes).to(device) if is_conditional(unet) else None,
-        GenerateConfig(**task.job.config["generate"]),
-        generators=step_generators(after.ids, task.seed),
+        config,
+        generators=step_generators(after.ids, task.seed, config),
     )
     pairs = {"before": before.permute(0, 2, 3, 1).numpy(), "after": after.images}
     return {

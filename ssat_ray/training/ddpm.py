@@ -39,6 +39,7 @@ class DDPMTask:
     Args:
         section: of the configuration, for messages.
         regulariser: what guided fine-tuning adds to the loss.
+        first_draw: step whose images, noise and timesteps the first step sees.
     """
 
     unet: UNet2DModel
@@ -49,6 +50,7 @@ class DDPMTask:
     seed: int
     section: str = "pretrain"
     regulariser: Regulariser | None = None
+    first_draw: int = 0
 
 
 def train_ddpm(
@@ -86,6 +88,10 @@ def train_ddpm(
         step, seconds, history = state["step"], state["seconds"], state["history"]
         sums, count = state["sums"].to(device) * (world.rank == 0), state["count"]  # of all ranks
     started = time.perf_counter() - seconds
+    own = world.part(config.batch_size)
+    share = (
+        (own.stop - own.start) * world.size / config.batch_size
+    )  # makes a mean of ranks one of images
     while step < config.num_steps:
         set_lr(optimiser, config.lr * fixed_lr_factor(step, config.num_steps, config.warmup_steps))
         x0, noise, timesteps, labels = (t.to(device) for t in _batch(task, world, step))
@@ -96,11 +102,15 @@ def train_ddpm(
         noisy = noisy.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             predicted = parallel(noisy, timesteps, class_labels=conditions).sample.float()
-        loss = F.mse_loss(predicted, training_target(task.scheduler, x0, noise, timesteps))
+        target = training_target(task.scheduler, x0, noise, timesteps)
+        loss = share * F.mse_loss(predicted, target)
         found = [loss.detach()]
         if task.regulariser is not None:
-            guidance, anchor = task.regulariser(
-                task.scheduler, noisy, timesteps, conditions, predicted
+            guidance, anchor = (
+                share * term
+                for term in task.regulariser(
+                    task.scheduler, noisy, timesteps, conditions, predicted
+                )
             )
             found += [guidance.detach(), anchor.detach()]
             loss = loss + task.regulariser.weight(step) * guidance
@@ -147,6 +157,7 @@ def train_ddpm(
 def _batch(task: DDPMTask, world: World, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """This rank's x0 in [-1, 1], noise, timesteps and labels of global batch `step`."""
     total, part = task.config.batch_size, world.part(task.config.batch_size)
+    step += task.first_draw
     rows = epoch_indices(len(task.images), total, task.seed, "labelled", step)
     size = task.config.augment_shift
     offsets = shift_offsets(total, size, generator(task.seed, "shift", step))

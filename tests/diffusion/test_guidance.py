@@ -9,11 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssat_ray.config import ModelConfig
+from ssat_ray.config import GuidedRow, ModelConfig
 from ssat_ray.diffusion.guidance import (
     ClassMargin,
     Guide,
-    Kind,
     as_image,
     guided,
     margin_of,
@@ -53,7 +52,7 @@ def _guide(kind: str, scale: float = 1.0) -> Guide:
         return Guide("lcg-km", _classifier(), "pooled", ClassMargin(centroids), scale)
     found = clusters[kind]
     return Guide(
-        cast(Kind, kind),
+        cast(GuidedRow, kind),
         _classifier(),
         "pooled",
         None if found is None else margin_of(found),
@@ -167,6 +166,14 @@ def test_weights_fall_with_the_noise() -> None:
     assert timestep_weight("cut-off", alpha_bar, 0.5).tolist() == [1.0, 1.0, 1.0, 0.0, 0.0]
     expected = torch.tensor([1.0, 1.0, 0.2, 1 / 45, 1 / 4995])
     torch.testing.assert_close(timestep_weight("min-snr", alpha_bar), expected, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "sample"])
+def test_without_any_signal_nothing_is_bent(kind: str) -> None:
+    """As the first timestep of a schedule with rescale_betas_zero_snr."""
+    x_t, none = _images(3), torch.zeros(3).double()
+    bent = guided(_guide("lcg-km"), kind, x_t, lambda noisy: 0.5 * noisy, none, 3.0)
+    assert torch.equal(bent, 0.5 * x_t)
 
 
 def test_a_base_pool_without_a_margin_is_refused() -> None:

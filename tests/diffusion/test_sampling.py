@@ -64,8 +64,9 @@ def test_a_point_mass_is_returned_to_the_grey_level(sampler: str, kind: str) -> 
     ids = np.arange(7)
     labels = torch.from_numpy(balanced_labels(ids, 3))
     unet = Oracle(scheduler, levels / 127.5 - 1, 0.0)
-    noise, steps = initial_noise(ids, SHAPE, 0), step_generators(ids, 0)
-    found = sample(unet, scheduler, noise, labels, _config(sampler), generators=steps)
+    noise, config = initial_noise(ids, SHAPE, 0), _config(sampler)
+    steps = step_generators(ids, 0, config)
+    found = sample(unet, scheduler, noise, labels, config, generators=steps)
     assert found.dtype == torch.uint8 and found.shape == (7, *SHAPE)
     assert int((found.int() - levels[labels].int()).abs().max()) <= 1
     assert len(unet.labels) == 20 and all(torch.equal(seen, labels) for seen in unet.labels)
@@ -79,8 +80,8 @@ def test_a_gaussian_comes_back_with_its_mean_and_spread(sampler: str, kind: str)
     labels = torch.arange(600) % 2
     noise = initial_noise(np.arange(600), SHAPE, 1)
     unet = Oracle(scheduler, means, 0.15)
-    steps = step_generators(np.arange(600), 1)
     config = _config(sampler, 1000 if sampler == "ancestral" else 50)
+    steps = step_generators(np.arange(600), 1, config)
     images = sample(unet, scheduler, noise, labels, config, generators=steps).double() / 127.5 - 1
     for label, mean in enumerate((-0.3, 0.25)):
         part = images[labels == label]
@@ -110,8 +111,9 @@ def test_images_do_not_depend_on_the_batch_they_are_made_in(sampler: str) -> Non
     def make(ids: np.ndarray) -> Tensor:
         labels = torch.from_numpy(balanced_labels(ids, 3))
         noise = initial_noise(ids, (1, 8, 8), 5)
-        steps = step_generators(ids, 5)
-        return sample(unet, scheduler, noise, labels, _config(sampler, 6), generators=steps)
+        drawn = _config(sampler, 5)
+        steps = step_generators(ids, 5, drawn)
+        return sample(unet, scheduler, noise, labels, drawn, generators=steps)
 
     ids = np.arange(11, 20)
     whole = make(ids)
@@ -146,8 +148,8 @@ def test_guidance_lowers_the_score_and_blows_nothing_up(sampler: str, kind: str)
             noise,
             labels,
             config,
-            lambda images: 4 * images.flatten(1).sum(1),  # type: ignore[arg-type]
-            step_generators(np.arange(400), 2),
+            lambda images, classes: 4 * images.flatten(1).sum(1),  # type: ignore[arg-type]
+            step_generators(np.arange(400), 2, config),
         )
         found.append(images.double() / 127.5 - 1)
     means, stds = [float(x.mean()) for x in found], [float(x.std()) for x in found]

@@ -1,4 +1,4 @@
-"""A DDPM from elsewhere: both layouts, what is refused and when, and that it is fine-tuned and sampled."""
+"""A DDPM from elsewhere: both layouts, what is refused and when. test_alone.py fine-tunes and samples one."""
 
 from __future__ import annotations
 
@@ -110,6 +110,13 @@ def _no_scheduler(folder: Path) -> None:
     shutil.rmtree(folder / "scheduler")
 
 
+def _other_scheduler(folder: Path) -> None:
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"_class_name": "ScoreSdeVeScheduler"})
+    )
+
+
 def _empty(folder: Path) -> None:
     shutil.rmtree(folder)
     folder.mkdir()
@@ -120,6 +127,7 @@ def _empty(folder: Path) -> None:
     [
         (_wrong_class, "its model is UNet2DConditionModel"),
         (_cut, "cannot be loaded as a diffusers pipeline"),
+        (_other_scheduler, "its scheduler is ScoreSdeVeScheduler, which is no DDPM's"),
         (_no_scheduler, "it has no scheduler_config.json"),
         (_empty, "is no diffusers pipeline"),
     ],
@@ -144,6 +152,8 @@ def test_what_is_no_pipeline_is_refused(
         ),
         ({"out_channels": 2}, {}, "learned variance"),
         ({}, {"variance_type": "learned_range"}, "learned variance"),
+        ({}, {"rescale_betas_zero_snr": True}, "its last timestep has no signal"),
+        ({"class_embed_type": "timestep"}, {}, "has class_embed_type='timestep'"),
         ({"num_class_embeds": 4}, {}, "conditioned on 4 classes, the labelled set has 10"),
     ],
 )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ssat_ray.stages.base import Task
-from ssat_ray.stages.parts import NOTES, Note, PartActor, in_order
+from ssat_ray.stages.parts import NOTES, Note, PartActor, alone, in_order
 from ssat_ray.store import Job, write_atomic
 
 
@@ -55,6 +55,12 @@ def test_parts_go_by_falling_cost_and_equal_ones_by_number(
     ]
     order = in_order(actor, tasks, {0: {2, 1}, 1: {3, 0}})
     assert [(item["task"], item["part"]) for item in order] == expected
+
+
+def test_a_job_takes_at_least_as_long_as_its_longest_part() -> None:
+    notes = [{"seconds": seconds} for seconds in (5.0, 1.0, 3.0)]
+    assert alone(notes, 1) == 9 and alone(notes, 2) == 5 and alone(notes, 8) == 5
+    assert alone([{"seconds": 2.0}] * 10, 4) == 5
 
 
 @pytest.mark.ray

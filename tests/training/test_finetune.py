@@ -16,10 +16,10 @@ import torch.distributed as dist
 from diffusers import UNet2DModel
 from torch import Tensor
 
-from ssat_ray.config import DataConfig, FinetuneConfig, ModelConfig, PretrainConfig
+from ssat_ray.config import DataConfig, FinetuneConfig, GuidedRow, ModelConfig, PretrainConfig
 from ssat_ray.data.batches import epoch_indices, generator
 from ssat_ray.data.labelled import read_labelled
-from ssat_ray.diffusion.guidance import Guide, Kind, Regulariser, margin_of
+from ssat_ray.diffusion.guidance import Guide, Regulariser, margin_of
 from ssat_ray.diffusion.noise import build_scheduler
 from ssat_ray.models.registry import build_classifier
 from ssat_ray.models.unet import build_unet, is_conditional
@@ -29,7 +29,7 @@ from ssat_ray.training.ddpm import DDPMTask, train_ddpm
 from ssat_ray.training.state import States
 from ssat_ray.training.world import World
 
-KINDS: tuple[Kind, ...] = ("pcg", "lcg-km", "lcg-gmm")
+KINDS: tuple[GuidedRow, ...] = ("pcg", "lcg-km", "lcg-gmm")
 PREDICTIONS = ("epsilon", "v_prediction")
 NUM_STEPS = 20
 VANISHING = ("to_k.bias",)
@@ -50,7 +50,7 @@ def _unet(prediction: str = "v_prediction") -> UNet2DModel:
     return build_unet(_base(prediction), (1, 8, 8), 10, seed=0)
 
 
-def _guide(kind: Kind) -> Guide:
+def _guide(kind: GuidedRow) -> Guide:
     model = ModelConfig(name="preact-small", widths=(4, 8), strides=(1, 2))
     classifier = build_classifier(model, (1, 8, 8), 10, seed=1).eval().requires_grad_(False)
     rows = np.random.default_rng(0).normal(size=(200, 8)).astype(np.float32)
@@ -60,7 +60,9 @@ def _guide(kind: Kind) -> Guide:
     return Guide(kind, classifier, "pooled", margin, scale=0.5)
 
 
-def _task(kind: Kind = "lcg-km", prediction: str = "v_prediction", **settings: Any) -> DDPMTask:
+def _task(
+    kind: GuidedRow = "lcg-km", prediction: str = "v_prediction", **settings: Any
+) -> DDPMTask:
     options = {"num_steps": NUM_STEPS, "batch_size": 16, "warmup_steps": 2, **settings}
     config = FinetuneConfig(**options)
     unet = _unet(prediction)
@@ -89,7 +91,7 @@ def _noisy(scheduler: Any, count: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("attention", [False, True])
 def test_guidance_alone_gives_every_tensor_a_gradient(
-    kind: Kind, prediction: str, attention: bool
+    kind: GuidedRow, prediction: str, attention: bool
 ) -> None:
     """What the authors' research revision did not: it computed the term under no_grad."""
     unet, labels = _unet(prediction), torch.arange(32) % 10
@@ -174,7 +176,7 @@ def test_the_terms_of_the_first_step_equal_their_definitions(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_guided_steps_lower_the_score_and_the_anchor_holds_them_back(
-    tmp_path: Path, kind: Kind
+    tmp_path: Path, kind: GuidedRow
 ) -> None:
     options = {"num_steps": 60, "lr": 1e-3, "weight_warmup_steps": 0, "timestep_weight": "uniform"}
     ends = {}
@@ -213,21 +215,26 @@ def test_a_killed_run_continues_to_the_same_bits(tmp_path: Path) -> None:
     x, y = ema.model.state_dict(), again.model.state_dict()
     assert [k for k in x if not torch.equal(x[k], y[k])] == []
     for key in ("loss", "guidance", "anchor"):
-        assert result[key] == again_result[key] > 0
+        rows = [[step[key] for step in found["history"]] for found in (result, again_result)]
+        assert rows[0] == rows[1] and len(rows[0]) == 2 and result[key] > 0
 
 
-def _losses(folder: Path) -> list[list[float]]:
+def _losses(folder: Path, batch_size: int) -> list[list[float]]:
     """The loss and the guidance of each of 20 steps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ddpm, "LOG_EVERY", 1)
-        _, result = _run(_task(), folder)
+        _, result = _run(_task(batch_size=batch_size), folder)
     return [[step["loss"], step["guidance"]] for step in result["history"]]
 
 
-def test_two_workers_have_the_same_losses(tmp_path: Path) -> None:
+@pytest.mark.parametrize("batch_size", [16, 15])
+def test_two_workers_have_the_same_losses(tmp_path: Path, batch_size: int) -> None:
+    """Also where one of them has an image more."""
     processes = [
         subprocess.Popen(
-            [sys.executable, __file__, str(rank), str(tmp_path)], stderr=subprocess.PIPE, text=True
+            [sys.executable, __file__, str(rank), str(tmp_path), str(batch_size)],
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for rank in range(2)
     ]
@@ -236,7 +243,7 @@ def test_two_workers_have_the_same_losses(tmp_path: Path) -> None:
         assert process.returncode == 0, errors
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     assert found[0] == found[1]
-    np.testing.assert_allclose(found[0], _losses(tmp_path / "alone"), rtol=1e-5)
+    np.testing.assert_allclose(found[0], _losses(tmp_path / "alone", batch_size), rtol=1e-5)
     assert np.shape(found[0]) == (NUM_STEPS, 2)
 
 
@@ -246,5 +253,5 @@ if __name__ == "__main__":
     dist.init_process_group(
         "gloo", init_method=f"file://{where / 'init'}", rank=number, world_size=2
     )
-    torch.save(_losses(where / "two"), where / f"{number}.pt")
+    torch.save(_losses(where / "two", int(sys.argv[3])), where / f"{number}.pt")
     dist.destroy_process_group()

@@ -1,0 +1,47 @@
+"""bench guidance: the table and the figure of invented reports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+
+from ssat_ray.bench.guidance import Point, draw, table
+
+
+def _report(near: float, coverage: float) -> dict[str, Any]:
+    seen = {
+        "near": near,
+        "median_ratio": 0.8,
+        "guided": {"agreement": 0.95, "coverage": coverage, "confidence": 0.7},
+        "base": {"agreement": 0.99, "coverage": 0.5, "confidence": 0.75},
+    }
+    return {"judge": seen, "guide": seen}
+
+
+def _points() -> list[Point]:
+    reports = {
+        0.0: [_report(0.2, 0.5), _report(0.22, 0.5)],
+        0.2: [_report(0.4, 0.4), _report(0.5, 0.45)],
+    }
+    return [
+        Point.of("lcg-km", judge, weight, found)
+        for judge in ("judge", "guide")
+        for weight, found in reports.items()
+    ]
+
+
+def test_a_line_has_means_and_extremes_over_seeds() -> None:
+    lines = table(_points()).splitlines()
+    assert len(lines) == 2 + 4
+    expected = "| `lcg-km` | judge | 0.2 | 45.0 (40.0–50.0) | 0.80 (0.80–0.80) | 95.0 (95.0–95.0) | 0.85 (0.80–0.90) | -0.050 (-0.050–-0.050) |"
+    assert lines[3] == expected
+
+
+def test_the_curves_are_drawn(tmp_path: Path) -> None:
+    draw(_points(), tmp_path / "curve.png")
+    pixels = matplotlib.image.imread(tmp_path / "curve.png")
+    orange = np.abs(pixels[..., :3] - np.array([0xD9, 0x48, 0x0F]) / 255).max(axis=2) < 0.02
+    assert orange.sum() > 100
