@@ -34,7 +34,7 @@ Repeats = Annotated[
         parser=parse_count, metavar="COUNT", help="measurements of each side; medians are shown"
     ),
 ]
-Device = Annotated[str | None, typer.Option(help="cuda: the step on a GPU, as a share of its peak")]
+Device = Annotated[str | None, typer.Option(help="cuda: on a GPU, as a share of its matrix peak")]
 Out = Annotated[Path | None, typer.Option(help="Markdown file to append the table to")]
 
 
@@ -44,6 +44,7 @@ BENCHES = {
     "gmm": "EM iterations and log-likelihood against scikit-learn",
     "select": "the choice among 100M scores against NumPy in memory",
     "generate": "images by `ssat generate` against a plain diffusers loop",
+    "sampling": "20 steps of DPM-Solver++ against 1,000 ancestral ones: time and quality",
     "step": "a TRADES-10 training step against the textbook's",
     "ddp": "two DDP workers of one thread against one process of two",
     "autoattack": "AutoAttack on two actors against one",
@@ -51,7 +52,7 @@ BENCHES = {
 """Modules of `ssat_ray.bench` with a `run`, imported where they are asked for."""
 GROUPS = {
     "selection": ["score", "kmeans", "gmm", "select"],
-    "generation": ["generate"],
+    "generation": ["generate", "sampling"],
     "training": ["step", "ddp", "autoattack"],
 }
 """Benches that one command runs one after another, each at the size of its bar."""
@@ -108,7 +109,24 @@ def step(repeats: Repeats = None, device: Device = None, out: Out = None) -> Non
     """A TRADES-10 training step against the textbook's; with --device, against the device's matrix peak."""
     if device is None:
         _run("step", None, repeats, out)
-        return
+    else:
+        _on_device("step", repeats, device, out)
+
+
+@bench.command()
+def generate(
+    rows: Rows = None, repeats: Repeats = None, device: Device = None, out: Out = None
+) -> None:
+    """Images by `ssat generate` against a plain diffusers loop; with --device, against its matrix peak."""
+    if device is None:
+        _run("generate", rows, repeats, out)
+    elif rows is not None:
+        raise UserError("--rows: the size is fixed with --device; leave it out.")
+    else:
+        _on_device("generate", repeats, device, out)
+
+
+def _on_device(name: str, repeats: int | None, device: str, out: Path | None) -> None:
     import torch
 
     from ssat_ray.bench import gpu
@@ -120,8 +138,9 @@ def step(repeats: Repeats = None, device: Device = None, out: Out = None) -> Non
         raise UserError(
             f"--device {device}: PyTorch has no such device here ({reason})."
         ) from error
+    measure = gpu.steps if name == "step" else gpu.samples
     given = {} if repeats is None else {"repeats": repeats}
-    _show("step", {**given, "device": device}, gpu.run(repeats or 10, torch.device(device)), out)
+    _show(name, {**given, "device": device}, measure(repeats or 10, torch.device(device)), out)
 
 
 def _command(name: str, about: str) -> None:
@@ -133,7 +152,7 @@ def _command(name: str, about: str) -> None:
 
 
 for _name, _about in BENCHES.items():
-    if _name != "step":
+    if _name not in ("step", "generate"):
         _command(_name, _about)
 
 

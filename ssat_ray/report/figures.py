@@ -40,6 +40,20 @@ _MARKERS = dict(zip(ROWS, "XosD^vP<dh*", strict=True))
 
 
 @dataclass(frozen=True, eq=False)
+class GuidedData:
+    """What the figures of a guided row need.
+
+    Attributes:
+        before, after: (n, H, W, C) uint8, images of one noise before and after guidance.
+        scores: for `guide` and `judge` the scores of the base model's images and of the guided ones.
+    """
+
+    before: UInt8
+    after: UInt8
+    scores: dict[str, tuple[Float, Float]]
+
+
+@dataclass(frozen=True, eq=False)
 class FigureData:
     """What the figures need: N pool images and M real validation images.
 
@@ -54,7 +68,7 @@ class FigureData:
         neighbour_generated, neighbour_real: (N,), (M,) Euclidean distance, pixels in [0, 1], to
             the nearest labelled training image.
         show_method: whose selection the projection and the grids show; None: no scored method.
-        pairs: for each guided row images (n, H, W, C) uint8 of one noise before and after guidance.
+        guided: by guided row.
     """
 
     images: UInt8
@@ -71,7 +85,7 @@ class FigureData:
     neighbour_generated: Float
     neighbour_real: Float
     show_method: str | None
-    pairs: dict[str, tuple[UInt8, UInt8]] = field(default_factory=dict)
+    guided: dict[str, GuidedData] = field(default_factory=dict)
 
 
 def _label_right(axes: Axes, points: list[tuple[str, float, float]]) -> None:
@@ -229,15 +243,17 @@ def score_histogram(data: FigureData, method: str) -> Markup:
         return to_svg(figure, f"scores-{method}", f"Histogram of {method} scores with the cut")
 
 
-def two_densities(generated: Float, real: Float, label: str, name: str) -> Markup:
-    """Two histograms of density over the same bins: generated filled, real as an outline."""
+def two_densities(
+    filled: Float, outlined: Float, label: str, name: str, of: str = "generated and real images"
+) -> Markup:
+    """Two histograms of density over the same bins, one filled, the other an outline."""
     with matplotlib.rc_context(STYLE):
         figure, axes = chart((5.0, 2.9))
-        bins = _bins(generated, real)
-        axes.stairs(_counts(generated, bins, True), bins, fill=True, color=POOL, alpha=0.55)
-        axes.stairs(_counts(real, bins, True), bins, color=REAL, linewidth=1.8)
+        bins = _bins(filled, outlined)
+        axes.stairs(_counts(filled, bins, True), bins, fill=True, color=POOL, alpha=0.55)
+        axes.stairs(_counts(outlined, bins, True), bins, color=REAL, linewidth=1.8)
         thin(axes, label, "density")
-        return to_svg(figure, name, f"Density of {label}, generated and real images")
+        return to_svg(figure, name, f"Density of {label}, {of}")
 
 
 def principal_plane(embeddings: Float) -> tuple[Float, Float]:

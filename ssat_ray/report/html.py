@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ssat_ray.report import figures as draw
 from ssat_ray.report import words
 from ssat_ray.report.drawing import STAGE_COLOURS, UInt8, png_uri
-from ssat_ray.report.figures import BOUNDARY, FigureData
+from ssat_ray.report.figures import BOUNDARY, FigureData, GuidedData
 from ssat_ray.report.words import Row, count, duration, mean
 
 _STAGE_FACTS = (
@@ -112,6 +112,28 @@ def _charts(rows: list[Row], data: FigureData) -> dict[str, Any]:
                 float(np.median(real_scores)),
             )
     return charts
+
+
+def _guided_figures(row: str, data: GuidedData) -> dict[str, Any]:
+    charts = [
+        {
+            "name": words.JUDGES[judge],
+            "svg": draw.two_densities(
+                base,
+                guided,
+                f"{row} score, by {words.JUDGES[judge]}",
+                f"guided-{row}-{judge}",
+                "images of the base model and guided ones",
+            ),
+        }
+        for judge, (base, guided) in data.scores.items()
+    ]
+    return {
+        "row": row,
+        "charts": charts,
+        "before": _strip(data.before[:_PER_ROW]),
+        "after": _strip(data.after[:_PER_ROW]),
+    }
 
 
 def _tiles(data: FigureData, chosen: Iterable[int]) -> list[dict[str, Any]]:
@@ -234,9 +256,6 @@ def render(results: dict[str, Any], figures: FigureData) -> str:
         strips=_class_strips(figures),
         show_method=figures.show_method,
         guided=words.guided_images(rows),
-        pairs=[
-            {"row": row, "before": _strip(before[:_PER_ROW]), "after": _strip(after[:_PER_ROW])}
-            for row, (before, after) in figures.pairs.items()
-        ],
+        guided_figures=[_guided_figures(row, data) for row, data in figures.guided.items()],
         config=json.dumps(results["config"], indent=2, ensure_ascii=False, default=str),
     )

@@ -28,7 +28,7 @@ from ssat_ray.selection.clusters import load_clusters
 from ssat_ray.stages.base import Stage, StageContext, Task
 from ssat_ray.store import Job
 
-QUALITY, PAIRS = "quality.json", "pairs.safetensors"
+QUALITY, PAIRS, SCORES = "quality.json", "pairs.safetensors", "scores.safetensors"
 JUDGES = ("guide", "judge")
 _PAIRS = 40
 
@@ -68,6 +68,7 @@ def look(task: Task) -> dict[str, bytes]:
     embed = EmbedConfig(**task.job.config["embed"])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found: dict[str, Any] = {}
+    scores: dict[str, np.ndarray] = {}
     for judge in JUDGES:
         model = load_classifier(task.inputs[judge]).to(device)
         embedder = Embedder(model, embed.layer, embed.precision, device)
@@ -75,6 +76,7 @@ def look(task: Task) -> dict[str, bytes]:
         clusters = None if folder is None else load_clusters(folder)
         seen = {name: Seen.by(embedder, clusters, images) for name, (images, _) in sets.items()}
         found[judge] = judged(**seen, labels=labels)
+        scores |= {f"{judge}.{name}": s.score.astype(np.float32) for name, s in seen.items()}
     train = labelled.splits["labelled"][0]
     compared = {
         "base": sets["base"][0],
@@ -98,6 +100,7 @@ def look(task: Task) -> dict[str, bytes]:
     pairs = {"before": before.permute(0, 2, 3, 1).numpy(), "after": after.images}
     return {
         QUALITY: json.dumps(found, indent=1).encode(),
+        SCORES: save(scores),
         PAIRS: save({n: np.ascontiguousarray(a) for n, a in pairs.items()}),
     }
 
@@ -111,4 +114,4 @@ def run(jobs: list[Job], context: StageContext) -> None:
     ray.get([task.remote(Task.of(job, context.store)) for job in jobs])
 
 
-STAGE = Stage("quality", 1, run)
+STAGE = Stage("quality", 2, run)

@@ -16,14 +16,14 @@ from ssat_ray.data.pool import Pool
 from ssat_ray.diffusion.quality import nearest_distances
 from ssat_ray.models.embedding import Embedder
 from ssat_ray.models.files import load_classifier
-from ssat_ray.report.figures import FigureData
+from ssat_ray.report.figures import FigureData, GuidedData
 from ssat_ray.report.html import render
 from ssat_ray.runtime import Meter, use_threads
 from ssat_ray.selection.choose import REASONS
 from ssat_ray.selection.clusters import load_clusters, score_columns, score_of, score_reads
 from ssat_ray.selection.table import ScoreTable
 from ssat_ray.stages.base import Stage, StageContext, Task
-from ssat_ray.stages.quality import PAIRS
+from ssat_ray.stages.quality import JUDGES, PAIRS, SCORES
 from ssat_ray.stages.results import Artefacts, build_results
 from ssat_ray.stages.score import SCORERS
 from ssat_ray.stages.select import TABLE
@@ -88,18 +88,19 @@ def figure_data(artefacts: Artefacts) -> FigureData:
         neighbour_generated=nearest_distances(pool.images, labelled_images),
         neighbour_real=nearest_distances(real_images, labelled_images),
         show_method=next((m for m in SHOW_FIRST if m in methods), None),
-        pairs={
-            row: _pairs(artefacts.folder(row, seed, "quality"))
+        guided={
+            row: _guided(artefacts.folder(row, seed, "quality"))
             for row in artefacts.rows
             if artefacts.job(row, seed, "quality") is not None
         },
     )
 
 
-def _pairs(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Images of one noise before and after guidance."""
-    images = load_file(folder / PAIRS)
-    return images["before"], images["after"]
+def _guided(folder: Path) -> GuidedData:
+    """What the figures show of a row's quality artefact."""
+    images, scores = load_file(folder / PAIRS), load_file(folder / SCORES)
+    seen = {judge: (scores[f"{judge}.base"], scores[f"{judge}.guided"]) for judge in JUDGES}
+    return GuidedData(images["before"], images["after"], seen)
 
 
 def _pool_folder(artefacts: Artefacts, seed: int) -> Path:

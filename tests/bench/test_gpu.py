@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers import UNet2DModel
 
 from ssat_ray.bench import gpu
 from ssat_ray.bench.step import Case
@@ -16,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 def test_the_line() -> None:
-    (line,) = gpu.run(3, CPU, (TINY,))
+    (line,) = gpu.steps(3, CPU, (TINY,))
     assert line.what == "TRADES-10 step, tiny, batch 16, bf16, cpu" and line.bar == 0.4
     peak = float(line.notes["peak"].removesuffix(" TFLOP/s")) * 1e12
     flops = num_flops(build_classifier(TINY.model, (1, 8, 8), 10, 0), (1, 8, 8))
@@ -25,6 +26,27 @@ def test_the_line() -> None:
     assert rate * 27 * flops / peak == pytest.approx(line.ratio, rel=0.05)
     attack, rest = (float(line.notes[name].split()[0]) for name in ("attack", "the rest"))
     assert attack > 0 and attack + rest == pytest.approx(sorted(line.ours)[1], rel=0.02)
+
+
+def test_sampling_counts_every_step_of_every_image() -> None:
+    unet = {
+        "sample_size": 8,
+        "in_channels": 1,
+        "out_channels": 1,
+        "layers_per_block": 1,
+        "block_out_channels": (8,),
+        "down_block_types": ("DownBlock2D",),
+        "up_block_types": ("UpBlock2D",),
+        "norm_num_groups": 2,
+        "add_attention": False,
+    }
+    (line,) = gpu.samples(2, CPU, (gpu.Sampling("tiny", unet, (1, 8, 8), 4),))
+    assert line.what == "20 steps of dpmsolver++, tiny, batch 4, bf16, cpu"
+    peak = float(line.notes["peak"].removesuffix(" TFLOP/s")) * 1e12
+    layers = list(UNet2DModel(**unet).modules())
+    pixels = sum(64 * m.weight.numel() for m in layers if isinstance(m, torch.nn.Conv2d))
+    vectors = sum(m.weight.numel() for m in layers if isinstance(m, torch.nn.Linear))
+    assert line.bare[0] * peak == pytest.approx(4 * 20 * 2 * (pixels + vectors), rel=0.01)
 
 
 def test_the_peak_is_a_rate_that_a_product_reaches() -> None:

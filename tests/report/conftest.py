@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from ssat_ray.report.figures import FigureData
+from ssat_ray.report.figures import FigureData, GuidedData
 from ssat_ray.report.words import STAGES
 
 ROWS = ("none", "random", "pcs", "lcs-km", "lcs-gmm", "easy", "full")
@@ -171,7 +171,7 @@ def make_figures(
     methods: tuple[str, ...] = ("pcs", "lcs-km", "lcs-gmm", "easy"),
     show_method: str | None = "lcs-km",
     num_pool: int = 2000,
-    pairs: dict[str, tuple[np.ndarray, np.ndarray]] | None = None,
+    guided: dict[str, GuidedData] | None = None,
 ) -> FigureData:
     rng = np.random.default_rng(0)
     digits = load_digits()
@@ -214,7 +214,7 @@ def make_figures(
         codes[rng.choice(ranked[num_pool * 8 // 100 :], num_pool * 12 // 100, replace=False)] = 2
         reasons[method] = codes
     return FigureData(
-        pairs=pairs or {},
+        guided=guided or {},
         images=pool,
         labels=labels,
         scores={method: table[method][0] for method in methods},

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from ssat_ray.report.figures import GuidedData
 from ssat_ray.report.html import render
 from ssat_ray.report.words import count, duration, power_of_ten, signed, size, verdict
 
@@ -47,10 +48,18 @@ def text_of(page: str) -> str:
 
 
 GUIDED_ROW = "lcg-km"
-PAIR = (np.zeros((30, 8, 8, 1), np.uint8), np.full((30, 8, 8, 1), 200, np.uint8))
+SCORES = np.linspace(0, 4, 200)
+GUIDED_DATA = GuidedData(
+    np.zeros((30, 8, 8, 1), np.uint8),
+    np.full((30, 8, 8, 1), 200, np.uint8),
+    {"guide": (SCORES, SCORES / 2), "judge": (SCORES, SCORES / 1.5)},
+)
 CASES = {
     "three seeds": ({}, {}),
-    "a guided row": ({"rows": ("none", "random", GUIDED_ROW)}, {"pairs": {GUIDED_ROW: PAIR}}),
+    "a guided row": (
+        {"rows": ("none", "random", GUIDED_ROW)},
+        {"guided": {GUIDED_ROW: GUIDED_DATA}},
+    ),
     "one seed": ({"seeds": (0,), "autoattack": False}, {}),
     "no scored method": ({"rows": ("none", "full")}, {"methods": (), "show_method": None}),
     "only none": ({"rows": ("none",)}, {"methods": (), "show_method": None}),
@@ -92,11 +101,13 @@ def test_every_row_shows_its_numbers(case):
 
 def test_guided_images_are_judged_by_both_and_shown_before_and_after(results, figure_data):
     content = results(rows=("none", "random", GUIDED_ROW))
-    page = render(content, figure_data(num_pool=300, pairs={GUIDED_ROW: PAIR}))
+    page = render(content, figure_data(num_pool=300, guided={GUIDED_ROW: GUIDED_DATA}))
     text = text_of(page)
     assert "<b>51.7&nbsp;%</b>" in page and "<b>41.3&nbsp;%</b>" in page
     assert "a judge it never saw" in text and "96.2 [98.5]" in text and "0.720 [0.810]" in text
     assert "Images made near the boundary" in text and page.count("guided images of the same") == 1
+    assert "lcg-km, seen by the guide" in text and "lcg-km, seen by a judge it never saw" in text
+    assert page.count("images of the base model and guided ones") == 2
     assert "15 Glossary" in text
     without = render(results(), figure_data(num_pool=300))
     assert "Images made near" not in without and "14 Glossary" in text_of(without)

@@ -22,7 +22,7 @@ from ssat_ray.models.files import load_classifier
 from ssat_ray.selection.clusters import load_clusters
 from ssat_ray.stages.base import Task
 from ssat_ray.stages.finetune import class_margin, median_score
-from ssat_ray.stages.quality import PAIRS, QUALITY
+from ssat_ray.stages.quality import PAIRS, QUALITY, SCORES
 from ssat_ray.store import Job, Store
 
 pytestmark = pytest.mark.ray
@@ -143,6 +143,9 @@ def test_both_judges_figures_follow_from_the_images(
     found = json.loads((artefact("quality") / QUALITY).read_text())[judge]
     near = (margins["guided"] < np.quantile(margins["base"], 0.2)).mean()
     assert found["near"] == pytest.approx(near, abs=1 / 40)
+    scores = load_file(artefact("quality") / SCORES)
+    for name, expected in margins.items():
+        np.testing.assert_allclose(scores[f"{judge}.{name}"], expected, rtol=1e-3, atol=1e-4)
     ratio = np.median(margins["guided"]) / np.median(margins["base"])
     assert found["median_ratio"] == pytest.approx(ratio, rel=1e-3)
     for name, value in agreement.items():
