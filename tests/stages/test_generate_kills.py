@@ -30,7 +30,7 @@ NUM_SHARDS = 40
 PRESET = f"""\
 rows: [full]
 pretrain: {{channels: [16, 32], norm_num_groups: 4, num_steps: 20, batch_size: 64}}
-generate: {{num_images: {NUM_SHARDS * 100 - 30}, shard_rows: 100, num_inference_steps: 100}}
+generate: {{num_images: {NUM_SHARDS * 100 - 30}, shard_rows: 100, num_inference_steps: 40}}
 runtime: {{actors: ACTORS}}
 """
 EARLIEST, LATEST = 0.1, 0.9

@@ -1,6 +1,6 @@
 """SIGKILL of DDP workers and of the driver at random steps: the final weights are the same to the bit.
 
-`SSAT_KILL_TRIALS` sets how many trials, `SSAT_KILL_STAGE` a stage of the two; `SSAT_KILL_LOG` names the
+`SSAT_KILL_TRIALS` sets how many trials of each case, `SSAT_KILL_CASE` one case; `SSAT_KILL_LOG` names the
 file that says of each trial what was killed and between which steps.
 """
 
@@ -35,7 +35,7 @@ rows: [full]
 pool: {{source: synth}}
 synth: {{num_images: 2000}}
 objective: {{num_steps: 3, step_size: 0.1}}
-train: {{max_steps: {NUM_STEPS * 4 // 5}, eval_every: 100, patience: 99, batch_size: 64, bn_group: 32, window_mib: 0.04}}
+train: {{max_steps: {NUM_STEPS * 4 // 5}, eval_every: 100, patience: 99, batch_size: 64, bn_group: 32, window_mib: WINDOW}}
 evaluate: {{pgd_steps: 3, apgd_steps: 3}}
 """
 FINETUNE = f"""\
@@ -50,23 +50,26 @@ LATEST = 0.9
 
 @dataclass(frozen=True)
 class Case:
-    """A stage that trains: its preset, row, least number of files, and trials."""
+    """A stage that trains: its preset, row and weights' file, and how many trials."""
 
+    stage: str
     preset: str
     row: str
     weights: str
     trials: int
 
 
+CLASSIFIER, UNET = "model.safetensors", "unet/diffusion_pytorch_model.safetensors"
 CASES = {
-    "train": Case(TRAIN + SHARED, "full", "model.safetensors", 20),
-    "finetune": Case(FINETUNE + SHARED, "lcg-km", "unet/diffusion_pytorch_model.safetensors", 10),
+    "in memory": Case("train", TRAIN.replace("WINDOW", "64") + SHARED, "full", CLASSIFIER, 14),
+    "streamed": Case("train", TRAIN.replace("WINDOW", "0.04") + SHARED, "full", CLASSIFIER, 6),
+    "finetune": Case("finetune", FINETUNE + SHARED, "lcg-km", UNET, 10),
 }
-WANTED = os.environ.get("SSAT_KILL_STAGE")
+WANTED = os.environ.get("SSAT_KILL_CASE")
 TRIALS = [
-    (stage, trial)
-    for stage, case in CASES.items()
-    if WANTED in (None, stage)
+    (name, trial)
+    for name, case in CASES.items()
+    if WANTED in (None, name)
     for trial in range(int(os.environ.get("SSAT_KILL_TRIALS", case.trials)))
 ]
 
@@ -77,9 +80,8 @@ def oracles() -> dict[str, StageRun]:
     return {}
 
 
-def undisturbed(stage: str, kind: type[StageRun], folder: Path) -> StageRun:
-    case = CASES[stage]
-    run = kind(folder, stage, case.row)
+def undisturbed(case: Case, kind: type[StageRun], folder: Path) -> StageRun:
+    run = kind(folder, case.stage, case.row)
     (run.cwd / "preset.yaml").write_text(case.preset)
     run.finish(run.start())
     assert len(run.files()[case.weights]) > 10_000 and len(run.history()) > 4
@@ -98,20 +100,20 @@ def workers_of(driver: int) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.parametrize(("stage", "trial"), TRIALS)
+@pytest.mark.parametrize(("name", "trial"), TRIALS)
 def test_a_kill_changes_no_bit(
     oracles: dict[str, StageRun],
     stage_run: type[StageRun],
     tmp_path_factory: pytest.TempPathFactory,
-    stage: str,
+    name: str,
     trial: int,
 ) -> None:
-    if stage not in oracles:
-        oracles[stage] = undisturbed(stage, stage_run, tmp_path_factory.mktemp(stage))
-    oracle, rng = oracles[stage], random.Random(trial)
+    if name not in oracles:
+        oracles[name] = undisturbed(CASES[name], stage_run, tmp_path_factory.mktemp("undisturbed"))
+    oracle, rng = oracles[name], random.Random(trial)
     victim = ("worker", "driver")[trial % 2]
     target = rng.randint(1, int(LATEST * NUM_STEPS))
-    run = stage_run(tmp_path_factory.mktemp("killed"), stage, oracle.row)
+    run = stage_run(tmp_path_factory.mktemp("killed"), oracle.verb, oracle.row)
     shutil.copy(oracle.cwd / "preset.yaml", run.cwd)
     shutil.copytree(oracle.cwd / "store", run.cwd / "store", copy_function=os.link)
     shutil.rmtree(run.folder)
@@ -133,5 +135,5 @@ def test_a_kill_changes_no_bit(
     assert run.history() == [pytest.approx(row, rel=1e-6) for row in oracle.history()]
     if log := os.environ.get("SSAT_KILL_LOG"):
         with open(log, "a", encoding="utf-8") as file:
-            about = {"stage": stage, "trial": trial, "killed": victim}
+            about = {"case": name, "trial": trial, "killed": victim}
             file.write(json.dumps({**about, "saved_step": at, "of": NUM_STEPS}) + "\n")
