@@ -51,10 +51,10 @@ def cluster() -> Iterator[Cluster]:
 
 
 def assert_same(run: StageRun, oracle: StageRun) -> None:
-    """The weights to the bit; the mean losses that are logged are summed in another order by another
+    """The weights to the bit; the mean losses that are logged are float32 sums, in another order with another
     number of workers."""
     assert run.files() == oracle.files()
-    assert run.history() == [pytest.approx(row, rel=1e-12) for row in oracle.history()]
+    assert run.history() == [pytest.approx(row, rel=1e-6) for row in oracle.history()]
 
 
 def test_without_a_node_the_others_go_on(
