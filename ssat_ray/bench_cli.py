@@ -167,12 +167,12 @@ def guidance(
     ] = None,
 ) -> None:
     """Guided rows over lambda: margins, label agreement and coverage by guide and judge, three seeds."""
-    from ssat_ray.bench import guidance as curve
-
     if unknown := sorted(set(row or []) - set(GUIDED)):
         raise UserError(f"--row {unknown[0]}: expected one of {', '.join(GUIDED)}.")
     if wrong := [w for w in weight or [] if not (0 <= w < math.inf)]:
         raise UserError(f"--weight {wrong[0]:g}: must be at least 0 and finite.")
+    from ssat_ray.bench import guidance as curve
+
     weights, rows = tuple(weight or curve.WEIGHTS), tuple(row or GUIDED)
     points = curve.run(weights, rows=rows, folder=folder)
     given = [("weight", w) for w in weight or []] + [("row", r) for r in row or []]

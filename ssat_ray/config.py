@@ -453,13 +453,13 @@ class GenerateConfig(Section):
     batch_size: Positive = Field(1_000, description="most images sampled at once, of one shard")
     precision: Literal["float32", "bf16"] = "float32"
 
-    def misfit(self, timesteps: int) -> str | None:
-        """What is wrong with the number of steps for a DDPM of so many timesteps."""
+    def misfit(self, timesteps: int, which: str) -> str | None:
+        """What is wrong with the number of steps for a DDPM of so many timesteps, called `which`."""
         steps = self.num_inference_steps
         if steps > timesteps:
-            return f"generate.num_inference_steps={steps} must be at most the {timesteps} timesteps"
+            return f"generate.num_inference_steps={steps} must be at most {which}"
         if self.sampler == "ddim" and timesteps % steps:  # diffusers steps by the rounded quotient
-            return f"generate.num_inference_steps={steps} must divide the {timesteps} timesteps for ddim"
+            return f"generate.num_inference_steps={steps} must divide {which} for ddim"
         return None
 
 
@@ -655,9 +655,10 @@ class Config(Section):
         key, size = self.pool_size()
         if size is not None:
             self.check_pool(key, size)
-        misfit = self.generate.misfit(self.pretrain.num_timesteps)
+        timesteps = self.pretrain.num_timesteps
+        misfit = self.generate.misfit(timesteps, f"pretrain.num_timesteps={timesteps}")
         if misfit is not None and self.pretrain.checkpoint is None:
-            raise ValueError(f"{misfit} of pretrain.num_timesteps")
+            raise ValueError(misfit)
         return self
 
     def pool_size(self) -> tuple[str, int | None]:

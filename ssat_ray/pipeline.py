@@ -243,9 +243,11 @@ def preflight(config: Config, plan: Plan, store: Store) -> None:
         )
     for job in plan.unique:
         found = store.record(job) if job.stage == "ddpm" else None
-        misfit = config.generate.misfit(found["num_timesteps"]) if found is not None else None
-        if misfit is not None:
-            raise UserError(f"{misfit} of pretrain.checkpoint={config.pretrain.checkpoint}.")
+        if found is None:
+            continue
+        which = f"the {found['num_timesteps']} timesteps of {config.pretrain.checkpoint}"
+        if misfit := config.generate.misfit(found["num_timesteps"], which):
+            raise UserError(f"{misfit}.")
     key, size = config.pool_size()
     k = config.cluster.k or record["num_classes"]
     stages = {(row, stage) for row, _, stage in plan.jobs}

@@ -8,11 +8,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ssat_ray.bench.measure import Comparison
-from ssat_ray.bench_cli import BENCHES, GROUPS, table
+from ssat_ray.bench_cli import BENCHES, GROUPS, guidance, table
+from ssat_ray.errors import UserError
 
 SSAT = str(Path(sys.executable).with_name("ssat"))
 
@@ -50,13 +52,15 @@ def test_a_bad_number_is_a_user_error(name: str, rows: str, expected: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("option", "expected"),
-    [("--row=pcs", "--row pcs: expected one of pcg"), ("--weight=-1", "--weight -1: must be at")],
+    ("options", "expected"),
+    [
+        ({"row": ["pcg", "pcs"]}, "--row pcs: expected one of pcg"),
+        ({"weight": [0.1, -1.0]}, "--weight -1: must be at least 0"),
+    ],
 )
-def test_a_curve_of_something_else_is_a_user_error(option: str, expected: str) -> None:
-    command = [SSAT, "bench", "guidance", option]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and expected in done.stderr
+def test_a_curve_of_something_else_is_a_user_error(options: dict[str, Any], expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
+        guidance(**options)
 
 
 def test_the_groups_hold_every_bench_once() -> None:

@@ -141,6 +141,10 @@ def test_a_later_override_wins_and_null_resets() -> None:
             "generate.num_inference_steps=1001",
             ["generate.num_inference_steps=1001", "pretrain.num_timesteps=1000"],
         ),
+        (
+            "generate={sampler: ddim, num_inference_steps: 60}",
+            ["generate.num_inference_steps=60 must divide", "pretrain.num_timesteps=1000"],
+        ),
         ("select.ratio=0.00005", ["select.ratio=5e-05", "generate.num_images=10000"]),
         ("intermediate.batch_size=64", ["intermediate.bn_group=64", "runtime.train_workers=2"]),
         ("pretrain.batch_size=1", ["pretrain.batch_size=1", "runtime.train_workers=2"]),
