@@ -89,9 +89,8 @@ def train_ddpm(
         sums, count = state["sums"].to(device) * (world.rank == 0), state["count"]  # of all ranks
     started = time.perf_counter() - seconds
     own = world.part(config.batch_size)
-    share = (
-        (own.stop - own.start) * world.size / config.batch_size
-    )  # makes a mean of ranks one of images
+    # the mean over ranks that DDP takes is then one over images, whatever their parts
+    share = (own.stop - own.start) * world.size / config.batch_size
     while step < config.num_steps:
         set_lr(optimiser, config.lr * fixed_lr_factor(step, config.num_steps, config.warmup_steps))
         x0, noise, timesteps, labels = (t.to(device) for t in _batch(task, world, step))
