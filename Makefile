@@ -14,7 +14,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $@
 
-demo: $(INSTALLED)  ## the seven rows on real digits, one seed
+demo: $(INSTALLED)  ## the ten rows on real digits, one seed
 	$(BIN)/ssat run digits
 
 results: $(INSTALLED)  ## three seeds and AutoAttack: the table of the README

@@ -9,6 +9,9 @@ from ssat_ray.config import Config
 from ssat_ray.errors import UserError
 from ssat_ray.loading import all_keys, load_config
 
+SELECTING = "rows=[none, random, lcs-km, full]"
+"""No guided row, which would need more images."""
+
 
 def _leaves(tree: dict, prefix: str = "") -> dict[str, object]:
     found = {}
@@ -56,8 +59,8 @@ def test_overrides_reach_nested_keys_and_leave_the_others() -> None:
 
 
 def test_a_later_override_wins_and_null_resets() -> None:
-    config = load_config("digits", ["cluster.k=7", "cluster.k=9", "generate.num_images=50"])
-    assert config.cluster.k == 9 and config.generate.num_images == 50
+    config = load_config("digits", ["cluster.k=7", "cluster.k=9", "generate.num_images=200"])
+    assert config.cluster.k == 9 and config.generate.num_images == 200
     assert load_config("digits", ["cluster.k=7", "cluster.k=null"]).cluster.k is None
 
 
@@ -173,13 +176,14 @@ def test_mistakes_name_key_value_allowed_and_nearest(override: str, parts: list[
 
 
 def test_k_may_equal_the_pool() -> None:
-    assert load_config("digits", ["cluster.k=6", "generate.num_images=6"]).cluster.k == 6
+    assert load_config("digits", [SELECTING, "cluster.k=6", "generate.num_images=6"]).cluster.k == 6
 
 
 def test_the_bounds_themselves_are_fine() -> None:
     config = load_config(
         "digits",
         [
+            SELECTING,
             "generate={num_inference_steps: 50, num_images: 20}",
             "pretrain={num_timesteps: 50, batch_size: 3}",
             "select.ratio=0.03",

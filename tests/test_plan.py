@@ -14,10 +14,11 @@ from ssat_ray.plan import STAGES, Plan, build_plan
 from ssat_ray.stages.train import BEST
 
 SELECTING = ("random", "pcs", "lcs-km", "lcs-gmm", "easy")
+ROWS = "rows=[none, random, pcs, lcs-km, lcs-gmm, easy, full]"
 
 
 def _plan(*overrides: str) -> Plan:
-    return build_plan(load_config("digits", list(overrides)))
+    return build_plan(load_config("digits", [ROWS, *overrides]))
 
 
 def _digests(plan: Plan) -> dict:
@@ -284,7 +285,7 @@ def test_no_recipe_can_take_a_name_that_the_plan_uses() -> None:
 
 def _preflight(*overrides: str) -> None:
     """Of ten classes of 8 x 8 images."""
-    config = load_config("digits", list(overrides))
+    config = load_config("digits", [ROWS, *overrides])
     rows = {"labelled": 300, "validation": 700}
     record = {"image_shape": (1, 8, 8), "num_classes": 10, "rows": rows}
     preflight(config, build_plan(config), SimpleNamespace(record=lambda job: record))

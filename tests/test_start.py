@@ -15,6 +15,9 @@ from ssat_ray.errors import UserError
 from ssat_ray.loading import load_config
 from ssat_ray.start import check_grown, check_inputs, check_name, default_name, stamped
 
+SELECTING = "rows=[none, random, lcs-km, full]"
+"""No guided row, which would need a pool that is generated."""
+
 
 def _pool(folder: Path, rows: int, generations: int = 1) -> Path:
     folder.mkdir()
@@ -28,7 +31,7 @@ def _pool(folder: Path, rows: int, generations: int = 1) -> Path:
 
 
 def _config(pool: Path, *overrides: str) -> Config:
-    return load_config("digits", ["pool.source=external", f"pool.path={pool}", *overrides])
+    return load_config("digits", [SELECTING, "pool.source=external", f"pool.path={pool}", *overrides])
 
 
 @pytest.mark.parametrize(
@@ -36,7 +39,7 @@ def _config(pool: Path, *overrides: str) -> Config:
     [
         (["data.name=npz", "data.path=no.npz"], r"data\.path: no\.npz does not exist"),
         (["intermediate.checkpoint=no.pt"], r"intermediate\.checkpoint: no\.pt does not exist"),
-        (["pool.source=external", "pool.path=gone"], r"gone is no pool: it has no"),
+        ([SELECTING, "pool.source=external", "pool.path=gone"], r"gone is no pool: it has no"),
     ],
 )
 def test_missing_inputs_are_named(

@@ -51,7 +51,7 @@ def test_the_chosen_images_are_a_line_a_row_and_seed(tmp_path: Path) -> None:
 def test_the_stage_table_has_the_wanted_stages_only() -> None:
     """`ssat generate` says nothing of stages after `generate`."""
     view = View(Console(file=io.StringIO(), width=200))
-    plan = build_plan(load_config("digits"))
+    plan = build_plan(load_config("digits", ["rows=[random, full]"]))
     wanted = [job for job in plan.unique if job.stage in ("labelled", "pretrain", "generate")]
     view.planned(wanted, wanted[1:])
     assert list(view.stages) == ["labelled", "pretrain", "generate"]
