@@ -179,7 +179,7 @@ def guidance(
     text = "\n".join(
         [
             *_heading("guidance", given),
-            "Means with the extremes over seeds.",
+            "Means with 95 % intervals (Student's t over the seeds).",
             "",
             curve.table(points),
             "",

@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from scipy import stats
 
 from ssat_ray import pipeline, runtime
 from ssat_ray.config import GUIDED
@@ -107,7 +108,7 @@ def run(
 
 
 def table(points: list[Point]) -> str:
-    """A Markdown line a point: means with the extremes over seeds."""
+    """A Markdown line a point: means with 95 % intervals over seeds (`interval`)."""
     heads = ["row", "seen by", "λ", "near the boundary %", "median score / base"]
     heads += ["label agreement %", "coverage / base", "confidence - base"]
     lines = [f"| {' | '.join(heads)} |", "|---|---|" + "---:|" * (len(heads) - 2)]
@@ -126,8 +127,16 @@ def table(points: list[Point]) -> str:
     return "\n".join(lines)
 
 
+def interval(values: np.ndarray) -> float:
+    """Half the width of Student's 95 % interval of the mean of (seeds,) values; nan of one value."""
+    if len(values) < 2:
+        return float("nan")
+    return float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+
+
 def _spread(values: np.ndarray, digits: int) -> str:
-    return f"{values.mean():.{digits}f} ({values.min():.{digits}f}–{values.max():.{digits}f})"
+    mean = f"{values.mean():.{digits}f}"
+    return mean if len(values) < 2 else f"{mean} ± {interval(values):.{digits}f}"
 
 
 def draw(points: list[Point], path: Path) -> None:
@@ -149,9 +158,9 @@ def draw(points: list[Point], path: Path) -> None:
                     y = np.array([scale * getattr(p, name) for p in curve])
                     axis.plot(x, y.mean(1), style, color=colours[row], label=f"{row}, {judge}")
                     if judge == JUDGES[0]:
-                        axis.fill_between(
-                            x, y.min(1), y.max(1), color=colours[row], alpha=0.15, lw=0
-                        )
+                        half = np.array([interval(values) for values in y])
+                        low, high = y.mean(1) - half, y.mean(1) + half
+                        axis.fill_between(x, low, high, color=colours[row], alpha=0.15, lw=0)
             axis.set_xlabel("λ")
             axis.set_title(label, fontsize=9)
             axis.grid(linewidth=0.4)

@@ -7,8 +7,9 @@ from typing import Any
 
 import matplotlib.image
 import numpy as np
+import pytest
 
-from ssat_ray.bench.guidance import Point, draw, table
+from ssat_ray.bench.guidance import Point, draw, interval, table
 
 
 def _report(near: float, coverage: float) -> dict[str, Any]:
@@ -33,11 +34,18 @@ def _points() -> list[Point]:
     ]
 
 
-def test_a_line_has_means_and_extremes_over_seeds() -> None:
+def test_a_line_has_means_with_students_intervals_over_seeds() -> None:
     lines = table(_points()).splitlines()
     assert len(lines) == 2 + 4
-    expected = "| `lcg-km` | judge | 0.2 | 45.0 (40.0–50.0) | 0.80 (0.80–0.80) | 95.0 (95.0–95.0) | 0.85 (0.80–0.90) | -0.050 (-0.050–-0.050) |"
+    # t = 12.706 at one degree of freedom, times half the difference of two seeds
+    expected = "| `lcg-km` | judge | 0.2 | 45.0 ± 63.5 | 0.80 ± 0.00 | 95.0 ± 0.0 | 0.85 ± 0.64 | -0.050 ± 0.000 |"
     assert lines[3] == expected
+
+
+def test_the_interval_of_three_seeds_is_the_textbooks() -> None:
+    """2, 4, 9: mean 5, standard deviation sqrt(13), t = 4.30265 at two degrees of freedom."""
+    assert interval(np.array([2.0, 4.0, 9.0])) == pytest.approx(4.30265 * np.sqrt(13 / 3), rel=1e-5)
+    assert np.isnan(interval(np.array([2.0])))
 
 
 def test_the_curves_are_drawn(tmp_path: Path) -> None:
