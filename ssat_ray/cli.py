@@ -17,6 +17,7 @@ from ssat_ray.config import Config
 from ssat_ray.data_cli import app as data_app
 from ssat_ray.errors import RunFailed, UserError
 from ssat_ray.export_cli import export
+from ssat_ray.jobs_cli import app as jobs_app
 from ssat_ray.loading import load_config, preset_names
 from ssat_ray.options import JsonFile, Overrides, Preset, check_folder_of, write_json
 from ssat_ray.plan_cli import plan as plan_command
@@ -34,6 +35,7 @@ app = typer.Typer(
 app.add_typer(bench, name="bench")
 app.add_typer(data_app, name="data")
 app.add_typer(pool_app, name="pool")
+app.add_typer(jobs_app)
 app.command()(export)
 app.command("plan")(plan_command)
 INTERRUPTED = 130

@@ -31,7 +31,9 @@ def _pool(folder: Path, rows: int, generations: int = 1) -> Path:
 
 
 def _config(pool: Path, *overrides: str) -> Config:
-    return load_config("digits", [SELECTING, "pool.source=external", f"pool.path={pool}", *overrides])
+    return load_config(
+        "digits", [SELECTING, "pool.source=external", f"pool.path={pool}", *overrides]
+    )
 
 
 @pytest.mark.parametrize(

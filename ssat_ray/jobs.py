@@ -1,0 +1,233 @@
+"""`ssat` commands as Ray jobs: what is uploaded, which settings a cluster can use, logs and exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shlex
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+
+import ssat_ray
+from ssat_ray.config import Config
+from ssat_ray.errors import RunFailed, UserError
+
+PREFIX = "ssat-"
+"""Of the submission ids that `ssat submit` gives."""
+PATHS = (
+    "runtime.store",
+    "runtime.runs",
+    "runtime.checkpoints",
+    "data.path",
+    "pool.path",
+    "intermediate.checkpoint",
+    "pretrain.checkpoint",
+)
+"""Settings that name a file or folder: it must be the same one on every node."""
+_CREATED = ("runtime.store", "runtime.runs", "runtime.checkpoints")
+_API_ADDRESS = "RAY_API_SERVER_ADDRESS"
+_PATIENCE, _PAUSE = 90.0, 2.0
+"""Seconds until a server that does not answer is given up, and between two questions."""
+
+
+def connect(address: str | None) -> JobSubmissionClient:
+    """A client of the cluster's job server, of the same Ray version as this machine's.
+
+    Args:
+        address: `http://host:8265`; None: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or the cluster on this machine.
+
+    Raises:
+        UserError: nobody answers, the token is wrong or missing, or the Ray versions differ.
+    """
+    for noisy in (
+        "dashboard.modules.dashboard_sdk",
+        "dashboard.modules.job.sdk",
+        "_private.runtime_env.packaging",
+    ):
+        logging.getLogger(f"ray.{noisy}").setLevel(logging.WARNING)
+    where = address or os.environ.get(_API_ADDRESS) or os.environ.get("RAY_ADDRESS")
+    try:
+        with _api_server(address):
+            client = JobSubmissionClient()
+        found = client._do_request("GET", "/api/version").json()["ray_version"]
+    except Exception as error:  # Ray raises requests', its own and built-in types here
+        reason = (" ".join(str(error).split()) or type(error).__name__).rstrip(".")
+        raise UserError(
+            f"the job server {f'at {where} ' if where else ''}did not answer: {reason}. Give its address "
+            "(--address http://HOST:8265), and the cluster's token in RAY_AUTH_TOKEN or ~/.ray/auth_token."
+        ) from error
+    if found != ray.__version__:
+        raise UserError(
+            f"the cluster runs Ray {found} and this machine {ray.__version__}; install the cluster's "
+            f"version here (ray[default]=={found}) or submit from a machine that has it."
+        )
+    return client
+
+
+@contextlib.contextmanager
+def _api_server(address: str | None) -> Iterator[None]:
+    """The variable outranks Ray's own argument, so it is what an explicit address is told by."""
+    before = os.environ.get(_API_ADDRESS)
+    if address is not None:
+        os.environ[_API_ADDRESS] = address
+    try:
+        yield
+    finally:
+        if address is not None:
+            os.environ.pop(_API_ADDRESS)
+            if before is not None:
+                os.environ[_API_ADDRESS] = before
+
+
+def placed(config: Config) -> list[str]:
+    """Overrides by which the settings mean the same folder in a job, whose working folder is another.
+
+    Raises:
+        UserError: a relative path names nothing here, so nobody knows what it is of.
+    """
+    overrides = []
+    for key in PATHS:
+        section, name = key.split(".")
+        value = getattr(getattr(config, section), name)
+        if value is None or "://" in value or Path(value).is_absolute():
+            continue
+        if key not in _CREATED and not Path(value).exists():
+            if key == "pretrain.checkpoint":  # an id of the hub
+                continue
+            raise UserError(
+                f"{key}: {value} does not exist here; in a job it must be an absolute path or a URI that "
+                "every node can read."
+            )
+        overrides.append(f"{key}={Path(value).absolute()}")
+    return overrides
+
+
+def pack(target: Path, files: list[Path]) -> None:
+    """Fill a folder with what the job needs: this package, and the user's own files and modules.
+
+    Raises:
+        UserError: a file does not exist, or it would take another one's place.
+    """
+    package = Path(ssat_ray.__file__).parent
+    shutil.copytree(package, target / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in files:
+        if not file.exists():
+            raise UserError(f"{file} does not exist, so it cannot be uploaded.")
+        name = file.resolve().name
+        if (target / name).exists():
+            raise UserError(f"{file}: two of the uploaded files are called {name}; rename one.")
+        if file.is_dir():
+            shutil.copytree(file, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copyfile(file, target / name)
+
+
+def submit(
+    client: JobSubmissionClient,
+    arguments: list[str],
+    folder: Path,
+    *,
+    about: dict[str, str],
+    requirements: Path | None = None,
+) -> str:
+    """Submit `ssat ARGUMENTS…`; returns the submission id.
+
+    Args:
+        arguments: of `ssat`.
+        folder: to upload, the job's working folder.
+        about: the job's `verb` and `run`, its metadata.
+        requirements: file to install from on a cluster that lacks the dependencies.
+
+    Raises:
+        UserError: there are no such requirements. RunFailed: the cluster refuses.
+    """
+    runtime_env: dict[str, Any] = {
+        "working_dir": str(folder),
+        "env_vars": {"PYTHONUNBUFFERED": "1"},
+    }
+    if requirements is not None:
+        if not requirements.is_file():
+            raise UserError(f"--requirements {requirements} does not exist.")
+        runtime_env["pip"] = str(requirements)
+    name = f"{PREFIX}{about['verb']}-{about['run']}-{uuid.uuid4().hex[:6]}"
+    entrypoint = shlex.join(["python", "-m", "ssat_ray", *arguments])
+    latest = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            client.submit_job(
+                entrypoint=entrypoint,
+                submission_id=name,
+                runtime_env=runtime_env,
+                metadata=about,
+            )
+            return name
+        except RuntimeError as error:
+            young = "No available agent" in str(error)  # a cluster's first half minute
+            if not young or time.monotonic() > latest:
+                reason = " ".join(str(error).split()).rstrip(".")
+                raise RunFailed(f"the cluster did not take the job: {reason}.") from error
+            time.sleep(_PAUSE)
+
+
+def follow(client: JobSubmissionClient, job: str, write: Callable[[str], object]) -> int:
+    """Hand the job's output to `write` as it comes, until it ends; returns its exit code.
+
+    A connection that breaks is made again, and no output is written twice.
+    """
+    written, lost = 0, None  # characters, and since when nothing comes
+
+    async def tail() -> None:
+        nonlocal written, lost
+        seen = 0
+        async for text in client.tail_job_logs(job):
+            lost = None
+            new = text[max(0, written - seen) :]
+            seen += len(text)
+            written = max(written, seen)
+            write(new)
+
+    while True:
+        try:
+            asyncio.run(tail())
+            info = client.get_job_info(job)
+            if info.status.is_terminal():
+                return exit_code(info)
+        except (OSError, RuntimeError) as error:  # the connection, or the server's own errors
+            lost = lost or time.monotonic()
+            if time.monotonic() - lost > _PATIENCE:
+                raise RunFailed(
+                    f"the job server is away ({error}); the job may go on: ssat status {job}."
+                ) from error
+        time.sleep(_PAUSE)
+
+
+def exit_code(info: JobDetails) -> int:
+    """The driver's; where it has none, 0 for a job that succeeded and 1 for one that did not."""
+    if info.driver_exit_code is not None:
+        return int(info.driver_exit_code)
+    return 0 if info.status == JobStatus.SUCCEEDED else 1
+
+
+def submitted(client: JobSubmissionClient) -> list[JobDetails]:
+    """The jobs of `ssat submit`, newest first."""
+    found = [job for job in client.list_jobs() if (job.submission_id or "").startswith(PREFIX)]
+    return sorted(found, key=lambda job: -(job.start_time or sys.maxsize))
+
+
+def details(client: JobSubmissionClient, job: str) -> JobDetails:
+    """Of one job; UserError if the cluster has none of that id."""
+    try:
+        return client.get_job_info(job)
+    except RuntimeError as error:
+        names = ", ".join(str(found.submission_id) for found in submitted(client)) or "none"
+        raise UserError(f"the cluster has no job {job}; it has {names}.") from error
