@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo results bench scale test test-slow check format install clean
+.PHONY: demo results bench scale test test-slow cluster-test chaos check format install clean
 
 install: $(INSTALLED)
 
@@ -34,6 +34,12 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m slow --durations=10
+
+cluster-test: $(INSTALLED)  ## three hosts and one fault of each kind (root, `ip`)
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m slow tests/faults tests/test_jobs.py --durations=10
+
+chaos: $(INSTALLED)  ## every stage with every fault; goes on where it was
+	SSAT_FAULTS=all SSAT_FAULT_LOG=$${SSAT_FAULT_LOG:-runs/faults.jsonl} $(BIN)/python -m pytest -m slow tests/faults
 
 check: $(INSTALLED)  ## lint, format, types, import rules
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""`ssat submit`, `ssat status`, `ssat stop`: commands as jobs of a Ray cluster."""
+"""`ssat submit`, `ssat status`, `ssat stop`: commands as jobs of a Ray cluster; `ssat doctor`: is it fit for them?"""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from ssat_ray.errors import UserError
 from ssat_ray.loading import load_config
 from ssat_ray.mistakes import nearest
+from ssat_ray.options import Overrides, Preset
 from ssat_ray.report.words import duration
 from ssat_ray.start import check_name, default_name
 
@@ -164,3 +165,25 @@ def stop(job: Job, address: Address = None) -> None:
     while not (info := jobs.details(client, job)).status.is_terminal():
         time.sleep(0.5)
     print(f"{job}: {info.status.value.lower()}")
+
+
+@app.command()
+def doctor(preset: Preset, overrides: Overrides = None) -> None:
+    """Look at every node of the cluster, and say what the preset would lack there and how to mend it.
+
+    On a cluster elsewhere: ssat submit doctor PRESET. Exit code: 0 fit, 1 something would fail, 2 a mistake in the
+    command.
+    """
+    config = load_config(preset, overrides or [])
+
+    from ssat_ray import doctor as examining
+    from ssat_ray.config import RuntimeConfig
+    from ssat_ray.runtime import ray_session
+
+    asks_little = {"train_workers": 1, "cpus_per_worker": 1, "actors": 1}
+    joining: RuntimeConfig = config.runtime.model_copy(update=asks_little)
+    with ray_session(joining):
+        findings = examining.judge(config, examining.look(config))
+    for one in findings:
+        print(f"{one.level:<8} {one.what}: {one.found}" + (f" -> {one.mend}" if one.mend else ""))
+    raise typer.Exit(int(any(one.level == "error" for one in findings)))

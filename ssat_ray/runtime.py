@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import ray
 import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ssat_ray.config import RuntimeConfig
 from ssat_ray.errors import RunFailed, UserError
@@ -190,8 +191,10 @@ class ProgressBoard:
 
 
 def start_board() -> Any:
-    """The session's board, started by the driver."""
-    return ProgressBoard.options(name=BOARD, get_if_exists=True).remote()  # type: ignore[attr-defined]
+    """The session's board, started by the driver on its own node, with which it lives and dies."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = {"name": BOARD, "get_if_exists": True, "scheduling_strategy": here}
+    return ProgressBoard.options(**options).remote()  # type: ignore[attr-defined]
 
 
 def read_board(board: Any) -> dict[str, dict[str, Any]]:
