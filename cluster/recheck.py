@@ -58,6 +58,7 @@ class Recheck:
         clustered, checked = state["clustered"], state["checked"]
         if found <= max(clustered, checked):
             return f"nothing new: {found} generations"
+        self.folder.mkdir(parents=True, exist_ok=True)
         report = str(self.folder / "drift.json")
         code = self._submit("drift", found, clustered, "--json", report)
         if code == STABLE:
@@ -81,7 +82,6 @@ class Recheck:
         return {**state, "clustered": max(first, state["clustered"])}
 
     def _save(self, clustered: int, checked: int) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         write_atomic(self.state_path, json.dumps({"clustered": clustered, "checked": checked}))
 
     def _submit(self, script: str, found: int, clustered: int, *more: str) -> int:

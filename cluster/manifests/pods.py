@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from decimal import Decimal
 
-from cluster.manifests.objects import Object, Pod, pods_of, quantity
+from cluster.manifests.objects import Object, Pod, cluster_of, pods_of, quantity
 from cluster.manifests.render import World
 
 GPU = "nvidia.com/gpu"
@@ -38,8 +38,8 @@ def shared_memory(one: Object, world: World) -> Iterator[str]:
         mounted = [
             mount["name"] for mount in container["volumeMounts"] if mount["mountPath"] == "/dev/shm"
         ]
-        volume = next((one for one in pod.spec["volumes"] if one["name"] in mounted), {})
-        empty = volume.get("emptyDir", {})
+        found = [volume for volume in pod.spec["volumes"] if volume["name"] in mounted]
+        empty = found[0].get("emptyDir", {}) if found else {}
         if empty.get("medium") != "Memory" or "sizeLimit" not in empty:
             yield f"{pod.where}: /dev/shm must be an emptyDir in memory with a sizeLimit"
             continue
@@ -66,6 +66,10 @@ def volumes(one: Object, world: World) -> Iterator[str]:
             yield f"{pod.where}: volume {name} is mounted and not defined"
         for name in sorted(set(defined) - mounted):
             yield f"{pod.where}: volume {name} is defined and not mounted"
+    cluster = cluster_of(one) or {}
+    for mount in cluster.get("autoscalerOptions", {}).get("volumeMounts", []):
+        if mount["name"] not in {volume["name"] for volume in _head(one).spec.get("volumes", [])}:
+            yield f"autoscalerOptions: volume {mount['name']} is mounted and the head has none"
 
 
 def locked_down(one: Object, world: World) -> Iterator[str]:
@@ -89,6 +93,13 @@ def locked_down(one: Object, world: World) -> Iterator[str]:
             needed = {"/tmp", "/tmp/ray"} if pod.group is not None else {"/tmp"}
             for path in sorted(needed - writable):
                 yield f"{pod.where}: {container['name']} has no volume at {path}"
+    options = (cluster_of(one) or {}).get("autoscalerOptions")
+    if options is None:
+        return
+    if options.get("securityContext", {}).get("readOnlyRootFilesystem") is not True:
+        yield "autoscalerOptions: the sidecar can write its root file system"
+    if "/tmp" not in {mount["mountPath"] for mount in options.get("volumeMounts", [])}:
+        yield "autoscalerOptions: the sidecar has no volume at /tmp"
 
 
 def safe_driver(one: Object, world: World) -> Iterator[str]:
@@ -126,6 +137,10 @@ def gpu_node(one: Object, world: World) -> Iterator[str]:
             yield f"{pod.where}: has no nodeSelector for GPU nodes"
         if "NCCL_SOCKET_IFNAME" not in {one["name"] for one in container.get("env", [])}:
             yield f"{pod.where}: NCCL_SOCKET_IFNAME is not set"
+
+
+def _head(one: Object) -> Pod:
+    return next(pod for pod in pods_of(one) if pod.is_head)
 
 
 def _ray(one: Object) -> list[Pod]:

@@ -8,6 +8,7 @@ import subprocess
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -36,12 +37,24 @@ class World:
     scripts: frozenset[str]
     ray: str
 
+    @property
+    def runtime(self) -> dict[str, Any] | None:
+        """The section `runtime` of the configuration that all jobs read, if it is among the objects."""
+        config = self.named("ConfigMap", "ssat-run")
+        return None if config is None else _section(config["data"]["run.yaml"])
+
     def named(self, kind: str, name: str) -> Object | None:
         """The object of this kind and name, if there is one."""
         found = (
             one for one in self.objects if (one["kind"], one["metadata"]["name"]) == (kind, name)
         )
         return next(found, None)
+
+
+@cache
+def _section(text: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.load(text, Loader=yaml.CSafeLoader)["runtime"]
+    return found
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,6 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import yaml
-
 from cluster.manifests import pods, wiring
 from cluster.manifests.objects import (
     Object,
@@ -225,10 +223,7 @@ def shared_folders(one: Object, world: World) -> Iterator[str]:
 
 
 def _runtime(world: World) -> RuntimeConfig | None:
-    config = world.named("ConfigMap", "ssat-run")
-    if config is None:
-        return None
-    return RuntimeConfig.model_validate(yaml.safe_load(config["data"]["run.yaml"])["runtime"])
+    return None if world.runtime is None else RuntimeConfig.model_validate(world.runtime)
 
 
 RULES: dict[str, Rule] = {

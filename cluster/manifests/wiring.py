@@ -7,8 +7,6 @@ from decimal import Decimal
 from itertools import chain
 from typing import Any
 
-import yaml
-
 from cluster.manifests.objects import (
     Object,
     Pod,
@@ -91,13 +89,11 @@ def ports(one: Object, world: World) -> Iterator[str]:
 
 def mlflow_host(one: Object, world: World) -> Iterator[str]:
     """The name under which jobs reach MLflow is one that its server answers to, with a login."""
-    config = world.named("ConfigMap", "ssat-run")
-    if one["kind"] != "Deployment" or config is None:
+    if one["kind"] != "Deployment" or world.runtime is None:
         return
     arguments = one["spec"]["template"]["spec"]["containers"][0].get("args", [])
     given = dict(argument.partition("=")[::2] for argument in arguments)
-    uri = yaml.safe_load(config["data"]["run.yaml"])["runtime"]["tracking_uri"]
-    host = uri.removeprefix("http://")
+    host = world.runtime["tracking_uri"].removeprefix("http://")
     if host not in given.get("--allowed-hosts", "").split(","):
         yield f"--allowed-hosts lacks {host}, so jobs would get 403"
     if given.get("--app-name") != "basic-auth":

@@ -44,7 +44,6 @@ def test_the_configuration_is_the_preset_but_for_the_runtime(overlay: str) -> No
 def test_every_object_is_valid_in_every_release(
     rendered: dict[str, Rendering], crd_folder: Path
 ) -> None:
-    pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
     lines, wrong = command.table(tuple(rendered.values()), crd_folder)
     assert wrong == []
     rayjobs = [line for line in lines if "RayJob/" in line]
@@ -69,7 +68,6 @@ def test_core_objects_have_two_releases_of_kubernetes() -> None:
 
 
 def test_a_kind_without_schema_is_an_error(crd_folder: Path) -> None:
-    pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
     wrong = {"apiVersion": "ray.io/v1", "kind": "RayJop", "metadata": {"name": "a"}}
     assert errors(wrong, "kuberay v1.7.0", crd_folder) == ["no-schema: ray.io/v1 RayJop"]
     wrong = {"apiVersion": "v1", "kind": "Serviec", "metadata": {"name": "a"}}

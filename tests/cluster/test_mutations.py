@@ -157,6 +157,9 @@ OF_RULES = [
     Mutation("volumes", OF_JOB, JOB, f"{HEAD_POD} containers 0 volumeMounts 1 name", "runs"),
     Mutation("volumes", SHARED, MLFLOW, f"{IN_MLFLOW} volumeMounts 1", GONE),
     Mutation("volumes", OF_JOB, JOB, f"{HEAD_POD} containers 0 volumeMounts 0 mountPath", "/etc/ssat"),
+    Mutation("volumes", OF_JOB, JOB, f"{SPEC} autoscalerOptions volumeMounts 0 name", "scratch"),
+    Mutation("locked-down", OF_JOB, JOB, f"{SPEC} autoscalerOptions volumeMounts", GONE),
+    Mutation("locked-down", OF_JOB, JOB, f"{SPEC} autoscalerOptions securityContext", GONE),
     Mutation("locked-down", OF_JOB, JOB, f"{HEAD_POD} containers 0 securityContext readOnlyRootFilesystem", False),
     Mutation("locked-down", OF_JOB, JOB, f"{WORKER_POD} containers 0 volumeMounts 3", GONE),
     Mutation("locked-down", SHARED, MLFLOW, "spec template spec securityContext runAsNonRoot", GONE),
@@ -199,7 +202,6 @@ OF_RULES = [
 def test_a_schema_finds_it_in_every_release(
     mutation: Mutation, rendered: dict[str, Rendering], crd_folder: Path
 ) -> None:
-    pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
     one, _ = mutation.apply(rendered[f"overlays/{mutation.place}"])
     for target in targets(one, crd_folder):
         found = errors(one, target, crd_folder)
