@@ -250,6 +250,7 @@ RULES: dict[str, Rule] = {
     "selector": wiring.selector,
     "reference": wiring.reference,
     "ports": wiring.ports,
+    "exposed": wiring.exposed,
     "mlflow-host": wiring.mlflow_host,
     "queue": wiring.queue,
 }

@@ -21,6 +21,8 @@ QUEUE = "kueue.x-k8s.io/queue-name"
 HEAD_SERVICE = {"ray.io/node-type": "head"}
 """Labels of the service that KubeRay makes for a head, as far as they are the same for every cluster."""
 TOKEN_KEY = "auth_token"
+OPEN_PORTS = {8265, 8080, 44217, 44227, 5000}
+"""Dashboard and job API, metrics of nodes, autoscaler and dashboard, MLflow."""
 
 
 def selector(one: Object, world: World) -> Iterator[str]:
@@ -85,6 +87,32 @@ def ports(one: Object, world: World) -> Iterator[str]:
     }
     for port in sorted(named - declared, key=str):
         yield f"port {port} is no port of the pods that are selected"
+
+
+def exposed(one: Object, world: World) -> Iterator[str]:
+    """A policy covers every Ray pod; from outside Ray it lets the dashboard's and the metrics ports be reached only."""
+    policies = [other for other in world.objects if other["kind"] == "NetworkPolicy"]
+    for pod in pods_of(one):
+        covering = [
+            policy
+            for policy in policies
+            if _matches(policy["spec"]["podSelector"]["matchLabels"], pod.labels)
+            and "Ingress" in policy["spec"].get("policyTypes", [])
+        ]
+        if pod.group is not None and not covering:
+            yield f"{pod.where}: no NetworkPolicy is about this pod"
+    if one["kind"] != "NetworkPolicy":
+        return
+    own = one["spec"]["podSelector"]["matchLabels"]
+    for rule in one["spec"].get("ingress", []):
+        if not rule.get("from"):
+            yield "a rule without `from` lets everyone in"
+        inside = all(
+            peer.get("podSelector", {}).get("matchLabels") == own for peer in rule.get("from", [])
+        )
+        opened = {port.get("port") for port in rule.get("ports", [])}
+        if not inside and (not opened or not opened <= OPEN_PORTS):
+            yield f"others reach ports {sorted(opened - OPEN_PORTS, key=str) or 'of any number'}"
 
 
 def mlflow_host(one: Object, world: World) -> Iterator[str]:
