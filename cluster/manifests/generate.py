@@ -1,0 +1,102 @@
+"""Write the files that follow from the list of verbs: job scripts, one kustomize patch a job, one folder an overlay and job.
+
+`python -m cluster.manifests.generate` writes them; a test compares them with what is committed.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from ssat_ray.cli import STAGE_VERBS
+
+ROOT = Path(__file__).resolve().parents[2]
+KUBERAY = Path("cluster/kuberay")
+HOME = "/opt/ssat"
+"""Where the image has the repository."""
+CONFIG = "/etc/ssat/run.yaml"
+"""Where the ConfigMap `ssat-run` is mounted."""
+PRESET = "digits"
+OVERLAYS = ("cpu", "gpu", "queue")
+SCRIPTS = {
+    **{verb: (verb, about) for verb, about in STAGE_VERBS.items()},
+    "pipeline": ("run", "compute what is missing of a comparison or selection"),
+    "drift": ("drift", "score what was appended to the pool, and compare"),
+}
+"""Script in `jobs/`: its verb of `ssat`, and what that does."""
+RAYJOBS = (*STAGE_VERBS, "pipeline")
+"""Scripts with a RayJob. A sweep gets its place here once `jobs/sweep.py` exists; `drift` is submitted by the CronJob."""
+RUNTIME = {
+    "store": "/mnt/ssat/store",
+    "runs": "/mnt/ssat/runs",
+    "tracking_uri": "http://ssat-mlflow:5000",
+    "train_workers": 2,
+    "cpus_per_worker": 1,
+    "actors": 2,
+}
+ON_GPUS = {"gpus_per_worker": 1, "gpus_per_actor": 1.0}
+NOTE = "# Written by `python -m cluster.manifests.generate`.\n"
+
+
+def generated() -> dict[Path, str]:
+    """Every generated file below the repository's root, and its text."""
+    files = {Path("jobs") / f"{name}.py": _script(*what) for name, what in SCRIPTS.items()}
+    for name in RAYJOBS:
+        files[KUBERAY / "stages" / name / "kustomization.yaml"] = _patch(name)
+    for overlay in OVERLAYS:
+        folder = KUBERAY / "overlays" / overlay
+        files[folder / "platform/run.yaml"] = _config(overlay != "cpu")
+        for name in RAYJOBS:
+            files[folder / "jobs" / name / "kustomization.yaml"] = _job(name)
+    return files
+
+
+def _script(verb: str, about: str) -> str:
+    return f'''"""`ssat {verb}` as a script for `ray job submit`: {about}."""
+
+if __name__ == "__main__":
+    from _ssat import main
+
+    main("{verb}")
+'''
+
+
+def _patch(name: str) -> str:
+    return f"""{NOTE}apiVersion: kustomize.config.k8s.io/v1alpha1
+kind: Component
+patches:
+  - target: {{kind: RayJob}}
+    patch: |-
+      - {{op: replace, path: /metadata/name, value: ssat-{name}}}
+      - {{op: replace, path: /spec/entrypoint, value: python {HOME}/jobs/{name}.py {CONFIG} --name {PRESET}}}
+"""
+
+
+def _job(name: str) -> str:
+    return f"""{NOTE}apiVersion: kustomize.config.k8s.io/v1beta1
+kind: Kustomization
+resources: [../../../../rayjob]
+components: [../../settings, ../../../../stages/{name}, ../../../../as-job]
+"""
+
+
+def _config(gpus: bool) -> str:
+    preset = (resources.files("ssat_ray") / "presets" / f"{PRESET}.yaml").read_text()
+    lines = [line for line in preset.splitlines() if not line.startswith("#")]
+    values = {**RUNTIME, **(ON_GPUS if gpus else {})}
+    runtime = [f"  {key}: {value}" for key, value in values.items()]
+    first = f"# The preset `{PRESET}`, and the places and numbers of this overlay."
+    return "\n".join([NOTE.rstrip(), first, *lines, "runtime:", *runtime, ""])
+
+
+def main() -> None:
+    """Write all files. A folder of a job that is no more is removed by hand; a test finds it."""
+    files = generated()
+    for path, text in files.items():
+        (ROOT / path).parent.mkdir(parents=True, exist_ok=True)
+        (ROOT / path).write_text(text)
+    print(f"{len(files)} files written")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""The committed manifests: generated files are current, every object is valid, every rule holds."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cluster.manifests import __main__ as command
+from cluster.manifests.generate import KUBERAY, OVERLAYS, RAYJOBS, ROOT, generated
+from cluster.manifests.objects import cluster_of, quantity
+from cluster.manifests.render import Rendering, made_by_hand
+from cluster.manifests.rules import check
+from cluster.manifests.schemas import KUBERNETES, errors, strict, targets
+from ssat_ray.loading import load_config
+
+GUIDE = (ROOT / "docs/kubernetes.md").read_text()
+
+
+def test_generated_files_are_those_of_the_list_of_verbs() -> None:
+    for path, text in generated().items():
+        assert (ROOT / path).read_text() == text, (
+            f"{path}: run python -m cluster.manifests.generate"
+        )
+
+
+def test_no_generated_file_is_left_of_a_verb_that_is_gone() -> None:
+    folders = ["stages", *(f"overlays/{overlay}/jobs" for overlay in OVERLAYS)]
+    for folder in folders:
+        assert {path.name for path in (ROOT / KUBERAY / folder).iterdir()} == set(RAYJOBS)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_configuration_is_the_preset_but_for_the_runtime(overlay: str) -> None:
+    path = ROOT / KUBERAY / "overlays" / overlay / "platform/run.yaml"
+    left_out = {"runtime", "preset"}
+    own = load_config(str(path)).model_dump(exclude=left_out)
+    assert own == load_config("digits").model_dump(exclude=left_out)
+
+
+def test_every_object_is_valid_in_every_release(
+    rendered: dict[str, Rendering], crd_folder: Path
+) -> None:
+    lines, wrong = command.table(tuple(rendered.values()), crd_folder)
+    assert wrong == []
+    rayjobs = [line for line in lines if "RayJob/" in line]
+    assert len(rayjobs) == len(OVERLAYS) * len(RAYJOBS)
+    for line in rayjobs:
+        assert "kuberay v1.6.2: ok, kuberay v1.7.0: ok" in line
+
+
+def test_every_rule_holds_without_the_schemas(rendered: dict[str, Rendering]) -> None:
+    found = [
+        finding
+        for one in rendered.values()
+        for each in one.objects
+        for finding in check(each, one.world)
+    ]
+    assert found == []
+
+
+def test_core_objects_have_two_releases_of_kubernetes() -> None:
+    found = targets({"apiVersion": "v1", "kind": "Pod"}, Path("unused"))
+    assert found == [f"kubernetes {release}" for release in KUBERNETES]
+
+
+def test_a_kind_without_schema_is_an_error(crd_folder: Path) -> None:
+    wrong = {"apiVersion": "ray.io/v1", "kind": "RayJop", "metadata": {"name": "a"}}
+    assert errors(wrong, "kuberay v1.7.0", crd_folder) == ["no-schema: ray.io/v1 RayJop"]
+    wrong = {"apiVersion": "v1", "kind": "Serviec", "metadata": {"name": "a"}}
+    (found,) = errors(wrong, "kubernetes 1.37", crd_folder)
+    assert found.startswith("no-schema: ")
+
+
+def test_strict_schemas_keep_maps_open_and_know_quantities() -> None:
+    quantities = {"x-kubernetes-int-or-string": True, "anyOf": [{"type": "integer"}]}
+    open_map = {"type": "object", "additionalProperties": quantities}
+    found = strict({"type": "object", "properties": {"limits": open_map}})
+    assert found["additionalProperties"] is False
+    limits = found["properties"]["limits"]
+    assert limits == {"type": "object", "additionalProperties": {"type": ["integer", "string"]}}
+    kept = {"type": "object", "properties": {}, "x-kubernetes-preserve-unknown-fields": True}
+    assert "additionalProperties" not in strict(kept)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("500m", 0.5), ("2", 2), ("4Gi", 4 * 2**30), ("1.5k", 1500), (3, 3)]
+)
+def test_quantities(text: object, value: float) -> None:
+    assert quantity(text) == value
+
+
+def test_a_quantity_that_is_none() -> None:
+    with pytest.raises(ValueError, match="'4GB' is no resource quantity"):
+        quantity("4GB")
+
+
+def test_a_job_has_the_cluster_that_its_overlay_describes(rendered: dict[str, Rendering]) -> None:
+    for overlay in OVERLAYS:
+        cluster = next(
+            cluster_of(one)
+            for one in rendered[f"overlays/{overlay}/cluster"].objects
+            if one["kind"] == "RayCluster"
+        )
+        for name in RAYJOBS:
+            (job,) = rendered[f"overlays/{overlay}/jobs/{name}"].objects
+            assert job["spec"]["rayClusterSpec"] == cluster
+
+
+def test_the_dashboard_is_json_with_panels(rendered: dict[str, Rendering]) -> None:
+    objects = rendered["overlays/queue/platform"].objects
+    config = next(one for one in objects if one["metadata"]["name"] == "ssat-dashboard")
+    dashboard = json.loads(config["data"]["ssat-ray.json"])
+    panels = dashboard["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels) >= 5
+    assert all(panel["targets"][0]["expr"].count("ray_") == 1 for panel in panels)
+
+
+def test_no_secret_is_in_the_repository_and_the_guide_makes_each() -> None:
+    for path in (ROOT / KUBERAY).rglob("*.yaml"):
+        for one in yaml.safe_load_all(path.read_text()):
+            assert one is None or one.get("kind") != "Secret", path
+    assert made_by_hand()["ssat-mlflow"] == {"username", "password", "session-key"}
+    assert {"ssat-registry", "ssat-object-storage"} <= set(made_by_hand())
+
+
+def test_the_guide_needs_at_most_ten_commands_and_its_folders_exist(
+    rendered: dict[str, Rendering],
+) -> None:
+    first, _, rest = GUIDE.partition("## From nothing")[2].partition("\n## ")
+    assert len(re.findall(r"^\*\*\d+\.\*\*", first, re.MULTILINE)) <= 10
+    blocks = re.findall(r"```\n(.*?)```", first, re.DOTALL)
+    assert sum(len(block.splitlines()) for block in blocks) <= 10
+    for path in re.findall(r"--kustomize cluster/kuberay/(\S+)", first + rest):
+        assert path in rendered
+
+
+def test_the_image_has_two_targets_is_not_root_and_checks_hashes() -> None:
+    text = (ROOT / "cluster/Dockerfile").read_text()
+    stages = dict(
+        re.findall(r"^FROM \S+ AS (\w+)\n(.*?)(?=^FROM|\Z)", text, re.DOTALL | re.MULTILINE)
+    )
+    assert set(stages) == {"build", "cpu", "gpu"}
+    for target in ("cpu", "gpu"):
+        assert re.findall(r"^USER (\S+)", stages[target], re.MULTILINE)[-1] == "1000:1000"
+    assert "--require-hashes --requirement requirements.lock" in stages["build"]
+    for source in re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE):
+        assert all((ROOT / path).exists() for path in source.split())
+
+
+def test_no_file_names_a_package_registry() -> None:
+    places = [
+        *(ROOT / "cluster").rglob("*"),
+        *(ROOT / "jobs").glob("*.py"),
+        ROOT / "docs/kubernetes.md",
+    ]
+    for path in places:
+        if path.is_file() and path.suffix != ".pyc":
+            assert not re.search(r"pypi|pythonhosted|index-url", path.read_text()), path
