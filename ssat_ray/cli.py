@@ -22,7 +22,14 @@ from ssat_ray.loading import load_config, preset_names
 from ssat_ray.options import JsonFile, Overrides, Preset, check_folder_of, write_json
 from ssat_ray.plan_cli import plan as plan_command
 from ssat_ray.pool_cli import app as pool_app
-from ssat_ray.start import check_grown, check_inputs, check_name, default_name, stamped
+from ssat_ray.start import (
+    check_grown,
+    check_inputs,
+    check_name,
+    default_name,
+    json_line,
+    stamped,
+)
 
 if TYPE_CHECKING:
     from ssat_ray.plan import Plan
@@ -157,7 +164,7 @@ def drift(
     from ssat_ray import drift as drifting
     from ssat_ray.plan import build_plan
     from ssat_ray.store import Store
-    from ssat_ray.view import drift_lines, drift_table
+    from ssat_ray.tables import drift_lines, drift_table
 
     plan, store = build_plan(config), Store(config.runtime.store)
     new = drifting.new_scores(config, plan)
@@ -209,25 +216,22 @@ def _begin(config: Config, name: str | None) -> tuple[Path, float]:
     )
     check_inputs(config)
     Store(config.runtime.store).check_writable()
-    print(stamped(f"starting {folder.name}", since), flush=True)
+    as_json = config.runtime.log_format == "json"
+    starting = (
+        json_line(folder.name, "starting") if as_json else stamped(f"starting {folder.name}", since)
+    )
+    print(starting, flush=True)
     return folder, since
 
 
 def _execute(
     config: Config, plan: Plan, folder: Path, since: float, until: str | None, allow_masking: bool
 ) -> None:
-    from rich.console import Console
-
     from ssat_ray import pipeline
     from ssat_ray.stages.soundness import require_sound
     from ssat_ray.store import Store
-    from ssat_ray.view import (
-        View,
-        quiet_output,
-        results_table,
-        selection_lines,
-        selection_table,
-    )
+    from ssat_ray.tables import selection_lines
+    from ssat_ray.view import follower, quiet_output
 
     log = folder / "run.log"
     try:
@@ -235,8 +239,7 @@ def _execute(
     except OSError as error:
         raise UserError(f"runtime.runs: {folder} cannot be written ({error.strerror}).") from error
     with quiet_output(log) as screen:
-        console = Console(file=screen, width=None if screen.isatty() else 140)
-        view = View(console, since)
+        view = follower(config, screen, folder.name, since)
         try:
             outcome = pipeline.run(config, plan, view, name=folder.name, until=until)
         except RunFailed as error:
@@ -249,20 +252,8 @@ def _execute(
             raise
         finally:
             view.close()
-        if outcome.computed == 0:
-            console.print(f"everything is up to date ({outcome.total} artefacts)", highlight=False)
-        if outcome.results is not None:
-            selected = outcome.results.get("kind") == "selection"
-            table = selection_table if selected else results_table
-            console.print(table(outcome.results))
-            for warning in outcome.results["warnings"]:
-                console.print(f"warning: {warning}", highlight=False, markup=False)
-            console.print(
-                f"report: {outcome.folder / 'report.html'}", highlight=False, soft_wrap=True
-            )
-        if until == "select" or (until is None and config.goal == "selection"):
-            for line in selection_lines(plan, Store(config.runtime.store)):
-                console.print(line, highlight=False, markup=False, soft_wrap=True)
+        chosen = until == "select" or (until is None and config.goal == "selection")
+        view.finished(outcome, selection_lines(plan, Store(config.runtime.store)) if chosen else [])
     if outcome.untracked:
         raise RunFailed(
             f"the results are in {outcome.folder}, but logging them to MLflow failed: "

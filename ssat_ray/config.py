@@ -579,6 +579,9 @@ class RuntimeConfig(Section):
         4096, ge=1, description="embeddings that the clustering actors keep in memory, in total"
     )
     tracking_uri: str | None = Field(None, description="MLflow; null: <store>/mlflow.db")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="what a command prints: lines for people, or a JSON object each"
+    )
 
     @model_validator(mode="after")
     def _least_first(self) -> RuntimeConfig:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ssat_ray import runtime, tracking
+from ssat_ray.board import start_board
 from ssat_ray.config import GUIDED, Config
 from ssat_ray.diffusion.quality import NEIGHBOURS
 from ssat_ray.errors import RunFailed, UserError
@@ -199,7 +200,7 @@ def run(
             MemoryWatch(folder / MEMORY) as memory,
             runtime.ray_session(config.runtime),
         ):
-            watcher.connected(runtime.start_board())
+            watcher.connected(start_board())
             try:
                 execute(missing, context, watcher, memory)
             finally:

@@ -56,7 +56,8 @@ def plan(
 
     from ssat_ray import probe
     from ssat_ray.estimate import Target, estimate
-    from ssat_ray.view import estimate_lines, estimate_table, quiet_output
+    from ssat_ray.tables import estimate_lines, estimate_table
+    from ssat_ray.view import quiet_output
 
     log = Path(config.runtime.runs) / default_name(config) / "plan.log"
     with quiet_output(log) as screen:

@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 
 from ssat_ray import pipeline, runtime
+from ssat_ray.board import start_board
 from ssat_ray.config import GUIDED, Config
 from ssat_ray.costs import MOST_STEPS, Probe, Sizes, take_apart
 from ssat_ray.data.shard import rows_a_shard
@@ -174,7 +175,7 @@ def _run(
     with MemoryWatch(folder / pipeline.MEMORY, interval=1.0) as memory:
         shared = shared_bytes()
         with runtime.ray_session(config.runtime):
-            walls.connected(runtime.start_board())
+            walls.connected(start_board())
             session_seconds = time.perf_counter() - before
             baseline = session_memory(psutil.Process(), shared)
             pipeline.execute(list(wanted.values()), context, walls, memory)

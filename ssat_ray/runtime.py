@@ -1,4 +1,4 @@
-"""Ray sessions, threads per actor, memory and time meters, and the progress board."""
+"""Ray sessions, threads per actor, memory and time meters."""
 
 from __future__ import annotations
 
@@ -18,12 +18,10 @@ from typing import Any
 import psutil
 import ray
 import torch
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ssat_ray.config import RuntimeConfig
 from ssat_ray.errors import RunFailed, UserError
 
-BOARD = "ssat-progress"
 RayError = ray.exceptions.RayError
 
 
@@ -167,42 +165,3 @@ class Meter:
         self._stop.set()
         self._thread.join()
         self._sample()
-
-
-@ray.remote(num_cpus=0)
-class ProgressBoard:
-    """What every running job has done so far; workers post, the driver polls."""
-
-    def __init__(self) -> None:
-        self._jobs: dict[str, dict[str, Any]] = {}
-
-    def post(self, job: str, done: float, total: float, unit: str, note: str = "") -> None:
-        entry = self._jobs.setdefault(job, {"since": time.time(), "first": done})
-        entry.update(done=done, total=total, unit=unit, note=note)
-
-    def add(self, job: str, amount: float, total: float, unit: str) -> None:
-        entry = self._jobs.setdefault(
-            job, {"since": time.time(), "first": 0.0, "done": 0.0, "note": ""}
-        )
-        entry.update(done=entry["done"] + amount, total=total, unit=unit)
-
-    def read(self) -> dict[str, dict[str, Any]]:
-        return self._jobs
-
-
-def start_board() -> Any:
-    """The session's board, started by the driver on its own node, with which it lives and dies."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    options = {"name": BOARD, "get_if_exists": True, "scheduling_strategy": here}
-    return ProgressBoard.options(**options).remote()  # type: ignore[attr-defined]
-
-
-def read_board(board: Any) -> dict[str, dict[str, Any]]:
-    """What every job has posted so far, as seen by the driver."""
-    posted: dict[str, dict[str, Any]] = ray.get(board.read.remote(), timeout=5)
-    return posted
-
-
-def board() -> Any:
-    """The session's board as seen by a worker."""
-    return ray.get_actor(BOARD)

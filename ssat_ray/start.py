@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 from ssat_ray.config import Config
 from ssat_ray.data.pool import Pool
@@ -82,6 +84,11 @@ def default_name(config: Config) -> str:
         if load_config(config.preset).model_dump(mode="json", exclude={"runtime"}) == own:
             return config.preset
     return f"{config.preset}-{hashlib.sha256(canonical_json(own).encode()).hexdigest()[:8]}"
+
+
+def json_line(run: str, event: str, **about: Any) -> str:
+    """A line of progress for programs: an object with `time` (s since 1970), `run`, `event` and what it is about."""
+    return json.dumps({"time": round(time.time(), 3), "run": run, "event": event, **about})
 
 
 def stamped(text: str, since: float) -> str:

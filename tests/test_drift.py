@@ -28,7 +28,7 @@ from ssat_ray.selection.clusters import DESCRIPTION
 from ssat_ray.selection.drift import Reference
 from ssat_ray.selection.table import encode, score_file
 from ssat_ray.store import Store
-from ssat_ray.view import drift_lines, drift_table
+from ssat_ray.tables import drift_lines, drift_table
 
 K, ROWS = 4, 3000
 

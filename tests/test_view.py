@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import subprocess
@@ -13,9 +14,11 @@ from pathlib import Path
 from rich.console import Console
 
 from ssat_ray.loading import load_config
+from ssat_ray.pipeline import Outcome
 from ssat_ray.plan import build_plan
 from ssat_ray.store import Store
-from ssat_ray.view import View, _status, quiet_output, results_table, selection_lines
+from ssat_ray.tables import results_table, selection_lines
+from ssat_ray.view import JsonLines, View, _status, follower, quiet_output
 
 
 def test_plain_lines_name_stage_and_jobs() -> None:
@@ -56,6 +59,37 @@ def test_the_stage_table_has_the_wanted_stages_only() -> None:
     view.planned(wanted, wanted[1:])
     assert list(view.stages) == ["labelled", "pretrain", "generate"]
     assert [s["todo"] for s in view.stages.values()] == [0, 1, 1]
+
+
+def test_json_lines_say_what_happened_to_which_run_and_stage() -> None:
+    out = io.StringIO()
+    config = load_config("digits", ["rows=[random, full]", "runtime.log_format=json"])
+    lines = follower(config, out, "try", since=0.0)
+    assert isinstance(lines, JsonLines)
+    jobs = build_plan(config).unique
+    pretrain = [job for job in jobs if job.stage == "pretrain"]
+    lines.planned(jobs, pretrain)
+    lines.stage_started("pretrain", pretrain)
+    entry = {"done": 3.0, "total": 9.0, "unit": "steps", "note": "loss 1", "since": 0.0}
+    lines._show({"pretrain seed 0": entry, "train full seed 0": entry})
+    lines.stage_finished("pretrain", pretrain, 1.23456)
+    lines._show({"pretrain seed 0": entry})
+    lines.waiting(jobs[0])
+    lines.waiting(jobs[0])
+    lines.finished(Outcome(Path("runs/try"), {"warnings": ["w"]}, 1, 5), ["kept"])
+    said = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert all(
+        abs(line.pop("time") - time.time()) < 60 and line.pop("run") == "try" for line in said
+    )
+    stage = {"stage": "pretrain"}
+    assert said == [
+        {"event": "planned", "artefacts": len(jobs), "missing": 1},
+        {"event": "stage_started", **stage, "jobs": ["pretrain seed 0"]},
+        {"event": "progress", **stage, "job": "pretrain seed 0", "done": 3.0, "total": 9.0, "unit": "steps", "note": "loss 1"},
+        {"event": "stage_finished", **stage, "jobs": 1, "seconds": 1.235},
+        {"event": "waiting", "stage": "labelled", "job": "labelled"},
+        {"event": "finished", "computed": 1, "artefacts": 5, "report": "runs/try/report.html", "warnings": ["w"], "selection": ["kept"]},
+    ]  # fmt: skip
 
 
 def test_status_has_rate_and_time_left() -> None:

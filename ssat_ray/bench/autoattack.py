@@ -17,6 +17,7 @@ import numpy as np
 
 from ssat_ray import runtime
 from ssat_ray.bench.measure import Comparison
+from ssat_ray.board import start_board
 from ssat_ray.config import Config, RuntimeConfig
 from ssat_ray.errors import RunFailed
 from ssat_ray.loading import load_config
@@ -76,7 +77,7 @@ def run(
     seconds: dict[int, list[float]] = {2: [], 1: []}
     flags: list[np.ndarray] = []
     with runtime.ray_session(config.runtime):
-        board = runtime.start_board()  # it lives as long as this handle
+        board = start_board()  # it lives as long as this handle
         for _ in range(repeats):
             for actors, found in seconds.items():
                 found.append(attack(job, store, actors))

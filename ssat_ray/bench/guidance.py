@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from ssat_ray import pipeline, runtime
+from ssat_ray.board import start_board
 from ssat_ray.config import GUIDED
 from ssat_ray.loading import load_config
 from ssat_ray.plan import build_plan
@@ -92,7 +93,7 @@ def run(
                 wanted |= {j.digest: j for j in job.closure()}
     context = StageContext(store, config.runtime, folder / "run.log")
     with runtime.ray_session(config.runtime):
-        board = runtime.start_board()
+        board = start_board()
         pipeline.execute(list(wanted.values()), context, pipeline.Watcher())
         del board
     found = {

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ssat_ray.adversarial.autoattack import Attacked, apgd_ce_flags, autoattack_flags
 from ssat_ray.adversarial.evaluation import class_accuracies, clean_flags, pgd_flags, worst_class
+from ssat_ray.board import board
 from ssat_ray.config import RuntimeConfig
 from ssat_ray.data.labelled import LabelledSet, unit_float
 from ssat_ray.models.files import load_classifier
@@ -174,6 +175,11 @@ def num_batches(job: Job, store: Store) -> int:
 def run(jobs: list[Job], context: StageContext) -> None:
     batches = [num_batches(job, context.store) for job in jobs]
     run_parts(AttackActor, jobs, batches, finish, context)
+    posts = board()
+    for job in jobs:
+        record = context.store.record(job)
+        assert record is not None
+        posts.accuracy.remote(job.label, job.params["attack"], record["accuracy"])
 
 
 STAGE = Stage("evaluate", 2, run)

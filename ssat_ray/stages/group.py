@@ -18,10 +18,11 @@ import torch
 import torch.distributed as dist
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from ssat_ray.board import board
 from ssat_ray.config import RuntimeConfig
 from ssat_ray.data.folder import Folder
 from ssat_ray.errors import RunFailed, UserError
-from ssat_ray.runtime import Meter, board, release_memory, use_threads
+from ssat_ray.runtime import Meter, release_memory, use_threads
 from ssat_ray.stages.base import STATE, Session, StageContext, Task, TrainFunction
 from ssat_ray.store import RAY_TRAIN, Job, write_atomic
 from ssat_ray.training.cadence import Cadence

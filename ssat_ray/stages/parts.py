@@ -17,9 +17,10 @@ import ray
 import ray.data
 from ray.exceptions import RayTaskError
 
+from ssat_ray.board import board
 from ssat_ray.config import RuntimeConfig
 from ssat_ray.errors import RunFailed, user_error_in
-from ssat_ray.runtime import Meter, board, keep_memory, use_threads
+from ssat_ray.runtime import Meter, keep_memory, use_threads
 from ssat_ray.stages.base import StageContext, Task
 from ssat_ray.store import Job, Store, write_atomic
 

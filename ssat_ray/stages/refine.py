@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save
 
+from ssat_ray.board import board
 from ssat_ray.config import ClusterConfig
-from ssat_ray.runtime import board
 from ssat_ray.selection import em, lloyd
 from ssat_ray.selection.clusters import Clusters
 from ssat_ray.selection.exact import Grid

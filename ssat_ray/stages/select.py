@@ -12,11 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
+from ssat_ray.board import board
 from ssat_ray.config import SelectConfig
 from ssat_ray.data.pool import MANIFEST, manifest
 from ssat_ray.data.shard import Shard, image_hash, rows_a_shard, write_shards
 from ssat_ray.errors import RunFailed, UserError
-from ssat_ray.runtime import Meter, board, use_threads
+from ssat_ray.runtime import Meter, use_threads
 from ssat_ray.selection.choose import REASONS, Choice, DegenerateScoreError, Ranking, choose
 from ssat_ray.selection.clusters import score_of, score_reads
 from ssat_ray.selection.table import ScoreTable

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from ssat_ray import pipeline, runtime
+from ssat_ray.board import start_board
 from ssat_ray.config import Config, RuntimeConfig
 from ssat_ray.data.labelled import LabelledSet
 from ssat_ray.data.pool import MANIFEST, Pool, manifest
@@ -221,6 +222,6 @@ def stage_run() -> type[StageRun]:
 def ray_here() -> Iterator[None]:
     """Ray in this process, with more CPUs than there may be: four actors fit."""
     with runtime.ray_session(RuntimeConfig(num_cpus=5)):
-        board = runtime.start_board()  # it lives as long as this handle
+        board = start_board()  # it lives as long as this handle
         yield
         del board
