@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -196,6 +197,27 @@ class TestOnAClusterWithAToken:
         done = cluster.ssat("submit", "drift", "tiny.yaml")
         assert done.returncode == 2, done.stdout + done.stderr
         assert "pool.source=synth: only a pool that exists elsewhere" in done.stdout
+
+    def test_two_at_once_share_what_both_need(self, cluster: Cluster) -> None:
+        shared = ("--set", "seeds=[5]", "--set", "synth.num_images=300_000")
+        rows = {"one": "rows=[random, full]", "other": "rows=[full, random]"}
+        jobs = {
+            name: subprocess.Popen(
+                [sys.executable, "-m", "ssat_ray", "submit", "select", "tiny.yaml"]
+                + ["--name", name, "--set", row, *shared],
+                cwd=cluster.cwd,
+                env=cluster.environment(),
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for name, row in rows.items()
+        }
+        said = {name: job.communicate(timeout=300)[0] for name, job in jobs.items()}
+        assert [job.returncode for job in jobs.values()] == [0, 0], said
+        for stage in ("synth", "select"):
+            assert "".join(said.values()).count(f"{stage}: done in") == 1, said
+        runs = [json.loads((cluster.cwd / "runs" / n / "run.json").read_text()) for n in rows]
+        assert runs[0]["digests"] == runs[1]["digests"]
 
     def test_detached_and_stopped(self, cluster: Cluster) -> None:
         many = ("--set", "synth.num_images=3e7", "--name", "long")
