@@ -203,8 +203,19 @@ class TestOnAClusterWithAToken:
         rows = {"one": "rows=[random, full]", "other": "rows=[full, random]"}
         jobs = {
             name: subprocess.Popen(
-                [sys.executable, "-m", "ssat_ray", "submit", "select", "tiny.yaml"]
-                + ["--name", name, "--set", row, *shared],
+                [
+                    sys.executable,
+                    "-m",
+                    "ssat_ray",
+                    "submit",
+                    "select",
+                    "tiny.yaml",
+                    "--name",
+                    name,
+                    "--set",
+                    row,
+                    *shared,
+                ],
                 cwd=cluster.cwd,
                 env=cluster.environment(),
                 stdout=subprocess.PIPE,
