@@ -47,6 +47,15 @@ class Hosts:
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Hosts:
+        with contextlib.ExitStack() as undo:
+            undo.push(self.__exit__)
+            self._connect()
+            self.start()
+            undo.pop_all()
+        return self
+
+    def _connect(self) -> None:
+        """The hosts and the network between them."""
         _ip("link", "add", self._bridge, "type", "bridge")
         _ip("addr", "add", f"{NETWORK}.254/24", "dev", self._bridge)
         _ip("link", "set", self._bridge, "up")
@@ -59,12 +68,11 @@ class Hosts:
             _ip("-n", namespace, "link", "set", "lo", "up")
             _ip("-n", namespace, "addr", "add", f"{NETWORK}.{host}/24", "dev", inner)
             _ip("-n", namespace, "link", "set", inner, "up")
-        self.start()
-        return self
 
     def __exit__(self, *exc: object) -> None:
         for host in (*WORKERS, HEAD):
             self.kill(host)
+        for host in (*WORKERS, HEAD):
             _ip("netns", "delete", self._namespace(host))
             with contextlib.suppress(subprocess.CalledProcessError):  # it goes with its namespace
                 _ip("link", "delete", self._outer(host))
