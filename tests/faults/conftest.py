@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -42,12 +43,13 @@ class Hosts:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.token = secrets.token_hex(32)
-        self.tag = f"ssat{os.getpid() % 10000}"
+        self.tag = f"ssat{os.getpid()}"
         self.address = f"http://{NETWORK}.{HEAD}:8265"
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Hosts:
         with contextlib.ExitStack() as undo:
+            _remove_orphans()
             undo.push(self.__exit__)
             self._connect()
             self.start()
@@ -194,6 +196,21 @@ class Hosts:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+
+
+def _remove_orphans() -> None:
+    """Hosts of a test that was killed: everything on them, and their network."""
+    for line in _ip("netns", "list").splitlines():
+        found = re.match(r"ssat(\d+)n\d+\b", line)
+        if found is None or psutil.pid_exists(int(found[1])):
+            continue
+        for pid in _ip("netns", "pids", found[0]).split():
+            os.kill(int(pid), signal.SIGKILL)
+        _ip("netns", "delete", found[0])
+    for pid in set(re.findall(r": ssat(\d+)[bo]", _ip("-o", "link"))):
+        if not psutil.pid_exists(int(pid)):
+            for name in re.findall(rf": (ssat{pid}[bo]\d*)", _ip("-o", "link")):
+                _ip("link", "delete", name)
 
 
 def _ip(*arguments: str) -> str:
