@@ -265,6 +265,12 @@ class Visitor:
         }
 
 
+def _visitor(node: str) -> Any:
+    """A visitor on the node of that id."""
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    return Visitor.options(scheduling_strategy=there).remote()  # type: ignore[attr-defined]
+
+
 def own_versions() -> dict[str, str]:
     """Of Python and the libraries of this process."""
     return {"python": platform.python_version(), **library_versions()}
@@ -310,12 +316,7 @@ def look(config: Config) -> Cluster:
     store = Store(config.runtime.store)
     store.check_writable()
     alive = {n["NodeID"]: n for n in ray.nodes() if n["Alive"]}
-    visitors = {
-        node: Visitor.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
-        ).remote()  # type: ignore[attr-defined]
-        for node in alive
-    }
+    visitors = {node: _visitor(node) for node in alive}
     probe = store.root / f".doctor-{uuid.uuid4().hex}"
     probe.write_text("")
     try:

@@ -10,12 +10,13 @@ from typing import Any
 
 import ray.train
 import torch
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
 from ssat_ray.bench.measure import Comparison
 from ssat_ray.bench.step import DIGITS, WRN, Case, trainer
 from ssat_ray.config import RuntimeConfig
 from ssat_ray.runtime import ray_session, use_threads
+from ssat_ray.stages.process_group import GroupConfig
 from ssat_ray.training.step import Engine
 from ssat_ray.training.world import World
 
@@ -58,7 +59,7 @@ def _train(cases: tuple[Case, ...], workers: int, seconds: float, folder: Path) 
     TorchTrainer(
         _worker,
         train_loop_config=config,
-        torch_config=TorchConfig(backend="gloo"),
+        torch_config=GroupConfig(backend="gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers, resources_per_worker={"CPU": 2 / workers}
         ),

@@ -16,7 +16,7 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
 from ssat_ray.board import board
 from ssat_ray.config import RuntimeConfig
@@ -24,6 +24,7 @@ from ssat_ray.data.folder import Folder
 from ssat_ray.errors import RunFailed, UserError
 from ssat_ray.runtime import Meter, release_memory, use_threads
 from ssat_ray.stages.base import STATE, Session, StageContext, Task, TrainFunction
+from ssat_ray.stages.process_group import GroupConfig
 from ssat_ray.store import RAY_TRAIN, Job, write_atomic
 from ssat_ray.training.cadence import Cadence
 from ssat_ray.training.state import States
@@ -68,7 +69,7 @@ def run_group(functions: dict[str, TrainFunction], jobs: list[Job], context: Sta
             "since": time.time(),
             "started": started,
         },
-        torch_config=TorchConfig(backend=GPU_BACKEND if runtime.gpus_per_worker else "gloo"),
+        torch_config=GroupConfig(backend=GPU_BACKEND if runtime.gpus_per_worker else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=runtime.train_workers,
             use_gpu=runtime.gpus_per_worker > 0,

@@ -1,8 +1,8 @@
 """Hosts that die, are cut off or start anew while a job works: the same artefacts as on an undisturbed machine.
 
 `make cluster-test` has one fault of each kind. `SSAT_FAULTS=all` (`make chaos`) meets every stage with every
-fault; `SSAT_FAULT_LOG` names the file that says of each what was hit and how far the stage was, and what is in
-it is not done again.
+fault. `SSAT_FAULT_FOLDER` names a folder that keeps the undisturbed runs and `faults.jsonl`, which says of each
+fault what was hit and how far the stage was; what is in it is not done again.
 """
 
 from __future__ import annotations
@@ -150,12 +150,21 @@ class Undisturbed:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Undisturbed]:
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of undisturbed runs and the log."""
+    given = os.environ.get("SSAT_FAULT_FOLDER")
+    return Path(given).absolute() if given else tmp_path_factory.mktemp("faults")
+
+
+@pytest.fixture(scope="session")
+def undisturbed(kept: Path) -> Callable[[str], Undisturbed]:
+    """Preset -> its run, which is done once and, if it has been begun before, to its end."""
     found: dict[str, Undisturbed] = {}
 
     def get(preset: str) -> Undisturbed:
         if preset not in found:
-            cwd = tmp_path_factory.mktemp(preset)
+            cwd = kept / preset
+            cwd.mkdir(parents=True, exist_ok=True)
             (cwd / "preset.yaml").write_text(PRESETS[preset])
             verb = "evaluate" if preset == "guided" else "run"
             clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
@@ -180,9 +189,8 @@ def files(folder: Path) -> dict[str, bytes]:
     return found
 
 
-def log_entries() -> list[dict[str, Any]]:
-    path = Path(os.environ.get("SSAT_FAULT_LOG", os.devnull))
-    lines = path.read_text().splitlines() if path.is_file() else []
+def log_entries(log: Path) -> list[dict[str, Any]]:
+    lines = log.read_text().splitlines() if log.exists() else []
     return [json.loads(line) for line in lines]
 
 
@@ -233,10 +241,12 @@ def test_a_fault_changes_no_byte(
     stage: str,
     kind: str,
     hosts: Hosts,
+    kept: Path,
     undisturbed: Callable[[str], Undisturbed],
     tmp_path: Path,
 ) -> None:
-    if any(entry["stage"] == stage and entry["fault"] == kind for entry in log_entries()):
+    log = kept / "faults.jsonl"
+    if any(entry["stage"] == stage and entry["fault"] == kind for entry in log_entries(log)):
         pytest.skip("in the log already")
     work, rng = WORK[stage], random.Random(f"{stage} {kind}")
     oracle = undisturbed(work.preset)
@@ -264,6 +274,5 @@ def test_a_fault_changes_no_byte(
     assert files(folder) == files(oracle.cwd / "store" / name)
     entry |= {"submissions": submissions, "after_seconds": round(time.monotonic() - struck)}
     entry |= {"seconds": round(time.monotonic() - begun), "identical": True}
-    if log := os.environ.get("SSAT_FAULT_LOG"):
-        with open(log, "a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+    with open(log, "a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
