@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import ray
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
@@ -202,13 +203,29 @@ def follow(client: JobSubmissionClient, job: str, write: Callable[[str], object]
             info = client.get_job_info(job)
             if info.status.is_terminal():
                 return exit_code(info)
-        except (OSError, RuntimeError) as error:  # the connection, or the server's own errors
+        except (OSError, RuntimeError, aiohttp.ClientError) as error:
+            if _unknown(client, job):
+                raise RunFailed(
+                    f"the cluster no longer knows {job}: its head has started anew. Submit the same command "
+                    "again; it goes on where the job was."
+                ) from error
             lost = lost or time.monotonic()
             if time.monotonic() - lost > _PATIENCE:
                 raise RunFailed(
                     f"the job server is away ({error}); the job may go on: ssat status {job}."
                 ) from error
         time.sleep(_PAUSE)
+
+
+def _unknown(client: JobSubmissionClient, job: str) -> bool:
+    """Whether a server answers, and has no such job."""
+    try:
+        client.get_job_info(job)
+    except RuntimeError as error:
+        return "404" in str(error)
+    except OSError:
+        pass
+    return False
 
 
 def exit_code(info: JobDetails) -> int:

@@ -23,7 +23,7 @@ _PATTERNS = ["*.json", "*.safetensors", "*.bin"]
 
 
 def pipeline_files(unet: UNet2DModel, scheduler: DDPMScheduler) -> dict[str, bytes]:
-    """The files of the folder: path within it -> content."""
+    """The files of the folder: path within it -> content; the same for the same model, wherever it came from."""
     import diffusers
 
     index = {
@@ -36,11 +36,20 @@ def pipeline_files(unet: UNet2DModel, scheduler: DDPMScheduler) -> dict[str, byt
         unet.save_pretrained(Path(scratch) / "unet")
         scheduler.save_pretrained(Path(scratch) / "scheduler")
         files = {
-            str(p.relative_to(scratch)): p.read_bytes()
+            str(p.relative_to(scratch)): _without_origin(p)
+            if p.suffix == ".json"
+            else p.read_bytes()
             for p in Path(scratch).rglob("*")
             if p.is_file()
         }
     return {**files, "model_index.json": json.dumps(index, indent=1).encode()}
+
+
+def _without_origin(path: Path) -> bytes:
+    """A configuration without the folder that its model was once loaded from, which diffusers notes."""
+    config = json.loads(path.read_text())
+    config.pop("_name_or_path", None)
+    return json.dumps(config, indent=2, sort_keys=True).encode()
 
 
 def load_ddpm(folder: Path) -> tuple[UNet2DModel, DDPMScheduler]:

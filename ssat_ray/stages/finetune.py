@@ -118,4 +118,4 @@ def run(jobs: list[Job], context: StageContext) -> None:
     run_group({"finetune": train}, jobs, context)
 
 
-STAGE = Stage("finetune", 2, run, train)
+STAGE = Stage("finetune", 3, run, train)
