@@ -98,12 +98,10 @@ class Hosts:
         return clean | ours | HEALTH | {"RAY_API_SERVER_ADDRESS": self.address}
 
     def start(self) -> None:
-        """Start all nodes, and wait until the cluster has its CPUs."""
-        for host in (HEAD, *WORKERS):
+        """Start all nodes, one after another: two at once may choose the same names for their sockets."""
+        for number, host in enumerate((HEAD, *WORKERS)):
             self.start_node(host)
-            if host == HEAD:
-                self._wait(lambda: self.nodes() is not None, "the head does not answer")
-        self.wait_for_cpus()
+            self.wait_for_cpus(number)
 
     def start_node(self, host: int) -> None:
         """Start the Ray node of a host that has none."""
