@@ -36,7 +36,7 @@ test-slow: $(INSTALLED)
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m slow --durations=10
 
 cluster-test: $(INSTALLED)  ## three hosts and one fault of each kind (root, `ip`)
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m slow tests/faults tests/test_jobs.py --durations=10
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m slow tests/faults --durations=10
 
 chaos: $(INSTALLED)  ## every stage with every fault; goes on where it was
 	SSAT_FAULTS=all SSAT_FAULT_FOLDER=$${SSAT_FAULT_FOLDER:-runs/faults} $(BIN)/python -m pytest -m slow tests/faults
