@@ -18,10 +18,13 @@ STEP_SECONDS = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0]
 
 
 class Metrics:
-    """What Prometheus is told; `job` is a job's label, `stage` its first word (docs/operations.md)."""
+    """What Prometheus is told; `artefact` is a job's label, `stage` its first word (docs/operations.md).
+
+    The label is not called `job`, which is Prometheus' own.
+    """
 
     def __init__(self) -> None:
-        tags = ("stage", "job", "unit")
+        tags = ("stage", "artefact", "unit")
         self._done = Gauge("ssat_stage_done", "units done of a job", tag_keys=tags)
         self._total = Gauge("ssat_stage_total", "units of a job", tag_keys=tags)
         self._images = Counter(
@@ -31,19 +34,19 @@ class Metrics:
             "ssat_step_seconds",
             "wall seconds of a training step",
             boundaries=STEP_SECONDS,
-            tag_keys=("stage", "job"),
+            tag_keys=("stage",),
         )
         self._accuracy = Gauge(
             "ssat_accuracy",
             "share of test images right under an attack",
-            tag_keys=("job", "attack"),
+            tag_keys=("artefact", "attack"),
         )
         self._steps: dict[str, tuple[float, float]] = {}
 
     def progress(self, job: str, done: float, total: float, unit: str, added: float) -> None:
         """Of a job, of which `added` units were done since the last time."""
         stage = job.split()[0]
-        tags = {"stage": stage, "job": job, "unit": unit}
+        tags = {"stage": stage, "artefact": job, "unit": unit}
         self._done.set(done, tags)
         self._total.set(total, tags)
         if unit == "images" and added > 0:
@@ -52,10 +55,10 @@ class Metrics:
             before, self._steps[job] = self._steps.get(job), (done, time.monotonic())
             if before is not None and done > before[0]:
                 each = (self._steps[job][1] - before[1]) / (done - before[0])
-                self._step.observe(max(each, 1e-9), {"stage": stage, "job": job})
+                self._step.observe(max(each, 1e-9), {"stage": stage})
 
     def accuracy(self, job: str, attack: str, value: float) -> None:
-        self._accuracy.set(value, {"job": job, "attack": attack})
+        self._accuracy.set(value, {"artefact": job, "attack": attack})
 
 
 @ray.remote(num_cpus=0)

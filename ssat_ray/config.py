@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from ssat_ray.addresses import without_password
 from ssat_ray.mistakes import moved, nearest
 
 Row = Literal[
@@ -394,6 +395,11 @@ class PoolConfig(Section):
         "fail", description="quarantine: leave the shard out and say so"
     )
 
+    @field_validator("path")
+    @classmethod
+    def _without_password(cls, uri: str | None) -> str | None:
+        return without_password(uri)
+
     @model_validator(mode="after")
     def _path_with_external(self) -> PoolConfig:
         if self.source == "external" and self.path is None:
@@ -582,6 +588,11 @@ class RuntimeConfig(Section):
     log_format: Literal["text", "json"] = Field(
         "text", description="what a command prints: lines for people, or a JSON object each"
     )
+
+    @field_validator("tracking_uri", "checkpoints")
+    @classmethod
+    def _without_password(cls, uri: str | None) -> str | None:
+        return without_password(uri)
 
     @model_validator(mode="after")
     def _least_first(self) -> RuntimeConfig:

@@ -85,7 +85,8 @@ class Cluster:
     """What the driver sees.
 
     Attributes:
-        nodes: that answered; silent: addresses of those that did not.
+        nodes: that answered.
+        silent: address -> what is wrong with those that did not.
         versions: the driver's own.
         token: whether it takes a token to get in.
         joined: a cluster that was there before, not a Ray of this command's own.
@@ -93,7 +94,7 @@ class Cluster:
     """
 
     nodes: tuple[Node, ...]
-    silent: tuple[str, ...]
+    silent: dict[str, str]
     versions: dict[str, str]
     token: bool
     joined: bool
@@ -114,9 +115,9 @@ def judge(config: Config, cluster: Cluster) -> list[Finding]:
 
 
 def _resources(config: Config, cluster: Cluster) -> Iterator[Finding]:
-    for name in cluster.silent:
+    for name, reason in cluster.silent.items():
         mend = "look at its raylet's log, or take the node out of the cluster"
-        yield Finding("error", f"node {name}", f"no answer within {PATIENCE:.0f} s", mend)
+        yield Finding("error", f"node {name}", reason, mend)
     runtime = config.runtime
     needs = {
         "CPU": (
@@ -317,29 +318,33 @@ def look(config: Config) -> Cluster:
     store.check_writable()
     alive = {n["NodeID"]: n for n in ray.nodes() if n["Alive"]}
     visitors = {node: _visitor(node) for node in alive}
+    pool = None if config.pool.path is None else str(Folder(config.pool.path))
     probe = store.root / f".doctor-{uuid.uuid4().hex}"
     probe.write_text("")
     try:
         asked = {
-            node: visitor.look.remote(str(store.root), str(probe), config.pool.path)
+            node: visitor.look.remote(str(store.root), str(probe), pool)
             for node, visitor in visitors.items()
         }
         ready, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=PATIENCE)
     finally:
         probe.unlink()
-    nodes, silent = [], []
+    nodes, silent = [], {}
     for node, about in alive.items():
         name = str(about["NodeManagerAddress"])
         if asked[node] not in ready:
-            silent.append(name)
+            silent[name] = f"no answer within {PATIENCE:.0f} s"
             continue
-        found = ray.get(asked[node])
-        nodes.append(Node(name, dict(about["Resources"]), skew=_skew(visitors[node]), **found))
+        try:
+            found = ray.get(asked[node])
+            nodes.append(Node(name, dict(about["Resources"]), skew=_skew(visitors[node]), **found))
+        except ray.exceptions.RayError as error:  # a library is missing there, or the node has gone
+            silent[name] = (str(error).strip().splitlines() or [type(error).__name__])[-1]
     for visitor in visitors.values():
         ray.kill(visitor)
     return Cluster(
         nodes=tuple(nodes),
-        silent=tuple(silent),
+        silent=silent,
         versions=own_versions(),
         token=os.environ.get("RAY_AUTH_MODE") == "token",
         joined=bool(config.runtime.address or os.environ.get("RAY_ADDRESS")),
@@ -350,7 +355,7 @@ def look(config: Config) -> Cluster:
 def _skew(visitor: Any) -> float:
     """Seconds that the visitor's clock is ahead at least, whatever the messages took of the time between."""
     before = time.time()
-    there = float(ray.get(visitor.clock.remote()))
+    there = float(ray.get(visitor.clock.remote(), timeout=PATIENCE))
     after = time.time()
     return max(0.0, there - after) or min(0.0, there - before)
 

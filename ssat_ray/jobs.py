@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,8 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 import ssat_ray
 from ssat_ray.config import Config
-from ssat_ray.errors import RunFailed, UserError
+from ssat_ray.errors import RunFailed, UserError, cannot_be_read
+from ssat_ray.store import folder_bytes
 
 PREFIX = "ssat-"
 """Of the submission ids that `ssat submit` gives."""
@@ -37,6 +41,11 @@ PATHS = (
 """Settings that name a file or folder: it must be the same one on every node."""
 _CREATED = ("runtime.store", "runtime.runs", "runtime.checkpoints")
 _API_ADDRESS = "RAY_API_SERVER_ADDRESS"
+MOST_BYTES = 64 * 2**20
+"""Of a file or folder of the user's that is uploaded."""
+_LEFT_OUT = shutil.ignore_patterns("__pycache__", ".git", ".venv", "venv", ".env")
+_QUIET = 60.0
+"""Seconds without output until the job is asked whether it still runs: a cut cable ends no connection."""
 _PATIENCE, _PAUSE = 90.0, 2.0
 """Seconds until a server that does not answer is given up, and between two questions."""
 
@@ -109,7 +118,15 @@ def placed(config: Config) -> list[str]:
                 f"{key}: {value} does not exist here; in a job it must be an absolute path or a URI that "
                 "every node can read."
             )
-        overrides.append(f"{key}={Path(value).absolute()}")
+        overrides.append(f"{key}={json.dumps(str(Path(value).absolute()))}")  # as YAML reads it
+    uri = config.runtime.tracking_uri
+    if uri is not None and (
+        (uri.startswith("sqlite:///") and not uri.startswith("sqlite:////")) or "://" not in uri
+    ):
+        raise UserError(
+            f"runtime.tracking_uri={uri} is relative to a folder that goes with the job: give a server, an absolute "
+            "path, or null for a file in the store."
+        )
     return overrides
 
 
@@ -120,17 +137,31 @@ def pack(target: Path, files: list[Path]) -> None:
         UserError: a file does not exist, or it would take another one's place.
     """
     package = Path(ssat_ray.__file__).parent
-    shutil.copytree(package, target / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(package, target / package.name, ignore=_LEFT_OUT)
+    with contextlib.suppress(PackageNotFoundError):  # run from a clone
+        about = distribution(package.name)
+        info = target / f"{package.name}-{about.version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(about.read_text("METADATA") or "")
     for file in files:
         if not file.exists():
             raise UserError(f"{file} does not exist, so it cannot be uploaded.")
-        name = file.resolve().name
+        name = Path(os.path.abspath(file)).name
         if (target / name).exists():
             raise UserError(f"{file}: two of the uploaded files are called {name}; rename one.")
-        if file.is_dir():
-            shutil.copytree(file, target / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copyfile(file, target / name)
+        size = folder_bytes(file) if file.is_dir() else file.stat().st_size
+        if size > MOST_BYTES:
+            raise UserError(
+                f"{file} has {size / 2**20:,.0f} MiB, and at most {MOST_BYTES // 2**20} are uploaded: put data where "
+                "the nodes can read them, and name a folder of code alone."
+            )
+        try:
+            if file.is_dir():
+                shutil.copytree(file, target / name, ignore=_LEFT_OUT)
+            else:
+                shutil.copyfile(file, target / name)
+        except OSError as error:  # shutil's own, too
+            raise cannot_be_read(file, error) from error
 
 
 def submit(
@@ -160,7 +191,8 @@ def submit(
         if not requirements.is_file():
             raise UserError(f"--requirements {requirements} does not exist.")
         runtime_env["pip"] = str(requirements)
-    name = f"{PREFIX}{about['verb']}-{about['run']}-{uuid.uuid4().hex[:6]}"
+    run = re.sub(r"[^A-Za-z0-9_.-]", "-", about["run"])  # it becomes part of an address
+    name = f"{PREFIX}{about['verb']}-{run}-{uuid.uuid4().hex[:6]}"
     entrypoint = shlex.join(["python", "-m", "ssat_ray", *arguments])
     latest = time.monotonic() + _PATIENCE
     while True:
@@ -190,12 +222,22 @@ def follow(client: JobSubmissionClient, job: str, write: Callable[[str], object]
     async def tail() -> None:
         nonlocal written, lost
         seen = 0
-        async for text in client.tail_job_logs(job):
+        output = aiter(client.tail_job_logs(job))
+        while True:
+            try:
+                text = await asyncio.wait_for(anext(output), _QUIET)
+            except (StopAsyncIteration, TimeoutError):
+                return
             lost = None
             new = text[max(0, written - seen) :]
             seen += len(text)
             written = max(written, seen)
-            write(new)
+            try:
+                write(new)
+            except OSError as error:
+                raise RunFailed(
+                    f"its output cannot be written ({error.strerror}); {job} goes on."
+                ) from error
 
     while True:
         try:
@@ -222,7 +264,7 @@ def _unknown(client: JobSubmissionClient, job: str) -> bool:
     try:
         client.get_job_info(job)
     except RuntimeError as error:
-        return "404" in str(error)
+        return "status code 404" in str(error)
     except OSError:
         pass
     return False

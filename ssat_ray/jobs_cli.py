@@ -69,9 +69,9 @@ def submit(
     if Path(preset).suffix in (".yaml", ".yml"):
         files.append(Path(preset))
         arguments = [Path(preset).name if one == preset else one for one in arguments]
-    client = jobs.connect(address)
     with tempfile.TemporaryDirectory(prefix="ssat-submit-") as folder:
         jobs.pack(Path(folder), files)
+        client = jobs.connect(address)
         job = jobs.submit(
             client,
             [command, *arguments, *places],

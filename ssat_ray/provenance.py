@@ -40,10 +40,10 @@ def git_commit() -> str | None:
 def made_by() -> dict[str, Any]:
     """Code, libraries and machine of this process, for `stage.json`; the host's name stays out."""
     return {
-        "ssat_ray": _installed(["ssat_ray"]).get("ssat_ray"),
+        "ssat_ray": installed(["ssat_ray"]).get("ssat_ray"),
         "commit": git_commit(),
         "python": platform.python_version(),
-        "versions": _installed(STAGE_PACKAGES),
+        "versions": installed(STAGE_PACKAGES),
         "machine": {
             "cpu": cpu_model(),
             "cores": os.cpu_count(),
@@ -65,10 +65,10 @@ def machine() -> dict[str, Any]:
 
 def library_versions() -> dict[str, str]:
     """Installed versions of what the numbers depend on; `faiss` stands for whichever package holds it."""
-    found = _installed(PACKAGES)
-    for found_faiss in _installed(FAISS).values():
+    found = installed(PACKAGES)
+    for found_faiss in installed(FAISS).values():
         found["faiss"] = found_faiss
-    return {**found, **_installed(["ssat_ray"])}
+    return {**found, **installed(["ssat_ray"])}
 
 
 def cpu_model() -> str:
@@ -80,7 +80,7 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def _installed(names: Iterable[str]) -> dict[str, str]:
+def installed(names: Iterable[str]) -> dict[str, str]:
     """Versions of those of the packages that are installed."""
     found = {}
     for name in names:

@@ -12,7 +12,6 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from ssat_ray.config import Config
 from ssat_ray.errors import UserError
 from ssat_ray.models.files import DESCRIPTION, WEIGHTS
 from ssat_ray.plan import Plan
-from ssat_ray.provenance import git_commit, library_versions
+from ssat_ray.provenance import git_commit, installed, library_versions
 from ssat_ray.store import Job, Store, file_lock, write_atomic
 
 EXPERIMENT = "ssat_ray"
@@ -279,7 +278,7 @@ class Tracker:
                 artifacts={"checkpoint": str(files)},
                 signature=ModelSignature(Schema([images]), Schema([logits])),
                 input_example=np.zeros((1, *about["image_shape"]), np.float32),
-                pip_requirements=[f"{name}=={version(name)}" for name in MODEL_NEEDS],
+                pip_requirements=[f"{k}=={v}" for k, v in installed(MODEL_NEEDS).items()],
                 mlflow_model=description,
             )
             for compiled in folder.rglob("__pycache__"):

@@ -16,6 +16,7 @@ from ssat_ray.config import (
     PretrainConfig,
     TrainConfig,
 )
+from ssat_ray.errors import UserError
 from ssat_ray.loading import load_config
 
 
@@ -82,3 +83,12 @@ def test_the_names_that_messages_give_are_valid(name: str) -> None:
 def test_other_model_names_are_not(name: str) -> None:
     with pytest.raises(ValidationError, match="there is no such model"):
         ModelConfig(name=name)
+
+
+@pytest.mark.parametrize("key", ["runtime.tracking_uri", "runtime.checkpoints", "pool.path"])
+def test_a_password_in_an_address_is_refused_and_not_repeated(key: str) -> None:
+    more = ["pool.source=external", "rows=[random, full]"] if key == "pool.path" else []
+    with pytest.raises(UserError, match=r"https://…@host has a password .* environment") as caught:
+        load_config("digits", [*more, f"{key}=https://me:canary@host/x"])
+    assert "canary" not in str(caught.value)
+    load_config("digits", [*more, f"{key}=https://host/x"])

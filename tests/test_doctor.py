@@ -28,7 +28,7 @@ FIT = Node(
     store_speed=300.0,
     skew=0.1,
 )
-CLUSTER = Cluster((FIT, dataclasses.replace(FIT, name="10.0.0.3")), (), VERSIONS, True, True, "")
+CLUSTER = Cluster((FIT, dataclasses.replace(FIT, name="10.0.0.3")), {}, VERSIONS, True, True, "")
 
 
 def said(cluster: Cluster, *settings: str) -> list[tuple[str, str, str]]:
@@ -96,11 +96,11 @@ def test_a_cluster_that_is_fit() -> None:
         (with_node(skew=40.0), [], "error", "clocks", "NTP"),
         (dataclasses.replace(CLUSTER, token=False), [], "warning", "token", "RAY_AUTH_MODE"),
         (
-            dataclasses.replace(CLUSTER, silent=("10.0.0.9",)),
+            dataclasses.replace(CLUSTER, silent={"10.0.0.9": "no module named torch"}),
             [],
             "error",
             "node 10.0.0.9",
-            "no answer",
+            "no module named torch -> look at",
         ),
     ],
 )

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -43,12 +44,17 @@ def submit(*arguments: str) -> None:
         (["run", "nowhere.yaml"], r"nowhere\.yaml does not exist"),
         (["run", "digits", "--set", "intermediate.checkpoint=x.pt"], r"x\.pt does not exist here"),
         (["drift", "digits", "--json", "x.json"], "--json x.json: .* absolute"),
+        (["run", "digits", "--set", "runtime.tracking_uri=sqlite:///x.db"], "tracking_uri=sqlite"),
+        (["--with", "big", "run", "digits"], "big has 65 MiB, and at most 64"),
+        (["--with", "gone.py", "run", "digits"], "gone.py does not exist"),
     ],
 )
 def test_mistakes_are_found_before_a_cluster_is_asked(
     arguments: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    with open(tmp_path / "big", "wb") as file:
+        file.truncate(65 * 2**20)
     with pytest.raises(UserError, match=expected):
         submit(*arguments)
 
@@ -68,17 +74,20 @@ def test_nobody_at_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
         submit("--address", address, "run", "digits")
 
 
+@pytest.mark.parametrize("name", ["plain", "exp #2", "a: b"])
 def test_relative_paths_are_those_of_this_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    tmp_path = tmp_path / name
+    tmp_path.mkdir()
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.npz").write_bytes(b"")
     settings = ["data.name=npz", "data.path=mine.npz", "pretrain.checkpoint=google/ddpm-cifar10-32"]
     settings += ["runtime.checkpoints=s3://bucket/states", "runtime.runs=/shared/runs"]
-    assert placed(load_config("digits", settings)) == [
-        f"runtime.store={tmp_path}/store",
-        f"data.path={tmp_path}/mine.npz",
-    ]
+    found = load_config("digits", settings + placed(load_config("digits", settings)))
+    assert found.runtime.store == f"{tmp_path}/store" and found.data.path == f"{tmp_path}/mine.npz"
+    assert found.runtime.runs == "/shared/runs" and found.runtime.checkpoints == settings[3][20:]
+    assert found.pretrain.checkpoint == "google/ddpm-cifar10-32"
 
 
 def test_every_setting_that_names_a_file_is_known() -> None:
@@ -92,8 +101,22 @@ def test_the_upload_is_the_package_and_what_is_asked_for(tmp_path: Path) -> None
         (tmp_path / name).write_text("x")
     target = tmp_path / "target"
     target.mkdir()
-    pack(target, [tmp_path / "net", tmp_path / "mine.yaml"])
-    assert {path.name for path in target.iterdir()} == {"ssat_ray", "net", "mine.yaml"}
+    (tmp_path / "latest.yaml").symlink_to(tmp_path / "mine.yaml")
+    pack(target, [tmp_path / "net", tmp_path / "latest.yaml"])
+    info = f"ssat_ray-{version('ssat_ray')}.dist-info"
+    assert {path.name for path in target.iterdir()} == {"ssat_ray", info, "net", "latest.yaml"}
+    told = subprocess.run(
+        [
+            sys.executable,
+            "-S",
+            "-c",
+            "import importlib.metadata as m; print(m.version('ssat_ray'))",
+        ],
+        cwd=target,
+        capture_output=True,
+        text=True,
+    )
+    assert told.stdout.strip() == version("ssat_ray"), told.stderr
     assert (target / "ssat_ray/presets/digits.yaml").exists() and (target / "net/net.py").exists()
     assert not list(target.rglob("__pycache__"))
     assert sum(p.stat().st_size for p in target.rglob("*") if p.is_file()) < 2**21
@@ -180,16 +203,16 @@ def _children(pid: int) -> list[int]:
 @pytest.mark.slow
 class TestOnAClusterWithAToken:
     def test_a_job_ends_as_the_command_would(self, cluster: Cluster) -> None:
-        done = cluster.ssat("submit", "select", "tiny.yaml", "--name", "first")
+        done = cluster.ssat("submit", "select", "tiny.yaml", "--name", "first#1")
         assert done.returncode == 0, done.stdout + done.stderr
-        job = re.findall(r"^submitted (ssat-select-first-\w+)$", done.stdout, re.MULTILINE)[0]
+        job = re.findall(r"^submitted (ssat-select-first-1-\w+)$", done.stdout, re.MULTILINE)[0]
         assert list((cluster.cwd / "store/select").glob("*/stage.json"))
-        assert (cluster.cwd / "runs/first/run.json").exists()
+        assert (cluster.cwd / "runs/first#1/run.json").exists()
         lines = [line for line in done.stdout.splitlines() if "synth:" in line]
         assert lines and len(lines) == len(set(lines)), done.stdout
         assert cluster.ssat("status", job).stdout.startswith(f"{job}  succeeded")
         assert lines[0] in cluster.ssat("status", job, "--logs").stdout
-        again = cluster.ssat("submit", "select", "tiny.yaml", "--name", "first")
+        again = cluster.ssat("submit", "select", "tiny.yaml", "--name", "first#1")
         assert "everything is up to date" in again.stdout and again.returncode == 0
 
     def test_its_exit_code_is_the_commands(self, cluster: Cluster) -> None:

@@ -22,7 +22,7 @@ def scraped() -> dict[str, float]:
     text = opener.open(f"http://{address}:{port}/metrics", timeout=10).read().decode()
     found = {}
     for name, tags, value in re.findall(r"^ray_(ssat_\w+){(.*)} (\S+)$", text, re.MULTILINE):
-        ours = re.findall(r'(stage|job|unit|attack|le)="([^"]*)"', tags)
+        ours = re.findall(r'(stage|artefact|unit|attack|le)="([^"]*)"', tags)
         found[f"{name} {sorted(ours)}"] = float(value)
     return found
 
@@ -39,15 +39,15 @@ def test_the_driver_and_prometheus_see_the_same(ray_here: None) -> None:
     entry = read_board(started)[job]
     assert (entry["done"], entry["total"], entry["note"]) == (30, 40, "loss 0.5")
     assert read_board(started)["score kmeans seed 7"]["done"] == 1000
-    train = [("job", job), ("stage", "train")]
-    score = [("job", "score kmeans seed 7"), ("stage", "score")]
+    train = [("artefact", job), ("stage", "train")]
+    score = [("artefact", "score kmeans seed 7"), ("stage", "score")]
     expected = {
         f"ssat_stage_done {[*train, ('unit', 'steps')]}": 30,
         f"ssat_stage_total {[*train, ('unit', 'steps')]}": 40,
         f"ssat_stage_done {[*score, ('unit', 'images')]}": 1000,
         f"ssat_images_total {[('stage', 'score')]}": 1000,
-        f"ssat_step_seconds_count {train}": 1,
-        f"ssat_accuracy {[('attack', 'pgd'), ('job', 'evaluate full seed 7 pgd')]}": 0.75,
+        f"ssat_step_seconds_count {[('stage', 'train')]}": 1,
+        f"ssat_accuracy {[('artefact', 'evaluate full seed 7 pgd'), ('attack', 'pgd')]}": 0.75,
     }
     for _ in range(60):
         found = scraped()
