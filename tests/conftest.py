@@ -138,3 +138,14 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     path = tmp_path / "scores"
     path.with_name(f".scores.{uuid.UUID(int=0).hex}.tmp").symlink_to("/dev/full")
     return path
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As in an actor; two threads sum some products in another order."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -6,8 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+_ALIGNED = 16
+"""Float32 numbers in 64 bytes."""
 LAYERS = ("pooled", "logits", "unpooled")
 
 
@@ -65,6 +68,18 @@ class EmbeddingClassifier(nn.Module, ABC):
         if layer == "unpooled":
             return features.flatten(1), logits
         raise ValueError(f"layer {layer!r}: expected one of {', '.join(LAYERS)}")
+
+
+class AlignedLinear(nn.Linear):
+    """A linear layer of any width whose rows start on multiples of 64 bytes for the product.
+
+    Otherwise MKL takes other kernels for some rows than for others, by where in memory they start: the last
+    bits of a row's logits would depend on its place in the batch.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding = (0, -self.in_features % _ALIGNED)
+        return F.linear(F.pad(x, padding), F.pad(self.weight, padding), self.bias)
 
 
 def initialise(model: nn.Module) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssat_ray.models.base import EmbeddingClassifier, initialise
+from ssat_ray.models.base import AlignedLinear, EmbeddingClassifier, initialise
 
 
 class PreActBlock(nn.Module):
@@ -61,7 +61,7 @@ class PreActSmall(EmbeddingClassifier):
             groups.append(nn.Sequential(*members))
         self.layer = nn.Sequential(*groups)
         self.batchnorm = nn.BatchNorm2d(width)
-        self.logits = nn.Linear(width, num_classes)
+        self.logits = AlignedLinear(width, num_classes)
         initialise(self)
 
     def features(self, x: Tensor) -> Tensor:

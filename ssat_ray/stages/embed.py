@@ -7,6 +7,7 @@ import torch
 from ssat_ray.config import EmbedConfig
 from ssat_ray.models.embedding import Embedder
 from ssat_ray.models.files import load_classifier
+from ssat_ray.runtime import exact_on_gpu
 from ssat_ray.selection.clusters import Clusters, load_clusters
 from ssat_ray.stages.base import Task
 from ssat_ray.stages.parts import PartActor
@@ -25,6 +26,7 @@ class EmbeddingActor(PartActor):
         device = "cuda" if torch.cuda.is_available() else "cpu"
 
         def make() -> Embedder:
+            exact_on_gpu()
             model = load_classifier(folder).to(device)
             return Embedder(model, config.layer, config.precision, device)
 

@@ -77,6 +77,18 @@ def test_log_joint_rows_do_not_depend_on_company(blobs, covariance):
         np.testing.assert_array_equal(mixture.log_joint(blobs[rows]), whole[rows])
 
 
+@pytest.mark.parametrize("covariance", COVARIANCES)
+@pytest.mark.parametrize("width", [33, 64, 255])
+@pytest.mark.parametrize("pca_dims", [None, 21])
+def test_the_place_in_a_block_changes_no_bit(covariance, width, pca_dims, one_thread):
+    h = np.random.default_rng(0).normal(size=(gmm._BLOCK_ROWS, width)).astype(np.float32)
+    mixture = fit_gmm(h, 3, covariance=covariance, pca_dims=pca_dims, restarts=1, max_iter=2)
+    whole = mixture.log_joint(h)
+    for shift in (1, 5, 24, gmm._BLOCK_ROWS // 2 + 3):
+        found = mixture.log_joint(np.roll(h, shift, axis=0))
+        np.testing.assert_array_equal(np.roll(found, -shift, axis=0), whole)
+
+
 @pytest.mark.parametrize("pca_dims", [None, 2])
 def test_survives_safetensors_and_json(blobs, pca_dims):
     mixture = fit_gmm(blobs, 3, covariance="full", pca_dims=pca_dims, restarts=1)
