@@ -486,9 +486,9 @@ class ClusterConfig(Section):
     refine_rows: int | None = Field(
         None, ge=1, description="images of the refinement; null: the whole pool"
     )
-    refine_iterations: int = Field(20, ge=0, description="most refinements over these images")
+    refine_iterations: int = Field(100, ge=0, description="most refinements over these images")
     tolerance: float = Field(
-        1e-4, ge=0, description="relative fall of the inertia, or nats a point, that ends it"
+        1e-5, ge=0, description="relative fall of the inertia, or nats a point, that ends it"
     )
     storage: Literal["float32", "float16"] = Field("float32", description="of the embeddings")
     covariance: Literal["diag", "tied", "full"] = "diag"

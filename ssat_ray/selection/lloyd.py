@@ -212,7 +212,7 @@ def refine(
     history: tuple[float, ...] = (),
     checkpoint: Callable[[Float32, tuple[float, ...]], None] = lambda centroids, history: None,
 ) -> Refined:
-    """Lloyd iterations from `start` until the inertia falls by less than `tolerance` of itself.
+    """Lloyd iterations from `start` until the inertia falls by less than `tolerance` of itself and no cluster is empty.
 
     Args:
         assign: totals over all points for given centroids.
@@ -230,12 +230,13 @@ def refine(
         checkpoint(centroids, history)
         found = assign(centroids)
         history = (*history, float(found.inertia.value()))
-        if len(history) > 1 and history[-2] - history[-1] <= tolerance * history[-2]:
+        empty = np.flatnonzero(found.counts == 0)
+        settled = len(history) > 1 and history[-2] - history[-1] <= tolerance * history[-2]
+        if settled and not len(empty):
             return Refined(centroids, found.counts, history, True)
         if len(history) > iterations:
             return Refined(centroids, found.counts, history, False)
         updated = found.centroids(centroids)
-        empty = np.flatnonzero(found.counts == 0)
         if len(empty):
             for cluster, (_, _, point) in zip(
                 empty, find_farthest(centroids, len(empty)), strict=True

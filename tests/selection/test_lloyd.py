@@ -11,6 +11,7 @@ from ssat_ray.selection.lloyd import (
     LloydPoints,
     LloydStatistics,
     _Nearest,
+    best,
     farthest,
     lloyd_statistics,
     refine,
@@ -93,6 +94,75 @@ def test_an_empty_cluster_moves_to_the_farthest_point() -> None:
     np.testing.assert_array_equal(point, X[row].numpy())
     found = refine(assign, find, start, iterations=50, tolerance=0.0)
     assert (found.counts > 0).all()
+
+
+def test_two_empty_clusters_over_two_holders_take_the_lowest_ids_of_a_tie() -> None:
+    x = np.zeros((40, 2), np.float32)
+    x[:, 0] = np.arange(40) % 4 * 0.25
+    x[[7, 13, 30, 31]] = [[0, 8], [0, -8], [0, 8], [0, -8]]  # four points equally far out
+    frame = Frame.fit(x, bits=24)
+    points, ids = frame.points(x), np.arange(40)[::-1].copy()  # the last row has the lowest id
+    halves = [(points[:20], ids[:20]), (points[20:], ids[20:])]
+
+    def assign_halves(centroids: np.ndarray) -> LloydStatistics:
+        first, second = (lloyd_statistics(part, centroids, frame.grid) for part, _ in halves)
+        return first.merge(second)
+
+    asked = []
+
+    def find_in_halves(centroids: np.ndarray, count: int) -> list[tuple[float, int, np.ndarray]]:
+        found = [row for part, own in halves for row in farthest(part, own, centroids, count)]
+        asked.append([row[1] for row in best(found, count)])
+        return best(found, count)
+
+    start = np.concatenate([points[:1].numpy(), np.full((2, 2), 1e3, np.float32)])
+    done = refine(assign_halves, find_in_halves, start, iterations=50, tolerance=0.0)
+    assert asked[0] == [8, 9]
+    assert done.converged and (done.counts > 0).all() and done.counts.sum() == 40
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_the_tolerance_is_relative(scale: float) -> None:
+    """The same data in other units stop at the same iteration, the first whose relative fall is small enough."""
+    frame = Frame.fit(H[:1000] * np.float32(scale), bits=24)
+    x = frame.points(H * np.float32(scale))
+    start = x[:30].numpy()
+
+    def refined(tolerance: float) -> tuple[float, ...]:
+        done = refine(
+            lambda c: lloyd_statistics(x, c, frame.grid),
+            lambda c, n: farthest(x, np.arange(len(x)), c, n),
+            start,
+            iterations=200,
+            tolerance=tolerance,
+        )
+        assert done.converged
+        return done.inertia
+
+    whole, tolerance = np.array(refined(0.0)), 2e-3
+    falls = (whole[:-1] - whole[1:]) / whole[:-1]
+    expected = int(np.flatnonzero(falls <= tolerance)[0]) + 2
+    assert 3 < expected < len(whole)
+    assert len(refined(tolerance)) == expected
+
+
+def test_an_empty_cluster_is_no_convergence() -> None:
+    """Whatever the tolerance: the second assignment finds one empty, so it moves and there is a third."""
+    start = np.concatenate([X[:6].numpy(), np.full((1, X.shape[1]), 1e4, np.float32)])
+    seen = []
+
+    def assign_and_see(centroids: np.ndarray) -> LloydStatistics:
+        found = assign(centroids)
+        seen.append(int((found.counts == 0).sum()))
+        return found
+
+    def far_away(centroids: np.ndarray, count: int) -> list[tuple[float, int, np.ndarray]]:
+        if len(seen) > 1:
+            return find(centroids, count)
+        return [(0.0, 0, np.full(X.shape[1], 2e4, np.float32))]
+
+    done = refine(assign_and_see, far_away, start, iterations=50, tolerance=1.0)
+    assert seen == [1, 1, 0] and done.converged and (done.counts > 0).all()
 
 
 def test_points_that_moved_leave_the_sums_of_a_new_count() -> None:
