@@ -38,8 +38,26 @@ class KeepActor(EmbeddingActor):
         order = random_score(shard.ids, task.seed ^ _SAMPLE_STREAM)
         rows = np.flatnonzero(order < share)
         h, _ = self.embedder(task)(shard.images[rows])
-        hold(task.folder, part, h.astype(config.storage), shard.ids[rows], order[rows])
+        with np.errstate(over="ignore"):  # told below
+            stored = h.astype(config.storage, copy=False)
+        check_finite(stored, shard.ids[rows], pools.path(part), config.storage)
+        hold(task.folder, part, stored, shard.ids[rows], order[rows])
         return {"rows": len(shard.ids), "of_rows": pools.num_images, "kept": len(rows)}
+
+
+def check_finite(h: np.ndarray, ids: np.ndarray, path: str, storage: str) -> None:
+    """UserError that names the first image whose embedding (n, d) is not finite as it is stored."""
+    bad = np.flatnonzero(~np.isfinite(h).all(axis=1))
+    if len(bad):
+        mend = (
+            "float16 holds numbers up to 65,504: set cluster.storage=float32, or mend the image"
+            if storage == "float16"
+            else "mend or remove the image, or the intermediate model's weights"
+        )
+        raise UserError(
+            f"{path}: the embedding of image {ids[bad[0]]} is not finite ({len(bad)} such images in this shard); "
+            f"{mend}."
+        )
 
 
 def _finish(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -15,6 +16,7 @@ from ssat_ray.data.importers.base import (
     BLOCK_BYTES,
     IMAGE_KEYS,
     LABEL_KEYS,
+    MAX_IMAGE_BYTES,
     Block,
     DamagedFile,
     ImportOptions,
@@ -186,6 +188,13 @@ class ParquetImages(Source):
         if column.null_count:
             missing = row + column.is_null().to_pylist().index(True)
             raise UserError(f"{self.name} row {missing} has no image in column {self._image}.")
+        sizes = pc.binary_length(column).to_numpy(zero_copy_only=False)
+        too_large = np.flatnonzero(sizes > MAX_IMAGE_BYTES)
+        if len(too_large):
+            raise UserError(
+                f"{self.name} row {row + too_large[0]}: {sizes[too_large[0]]} bytes in column "
+                f"{self._image} are more than {MAX_IMAGE_BYTES}."
+            )
         found: list[bytes] = column.to_pylist()
         return found
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from ssat_ray.data.importers.base import (
     BLOCK_BYTES,
+    MAX_IMAGE_BYTES,
     DamagedFile,
     ImportOptions,
     open_source,
@@ -148,6 +149,11 @@ MIXED = [*PNGS[:10], encode(IMAGES[0, :4])]
             r"--size and --channels are for encoded images, --shape is for raw bytes",
         ),
         ({"image": pa.array([], pa.binary())}, {}, r"has no rows"),
+        (
+            {"image": pa.array([PNGS[0], bytes(MAX_IMAGE_BYTES + 1)])},
+            {},
+            r"row 1: 67108865 bytes in column image are more than 67108864",
+        ),
     ],
 )
 def test_what_is_refused(tmp_path: Path, columns: dict, given: dict, expected: str) -> None:
