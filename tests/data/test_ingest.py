@@ -472,8 +472,8 @@ def write_npz(path: Path, rows: int, compression: int) -> None:
             np.lib.format.write_array(member, np.arange(rows) % 10)
 
 
-def peak_of_import(path: Path, target: Path) -> int:
-    process = ssat_pool("import", str(path), str(target))
+def peak_of_import(path: Path, target: Path, *options: str) -> int:
+    process = ssat_pool("import", str(path), str(target), *options)
     output = process.communicate()[0]
     assert process.returncode == 0
     word, peak, heavy = output.splitlines()[-1].split(maxsplit=2)
@@ -506,6 +506,41 @@ def test_a_file_larger_than_the_bound_is_imported_below_it(
     )
     assert size > 2**30 > peak
     assert len(Pool(tmp_path / "pool")) == rows
+    shutil.rmtree(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", ["npy", "parquet", "tar"])
+def test_other_formats_larger_than_the_bound(tmp_path: Path, suffix: str) -> None:
+    """One array, one row group, one archive: nothing in the file says where to pause."""
+    rows, path = 400_000, tmp_path / f"a.{suffix}"
+    make = f"""
+import io, sys, tarfile
+import numpy as np, pyarrow as pa, pyarrow.parquet as pq
+from PIL import Image
+images = np.repeat(np.arange({rows}, dtype=np.uint32) * 2654435761, 768).view(np.uint8)
+images = images.reshape({rows}, 32, 32, 3)
+if sys.argv[1].endswith("npy"):
+    np.save(sys.argv[1], images)
+elif sys.argv[1].endswith("parquet"):
+    pixels = pa.FixedSizeBinaryArray.from_buffers(pa.binary(3072), {rows}, [None, pa.py_buffer(images)])
+    pq.write_table(pa.table({{"image": pixels}}), sys.argv[1], row_group_size={rows}, compression="none")
+else:
+    with tarfile.open(sys.argv[1], "w") as archive:
+        for i in range({rows} // 16):  # a picture of 128 x 128 each
+            buffer = io.BytesIO()
+            Image.fromarray(images[16 * i : 16 * (i + 1)].reshape(128, 128, 3)).save(buffer, "BMP")
+            member = tarfile.TarInfo(f"{{i:06d}}.bmp")
+            member.size = buffer.tell()
+            archive.addfile(member, io.BytesIO(buffer.getvalue()))
+"""
+    subprocess.run([sys.executable, "-c", make, str(path)], check=True)
+    assert path.stat().st_size > 2**30
+    options = ("--shape", "32x32x3") if suffix == "parquet" else ()
+    peak = peak_of_import(path, tmp_path / "pool", *options)
+    print(f"{suffix}: {path.stat().st_size / 2**20:.0f} MiB, peak {peak / 2**20:.0f} MiB")
+    assert peak < 2**30
+    assert len(Pool(tmp_path / "pool")) == (rows // 16 if suffix == "tar" else rows)
     shutil.rmtree(tmp_path)
 
 

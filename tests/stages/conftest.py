@@ -132,7 +132,7 @@ class Selections:
         )
         for stage in ("labelled", "intermediate"):
             job = self.shared.plan.jobs["lcs-km", 0, stage]
-            assert found.plan.jobs["lcs-km", 0, stage].digest == job.digest
+            assert job.digest in {one.digest for one in found.plan.unique}
             found.store.folder(job).parent.mkdir(parents=True)
             found.store.folder(job).symlink_to(self.shared.store.folder(job))
         return found

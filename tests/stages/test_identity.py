@@ -27,7 +27,12 @@ class Variant:
 
 
 def results(
-    selections: Any, root: Path, num_images: int, rows: list[str], variant: Variant
+    selections: Any,
+    root: Path,
+    num_images: int,
+    rows: list[str],
+    variant: Variant,
+    *settings: str,
 ) -> dict[str, bytes]:
     """What must not differ: name -> bytes, the score tables sorted by id."""
     pool = selections.pool(root / "pool", num_images, variant.shard_rows)
@@ -41,6 +46,7 @@ def results(
         "select.dedup=true",
         f"runtime.actors={variant.actors}",
         f"runtime.resident_mib={variant.resident_mib}",
+        *settings,
     )
     selection.execute()
     found: dict[str, bytes] = {}
@@ -90,6 +96,28 @@ def test_actors_and_shards_change_no_bit(selections: Any, ray_here: None, tmp_pa
     other = Variant(2, 3_333, resident_mib=1)
     found = results(selections, tmp_path / "1", 20_000, rows, other)
     assert_identical(expected, found, other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind", [("tied", "null"), ("full", "null"), ("diag", "5"), ("tied", "5"), ("full", "5")]
+)
+def test_mixtures_of_every_kind(
+    selections: Any, ray_here: None, tmp_path: Path, kind: tuple[str, str]
+) -> None:
+    """The diagonal one without a PCA is below."""
+    settings = (f"cluster.covariance={kind[0]}", f"cluster.pca_dims={kind[1]}", "cluster.k=4")
+    variants = [Variant(1, 1_000), Variant(2, 3_333, resident_mib=1)]
+    found = [
+        results(selections, tmp_path / str(i), 10_000, ["lcs-gmm"], variant, *settings)
+        for i, variant in enumerate(variants)
+    ]
+    shapes = {"diag": (4, 5), "tied": (16, 16), "full": (4, 16, 16)}
+    if kind[1] != "null":
+        shapes |= {"tied": (5, 5), "full": (4, 5, 5)}
+        assert "lcs-gmm: clusters pca_components" in found[0]
+    assert len(found[0]["lcs-gmm: clusters covariances"]) == 8 * np.prod(shapes[kind[0]])
+    assert_identical(*found, variants[1])
 
 
 @pytest.mark.slow
