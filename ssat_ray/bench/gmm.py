@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
+from ssat_ray.bench.clustering import actors_holding, one_thread
 from ssat_ray.bench.kmeans import blobs
 from ssat_ray.bench.measure import Comparison, alternate
 from ssat_ray.selection.em import (
@@ -20,7 +21,6 @@ from ssat_ray.selection.em import (
     refine,
     update,
 )
-from ssat_ray.selection.exact import Grid, merged
 from ssat_ray.selection.gmm import COVARIANCES, GaussianMixture, fit_gmm
 from ssat_ray.selection.points import Frame
 from ssat_ray.selection.scores import Float32
@@ -37,10 +37,12 @@ def run(
 ) -> list[Comparison]:
     """Seconds of one EM iteration from the same mixture, at 1 and `threads` threads; then quality.
 
-    Timed on our side: `em_statistics` and `update`, on points already on their grid and, for several
-    threads, split among them. Timed on scikit-learn's: `_e_step` and `_m_step`, which are an
-    iteration of its `fit` without the initialisation, on float64 rows with as many BLAS threads. Tied
-    and full covariances take 1 row in 20, and no bar. The rows are overlapping blobs.
+    Timed on our side: `em_statistics` and `update`, on points already on their grid; of several threads, by
+    the pipeline's clustering actors, one thread each, with all that they exchange. Timed on scikit-learn's:
+    `_e_step` and `_m_step`, which are an iteration of its `fit` without the initialisation, with as many
+    BLAS threads, on float64 rows; and, without a bar, on float32 rows, whose sums it then takes in float32
+    too. Tied and full covariances take 1 row in 20, and no bar. The rows are
+    overlapping blobs.
 
     Noted for each kind: the mean log-likelihood after iterations from the same start, until it rises
     by less than 1e-6 nats, of at most 10,000 rows of blobs further apart; ours - scikit-learn's.
@@ -52,52 +54,59 @@ def run(
         start = fit_gmm(h[:_SAMPLE], k, covariance=kind, restarts=1, max_iter=2)
         part = h if kind == "diag" else h[: max(_SAMPLE, rows // _DENSE_SHARE)]
         difference = _difference(apart, fit_gmm(apart, k, covariance=kind, restarts=1, max_iter=1))
-        for num_threads in sorted({1, threads}):
-            lines.append(_iteration(part, start, num_threads, repeats, difference))
+        with one_thread():
+            frame = mixture_frame(part[:_SAMPLE], start)
+            points = frame.points(part)
+            alone = partial(em_statistics, points, grid=frame.grid)
+            lines += _iterations(part, start, frame, alone, 1, repeats, difference)
+            with actors_holding(part, frame, threads) as fresh:
+                together = partial(fresh(), "em")
+                lines += _iterations(part, start, frame, together, threads, repeats, difference)
     return lines
 
 
-def _iteration(
-    h: Float32, start: GaussianMixture, threads: int, repeats: int, difference: float
-) -> Comparison:
+def _iterations(
+    h: Float32,
+    start: GaussianMixture,
+    frame: Frame,
+    expect: Callable[[GaussianMixture], EMStatistics],
+    threads: int,
+    repeats: int,
+    difference: float,
+) -> list[Comparison]:
+    """A line against scikit-learn in float64 and, for diagonal covariances, one against it in float32."""
+    inside = into_frame(start, frame)
+    kinds = (np.float64, np.float32) if start.covariance_type == "diag" else (np.float64,)
+    candidates: dict[str, Callable[[], object]] = {
+        "ours": lambda: update(expect(inside), inside, frame, _REG_COVAR)
+    }
+    for kind in kinds:
+        candidates[kind.__name__] = partial(_scikit_iteration, start, h.astype(kind), threads)
+    seconds = alternate(candidates, repeats)
+    what = f"EM iteration, {start.covariance_type}, {len(h):,} x {h.shape[1]}, k = {len(start.weights)}"
+    who = "1 thread" if threads == 1 else f"{threads} actors"
+    return [
+        Comparison(
+            f"{what}, {who}" + (", against float32" if kind is np.float32 else ""),
+            seconds["ours"],
+            seconds[kind.__name__],
+            bar=_BAR if start.covariance_type == "diag" and kind is np.float64 else None,
+            notes={"log-likelihood difference": f"{difference:.2e}"},
+        )
+        for kind in kinds
+    ]
+
+
+def _scikit_iteration(start: GaussianMixture, rows: np.ndarray, threads: int) -> None:
+    """One of scikit-learn's from the start, in the precision of the rows."""
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-    frame = mixture_frame(h[:_SAMPLE], start)
-    inside = into_frame(start, frame)
-    points = frame.points(h)
     reference = _scikit(start)
-    rows = h.astype(np.float64)
-
-    def ours() -> None:
-        with threadpool_limits(1):
-            update(_statistics(points, inside, frame.grid, threads), inside, frame, _REG_COVAR)
-
-    def bare() -> None:
-        with threadpool_limits(threads):
-            _, log_resp = reference._e_step(rows)
-            reference._m_step(rows, log_resp)
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    seconds = alternate({"ours": ours, "bare": bare}, repeats)
-    torch.set_num_threads(before)
-    kind = start.covariance_type
-    return Comparison(
-        f"EM iteration, {kind}, {len(h):,} x {h.shape[1]}, k = {len(start.weights)}, "
-        f"{threads} thread(s)",
-        seconds["ours"],
-        seconds["bare"],
-        bar=_BAR if kind == "diag" else None,
-        notes={"log-likelihood difference": f"{difference:.2e}"},
-    )
-
-
-def _statistics(
-    points: torch.Tensor, mixture: GaussianMixture, grid: Grid, threads: int
-) -> EMStatistics:
-    """As an actor with `threads` CPUs computes them."""
-    parts = points.tensor_split(threads)
-    return merged([partial(em_statistics, part, mixture, grid) for part in parts])
+    for name in ("weights_", "means_", "precisions_cholesky_"):
+        setattr(reference, name, getattr(reference, name).astype(rows.dtype))
+    with threadpool_limits(threads):
+        _, log_resp = reference._e_step(rows)
+        reference._m_step(rows, log_resp)
 
 
 def _scikit(start: GaussianMixture, **settings: Any) -> Any:

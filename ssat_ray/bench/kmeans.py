@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,13 +11,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ssat_ray.bench.clustering import actors_holding, one_thread
 from ssat_ray.bench.measure import Comparison, alternate
 from ssat_ray.config import ClusterConfig
 from ssat_ray.data.labelled import SPLITS, read_labelled, unit_float
 from ssat_ray.loading import load_config
 from ssat_ray.models.embedding import Embedder
 from ssat_ray.models.registry import build_classifier
-from ssat_ray.selection.exact import Grid, merged
 from ssat_ray.selection.kmeans import fit_kmeans
 from ssat_ray.selection.lloyd import LloydPoints, LloydStatistics, farthest, refine
 from ssat_ray.selection.points import Frame
@@ -28,8 +27,6 @@ BITS = 24
 _ITERATIONS = 5
 _QUALITY_ROWS = 20_000
 _SAMPLE = 5_000
-_RESTARTS = ClusterConfig().restarts
-"""Of our fits. Of 10 restarts on the digits' pixels, 2 seeds in 9 ended 0.2 % above scikit-learn's best of 10."""
 _TRAINING_STEPS = 80
 
 
@@ -38,61 +35,67 @@ def run(
 ) -> list[Comparison]:
     """Seconds of Lloyd iterations from the same centroids, at 1 and `threads` threads; then quality.
 
-    Timed on our side: assignment, sums and the new centroids, on points already on their grid and,
-    for several threads, split among them. Timed by FAISS itself: search, update and the new index;
-    not its checks and copies. Both walk through the same iterations over overlapping blobs, from
-    centroids fitted on a sample, as the pipeline does. The first finds points without clusters, the
-    others only sum those that change theirs.
+    Timed on our side: assignment, sums and the new centroids, on points already on their grid. On one
+    thread these are the calculations alone; `actors` are the pipeline's own clustering actors, one thread
+    each, with all that they exchange. Timed by FAISS itself: search, update and the new index; not its
+    checks and copies. Both walk through the same iterations over overlapping blobs, from centroids fitted
+    on a sample, as the pipeline does. The first finds points without clusters, the others only sum those
+    that change theirs.
 
-    The quality lines time whole fits once, on 1 thread and without a bar, and note the inertia: ours
-    of a fit on a sample refined on all rows / scikit-learn's best of 10 restarts on all rows.
+    The quality lines time whole fits once, on 1 thread and without a bar, and note the inertia: ours with
+    the default settings, of a fit on a sample refined on all rows / scikit-learn's best of 10 restarts on
+    all rows. Only the last one has more rows than the sample.
     """
     h = blobs(rows, width, k, spread=0.3)
     frame = Frame.fit(h[:_SAMPLE], bits=BITS)
     points = frame.points(h)
     start = fit_kmeans(points[:_SAMPLE].numpy(), k, restarts=1).centroids
-    few = min(rows, _QUALITY_ROWS)
-    data = {
-        "blobs": blobs(few, width, k, spread=1.0),
-        "digits embeddings": digits_embeddings(),
-        "uniform noise": np.random.default_rng(0).random((few, width), dtype=np.float32),
-    }
-    lines = []
-    for num_threads in sorted({1, threads}):
-        with _threads(num_threads):
-            lines += _iterations(points, frame.grid, start, num_threads, repeats)
-    with _threads(1):
-        return lines + [_quality(name, h, k) for name, h in data.items()]
+    few, many = min(rows, _QUALITY_ROWS), min(rows, 2 * ClusterConfig().sample_rows)
+    noise = np.random.default_rng(0).random((many, width), dtype=np.float32)
+    data = [
+        ("blobs", blobs(few, width, k, spread=1.0)),
+        ("digits embeddings", digits_embeddings()),
+        ("uniform noise", noise[:few]),
+        ("uniform noise", noise),
+    ]
+    with one_thread():
+        what = f"k-means, {rows:,} x {width}, k = {k}"
+        holder = partial(LloydPoints, points, frame.grid, k)
+        lines = _iterations(
+            f"{what}, 1 thread",
+            lambda: _seconds(holder().statistics, start),
+            lambda: _faiss_seconds(points.numpy(), start, 1),
+            repeats,
+        )
+        with actors_holding(h, frame, threads) as fresh:
+            lines += _iterations(
+                f"{what}, {threads} actors",
+                lambda: _seconds(partial(fresh(), "lloyd"), start),
+                lambda: _faiss_seconds(points.numpy(), start, threads),
+                repeats,
+            )
+        return lines + [_quality(name, h, k) for name, h in data]
 
 
-@contextmanager
-def _threads(of_faiss: int) -> Iterator[None]:
-    """One thread for torch and every BLAS, `of_faiss` for FAISS."""
-    import faiss
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-
-    before = torch.get_num_threads(), faiss.omp_get_max_threads()
-    with threadpool_limits(1):
-        torch.set_num_threads(1)
-        faiss.omp_set_num_threads(of_faiss)
-        yield
-    torch.set_num_threads(before[0])
-    faiss.omp_set_num_threads(before[1])
+Step = Callable[[Float32], LloydStatistics]
+"""Centroids -> the totals of one assignment."""
 
 
 def _iterations(
-    points: torch.Tensor, grid: Grid, start: Float32, threads: int, repeats: int
+    what: str,
+    our_seconds: Callable[[], np.ndarray],
+    faiss_seconds: Callable[[], np.ndarray],
+    repeats: int,
 ) -> list[Comparison]:
     ours: list[np.ndarray] = []
     bare: list[np.ndarray] = []
     alternate(
         {
-            "ours": lambda: ours.append(_our_seconds(points, grid, start, threads)),
-            "bare": lambda: bare.append(_faiss_seconds(points.numpy(), start)),
+            "ours": lambda: ours.append(our_seconds()),
+            "bare": lambda: bare.append(faiss_seconds()),
         },
         repeats + 1,
     )
-    what = f"k-means, {len(points):,} x {points.shape[1]}, k = {len(start)}, {threads} thread(s)"
     parts = {"first iteration": slice(0, 1), f"iterations 2 to {_ITERATIONS}": slice(1, None)}
     return [
         Comparison(
@@ -105,20 +108,19 @@ def _iterations(
     ]
 
 
-def _our_seconds(points: torch.Tensor, grid: Grid, start: Float32, threads: int) -> np.ndarray:
-    """Wall seconds of each iteration, as an actor with `threads` CPUs runs them."""
-    holders = [LloydPoints(part, grid, len(start)) for part in points.tensor_split(threads)]
+def _seconds(step: Step, start: Float32) -> np.ndarray:
+    """Wall seconds of each of our iterations."""
     centroids, marks = start, [time.perf_counter()]
     for _ in range(_ITERATIONS):
-        found = merged([partial(holder.statistics, centroids) for holder in holders])
-        centroids = found.centroids(centroids)
+        centroids = step(centroids).centroids(centroids)
         marks.append(time.perf_counter())
     return np.diff(marks)
 
 
-def _faiss_seconds(points: Float32, start: Float32) -> np.ndarray:
+def _faiss_seconds(points: Float32, start: Float32, threads: int) -> np.ndarray:
     """Wall seconds of each iteration, from the clock that FAISS keeps."""
     import faiss
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     k, width = start.shape
     clustering = faiss.Clustering(width, k)
@@ -126,7 +128,11 @@ def _faiss_seconds(points: Float32, start: Float32) -> np.ndarray:
     clustering.max_points_per_centroid = len(points)
     clustering.min_points_per_centroid = 1
     faiss.copy_array_to_vector(start.ravel(), clustering.centroids)
-    clustering.train(points, faiss.IndexFlatL2(width))
+    before = faiss.omp_get_max_threads()
+    with threadpool_limits(threads):
+        faiss.omp_set_num_threads(threads)
+        clustering.train(points, faiss.IndexFlatL2(width))
+    faiss.omp_set_num_threads(before)
     stats: Any = clustering.iteration_stats  # a SWIG vector, which its stub calls a list
     return np.diff([0.0] + [stats.at(i).time for i in range(stats.size())])
 
@@ -151,8 +157,9 @@ def _quality(name: str, h: Float32, k: int) -> Comparison:
 
 
 def _pipeline(h: Float32, k: int) -> Float32:
-    """Centroids of a fit on a sample and exact iterations over all rows."""
-    sample = h[np.random.default_rng(0).permutation(len(h))[:_SAMPLE]]
+    """Centroids of a fit on a sample and exact iterations over all rows, as the defaults ask for."""
+    config = ClusterConfig()
+    sample = h[np.random.default_rng(0).permutation(len(h))[: config.sample_rows]]
     frame = Frame.fit(sample, bits=BITS)
     points = frame.points(h)
     holder = LloydPoints(points, frame.grid, k)
@@ -163,8 +170,12 @@ def _pipeline(h: Float32, k: int) -> Float32:
     def find(centroids: Float32, count: int) -> list[tuple[float, int, Float32]]:
         return farthest(points, np.arange(len(points)), centroids, count)
 
-    start = fit_kmeans(frame.points(sample).numpy(), k, restarts=_RESTARTS).centroids
-    refined = refine(assign, find, start, iterations=300, tolerance=1e-7)
+    start = fit_kmeans(
+        frame.points(sample).numpy(), k, restarts=config.restarts, iterations=config.iterations
+    ).centroids
+    refined = refine(
+        assign, find, start, iterations=config.refine_iterations, tolerance=config.tolerance
+    )
     return (refined.centroids + frame.mean).astype(np.float32)
 
 

@@ -8,11 +8,8 @@ or actor gives the same bits. Totals over blocks go into two integers, so their 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import reduce
-from typing import Protocol, Self, TypeVar
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -134,18 +131,3 @@ class Mergeable(Protocol):
     """Statistics of some rows that take in those of others."""
 
     def merge(self, other: Self) -> Self: ...
-
-
-_T = TypeVar("_T", bound=Mergeable)
-
-
-def merged(calls: Sequence[Callable[[], _T]]) -> _T:
-    """The merged results of calls, each run in a thread of its own.
-
-    The way to use several CPUs in one process: torch lets other threads run during an operation, and
-    its own threads share blocks that are too small for it. Set torch to one thread before.
-    """
-    if len(calls) == 1:
-        return calls[0]()
-    with ThreadPoolExecutor(len(calls)) as pool:
-        return reduce(lambda total, part: total.merge(part), pool.map(lambda call: call(), calls))

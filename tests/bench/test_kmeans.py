@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from ssat_ray.bench import kmeans
 from ssat_ray.data.labelled import SPLITS, read_labelled
@@ -11,16 +12,17 @@ from ssat_ray.selection.kmeans import fit_kmeans
 from ssat_ray.selection.scores import two_nearest
 
 
+@pytest.mark.ray
 def test_lines_and_quality() -> None:
-    lines = kmeans.run(rows=5000, width=8, k=5, threads=2, repeats=1)
+    lines = kmeans.run(rows=20_000, width=8, k=5, threads=2, repeats=1)
     speed, quality = lines[:4], lines[4:]
     cases = [line.what.split(", ")[3:] for line in speed]
     parts = ("first iteration", f"iterations 2 to {kmeans._ITERATIONS}")
-    assert cases == [[f"{n} thread(s)", part] for n in (1, 2) for part in parts]
+    assert cases == [[who, part] for who in ("1 thread", "2 actors") for part in parts]
     for line in speed:
         assert line.bar == 1 and len(line.ours) == len(line.bare) == 1
         assert min(line.ours + line.bare) >= 0
-    kinds = ["blobs", "digits embeddings", "uniform noise"]
+    kinds = ["blobs", "digits embeddings", "uniform noise", "uniform noise"]
     assert [line.what.split(", ")[1] for line in quality] == kinds
     for line in quality:
         assert 0.9 < float(line.notes["inertia ratio"]) <= 1.001
@@ -47,7 +49,7 @@ def test_both_sides_walk_through_the_same_iterations() -> None:
     frame = kmeans.Frame.fit(h, bits=kmeans.BITS)
     points = frame.points(h)
     start = points[:5].numpy()
-    ours = kmeans._our_seconds(points, frame.grid, start, 2)
-    bare = kmeans._faiss_seconds(points.numpy(), start)
+    ours = kmeans._seconds(kmeans.LloydPoints(points, frame.grid, 5).statistics, start)
+    bare = kmeans._faiss_seconds(points.numpy(), start, 2)
     assert ours.shape == bare.shape == (kmeans._ITERATIONS,)
     assert (ours > 0).all() and (bare >= 0).all()

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssat_ray.selection.exact import ExactSum, Grid, add_product, merged
+from ssat_ray.selection.exact import ExactSum, Grid, add_product
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=60), st.randoms())
@@ -67,17 +67,6 @@ def test_products_are_added_exactly() -> None:
     add_product(total, a, b)
     expected = a.numpy().astype(np.int64) @ b.numpy().astype(np.int64) + 1
     np.testing.assert_array_equal(total.astype(np.int64), expected)
-
-
-@pytest.mark.parametrize("num", [1, 3])
-def test_results_of_threads_are_merged(num: int) -> None:
-    def part(i: int) -> ExactSum:
-        found = ExactSum((), Grid(0, 20))
-        found.add(np.float64(i + 1))
-        return found
-
-    total = merged([lambda i=i: part(i) for i in range(num)])  # type: ignore[misc]
-    assert float(total.value()) == num * (num + 1) / 2
 
 
 def test_a_slice_is_a_copy() -> None:
