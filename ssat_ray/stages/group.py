@@ -82,8 +82,8 @@ def run_group(functions: dict[str, TrainFunction], jobs: list[Job], context: Sta
         ),
     )
     for task in tasks:
-        for name in (FAILED, FAULT):
-            (task.folder / name).unlink(missing_ok=True)
+        for note in (FAILED, FAULT):
+            (task.folder / note).unlink(missing_ok=True)
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit()
@@ -115,7 +115,7 @@ def _worker(config: dict[str, Any]) -> None:
     startup = _startup_seconds(config["since"], config["started"], world)
     for task in config["tasks"]:
         world.barrier()  # all ranks see the same published jobs
-        if task.published or any((task.folder / name).exists() for name in (FAILED, FAULT)):
+        if settled(task, world, runtime):
             continue
         label = task.job.label
 
@@ -169,6 +169,18 @@ def _worker(config: dict[str, Any]) -> None:
             session.states.drop()
         startup = 0.0
         ray.train.report({"job": label})
+
+
+def settled(task: Task, world: World, runtime: RuntimeConfig) -> bool:
+    """Whether a group that was started again has nothing left to do for a job.
+
+    The first rank drops the states of a published one: what published it may have been killed before it could.
+    """
+    if task.published:
+        if world.rank == 0:
+            states_of(task, runtime).drop()
+        return True
+    return any((task.folder / note).exists() for note in (FAILED, FAULT))
 
 
 def engine_of(runtime: RuntimeConfig) -> Engine:

@@ -9,14 +9,46 @@ from typing import Any
 
 import pytest
 
+from ssat_ray.config import RuntimeConfig
 from ssat_ray.data.pool import Pool
 from ssat_ray.loading import load_config
 from ssat_ray.plan import build_plan
-from ssat_ray.store import Store
+from ssat_ray.stages.base import Task
+from ssat_ray.stages.group import FAILED, FAULT, settled, states_of
+from ssat_ray.store import RAY_TRAIN, Store
+from ssat_ray.training.world import World
 
-pytestmark = pytest.mark.ray
+
+def test_a_published_job_is_settled_and_leaves_no_states(tmp_path: Path, s3: Any) -> None:
+    """As after a kill between the publication and the removal of the states."""
+    bucket = s3.bucket()
+    runtime = RuntimeConfig(checkpoints=s3.uri(f"{bucket}/states"))
+    job = build_plan(load_config("digits", ["rows=[none,full]"])).jobs["none", 0, "train"]
+    task = Task.of(job, Store(tmp_path / "store"))
+    states_of(task, runtime).save(7, {"step": 7})
+    key = f"states/{job.digest}/0000000007.pt"
+    assert not settled(task, World(), runtime) and s3.keys(bucket) == [key]
+    task.publish({"seconds": 1.0})
+    assert settled(task, World(1, 2), runtime) and s3.keys(bucket) == [key]
+    assert settled(task, World(0, 2), runtime) and s3.keys(bucket) == []
 
 
+@pytest.mark.parametrize("note", [FAILED, FAULT])
+def test_a_job_that_failed_is_settled(tmp_path: Path, note: str) -> None:
+    job = build_plan(load_config("digits", ["rows=[none,full]"])).jobs["none", 0, "train"]
+    task = Task.of(job, Store(tmp_path / "store"))
+    task.folder.mkdir(parents=True)
+    (task.folder / note).write_text("why")
+    assert settled(task, World(), RuntimeConfig())
+
+
+@pytest.mark.ray
+def test_a_group_leaves_nothing_but_artefacts(tiny_run: Any) -> None:
+    folder = tiny_run.store.root / RAY_TRAIN
+    assert [path.name for path in folder.glob("*")] == []
+
+
+@pytest.mark.ray
 @pytest.mark.parametrize("stage", ["intermediate", "pretrain", "train"])
 def test_two_workers_in_one_gloo_group(tiny_run: Any, stage: str) -> None:
     for job in tiny_run.plan.unique:
@@ -29,6 +61,7 @@ def test_two_workers_in_one_gloo_group(tiny_run: Any, stage: str) -> None:
             assert record["peak_pss_bytes"] > 50 * 2**20
 
 
+@pytest.mark.ray
 def test_all_rows_train_in_the_same_worker_group(tiny_run: Any) -> None:
     """The start of a worker group is paid once, not once a row."""
     jobs = [j for j in tiny_run.plan.unique if j.stage == "train"]
@@ -48,6 +81,7 @@ evaluate: {pgd_steps: 1, apgd_steps: 1}
 """
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_a_job_whose_input_is_at_fault_fails_alone(selections: Any, tmp_path: Path) -> None:
     """And with a message and an exit code as for any other mistake."""
