@@ -28,10 +28,17 @@ class States:
         self.folder, self.keep = Folder(location), keep
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Write tensors and plain values, all of them or nothing."""
+        """Write tensors and plain values, all of them or nothing.
+
+        Later states that are still there were damaged, or this step would not be made again. They go first:
+        they are not among the newest that stay.
+        """
         buffer = io.BytesIO()
         torch.save(state, buffer)
         content = buffer.getvalue()
+        for name in self._names():
+            if name > _name(step):
+                self.folder.delete(name)
         self.folder.write(_name(step), hashlib.sha256(content).digest() + content)
         for name in self._names()[: -self.keep]:
             self.folder.delete(name)

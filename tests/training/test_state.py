@@ -63,6 +63,23 @@ def test_the_newest_stay_and_a_damaged_one_is_passed_over(tmp_path: Path) -> Non
     assert states.load() is None and not (tmp_path / "job").exists()
 
 
+@pytest.mark.parametrize("damaged", [(20, 30), (30,)])
+def test_states_after_damaged_ones_are_kept(tmp_path: Path, damaged: tuple[int, ...]) -> None:
+    """A run that went on from an earlier state writes lower numbers than those of the damaged ones."""
+    states = States(tmp_path, keep=2)
+    for step in (20, 30):
+        states.save(step, {"step": step})
+    for step in damaged:
+        (tmp_path / f"{step:010d}.pt").write_bytes(b"damaged")
+    found = states.load()
+    assert (0 if found is None else found["step"]) == (0 if 20 in damaged else 20)
+    first = 15 if 20 in damaged else 25
+    for step in (first, first + 1):
+        states.save(step, {"step": step})
+        assert (again := States(tmp_path).load()) is not None and again["step"] == step
+    assert sorted(int(path.stem) for path in tmp_path.iterdir()) == [first, first + 1]
+
+
 @pytest.mark.parametrize("write", [torch.save, lambda o, f: f.write(pickle.dumps(o, 2))])
 def test_a_malicious_pickle_is_refused_before_it_runs(tmp_path: Path, write) -> None:
     """With the right checksum before it."""
