@@ -15,6 +15,10 @@ from typing import Any
 from ssat_ray.errors import RunFailed
 
 
+NEAR = 0.02
+"""Share of its bar within which a ratio is shown to three decimals, or it could read as the bar and miss it."""
+
+
 def alternate(
     candidates: Mapping[str, Callable[[], object]], repeats: int = 5
 ) -> dict[str, list[float]]:
@@ -89,10 +93,12 @@ class Comparison:
 
     def markdown(self) -> str:
         """A row of the table under `HEADER`."""
-        bar = "" if self.bar is None else f"{self.bar:g}"
+        bar, digits = "" if self.bar is None else f"{self.bar:g}", 2
+        if self.bar is not None and abs(self.ratio / self.bar - 1) < NEAR:
+            digits = 3
         notes = "; ".join(f"{name} {value}" for name, value in self.notes.items())
         return (
-            f"| {self.what} | {_seconds(self.ours)} | {_seconds(self.bare)} | {self.ratio:.2f} "
+            f"| {self.what} | {_seconds(self.ours)} | {_seconds(self.bare)} | {self.ratio:.{digits}f} "
             f"| {bar} | {notes} |"
         )
 
