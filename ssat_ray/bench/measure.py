@@ -14,7 +14,6 @@ from typing import Any
 
 from ssat_ray.errors import RunFailed
 
-
 NEAR = 0.02
 """Share of its bar within which a ratio is shown to three decimals, or it could read as the bar and miss it."""
 

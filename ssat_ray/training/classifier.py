@@ -6,25 +6,21 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssat_ray.adversarial.attacks import RANDOM_NOISE, frozen, pgd, random_start
 from ssat_ray.adversarial.losses import LossParts
 from ssat_ray.config import IntermediateConfig, ObjectiveConfig, ThreatConfig, TrainConfig
-from ssat_ray.data.batches import generator
-from ssat_ray.data.labelled import unit_float
 from ssat_ray.models.base import num_flops
-from ssat_ray.training.feed import Feed, drawn
+from ssat_ray.training.feed import Feed
 from ssat_ray.training.keep import Keeper
 from ssat_ray.training.schedule import rule_of
 from ssat_ray.training.sources import Images, Stream
 from ssat_ray.training.state import States
 from ssat_ray.training.step import Engine, TrainingStep
+from ssat_ray.training.validation import Validation
 from ssat_ray.training.world import World
 
 Progress = Callable[[int, int, str], None]
@@ -82,6 +78,14 @@ class ClassifierTrainer:
         self.optimiser = self.update.optimiser
         self.rule = rule_of(self.config, len(task.labelled[0]))
         self.keeper = Keeper.of(self.config)
+        self.validation = Validation(
+            task.validation,
+            task.threat,
+            getattr(self.config, "val_pgd_steps", VALIDATION_STEPS),
+            self.config.batch_size,
+            world,
+            engine,
+        )
         self.step = 0
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
@@ -127,23 +131,7 @@ class ClassifierTrainer:
 
     def validate(self) -> tuple[float, float]:
         """Clean and PGD accuracy (percent) of the averaged model on the validation images, in float32."""
-        images, labels = self.task.validation
-        rows, noise = self.world.part(len(images)), self.validation_noise
-        num_steps = getattr(self.config, "val_pgd_steps", VALIDATION_STEPS)
-        right = torch.zeros(2, dtype=torch.float64, device=self.engine.device)
-        with frozen(self.ema.model) as model:
-            for start in range(rows.start, rows.stop, self.config.batch_size):
-                at = slice(start, min(start + self.config.batch_size, rows.stop))
-                x, y, n = (v[at].to(self.engine.device) for v in (images, labels, noise))
-                right += right_answers(model, unit_float(x), y, n, self.task.threat, num_steps)
-        clean, robust = (100 * self.world.sum(right) / len(images)).tolist()
-        return clean, robust
-
-    @cached_property
-    def validation_noise(self) -> Tensor:
-        """(N, C, H, W) start of the validation attack, the same at every evaluation of every run."""
-        kind = RANDOM_NOISE[self.task.threat.norm]
-        return drawn(kind, self.task.validation[0].shape, generator(0, "evaluate", 0))
+        return self.validation.accuracies(self.ema.model)
 
     # -- the loop -------------------------------------------------------------------------------------
 
@@ -251,22 +239,3 @@ class ClassifierTrainer:
             name: value.to(self.engine.device) * (self.world.rank == 0)
             for name, value in state["loss_sums"].items()
         }
-
-
-def right_answers(
-    model: nn.Module, x: Tensor, y: Tensor, noise: Tensor, threat: ThreatConfig, num_steps: int
-) -> Tensor:
-    """(2,) float64: how many images (B, C, H, W) a frozen model gets right, clean and under PGD."""
-    x = x.contiguous(memory_format=torch.channels_last)
-    x_adv = pgd(
-        model,
-        x,
-        lambda logits: F.cross_entropy(logits, y, reduction="sum"),
-        eps=threat.eps,
-        step_size=threat.eps / 4,
-        num_steps=num_steps,
-        start=random_start(x, noise, threat.eps, threat.norm),
-        norm=threat.norm,
-    )
-    with torch.no_grad():
-        return torch.stack([(model(v).argmax(1) == y).sum() for v in (x, x_adv)]).double()

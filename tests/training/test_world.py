@@ -56,7 +56,7 @@ def _trainer(
             objective=ObjectiveConfig(name="trades" if kind == "clean" else kind, num_steps=3),
             threat=ThreatConfig(),
             labelled=_images(12, 0),
-            validation=_images(7, 2),
+            validation=_images(21, 2),
             unlabelled=(pool, torch.full((20,), -1)),
             seed=0,
         ),
