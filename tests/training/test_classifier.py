@@ -264,6 +264,7 @@ def test_an_intermediate_run_takes_its_steps_and_no_more(tmp_path: Path) -> None
 
 RECIPE = {"cutmix": 1.0, "augment_flip": True, "schedule": "onecycle", "pct_start": 0.2}
 RUNS = {
+    "dropout": lambda: _train(max_steps=15, cooldown_fraction=0.5),
     "train": lambda: _train(max_steps=15, cooldown_fraction=0.5),
     "intermediate": lambda: _intermediate(),
     "recipe": lambda: _train(**RECIPE, num_steps=23, eval_every=3, keep="best", lr=1.0),
@@ -274,7 +275,14 @@ RUNS = {
 @pytest.mark.parametrize("killed_at", [10, 20])
 def test_a_killed_run_continues_to_the_same_bits(tmp_path: Path, kind: str, killed_at: int) -> None:
     config = RUNS[kind]()
-    whole = _trainer(config)
+
+    def model(seed: int) -> nn.Module:
+        found = build_classifier(SMALL, (1, 8, 8), 10, seed)
+        if kind == "dropout":  # draws numbers itself
+            found.logits = nn.Sequential(nn.Dropout(0.3), found.logits)
+        return found
+
+    whole = _trainer(config, model=model(0))
     expected = _run(whole, tmp_path / "whole")
     assert kind != "recipe" or expected["kept_step"] < 8, "the best must be from before the kill"
 
@@ -284,10 +292,10 @@ def test_a_killed_run_continues_to_the_same_bits(tmp_path: Path, kind: str, kill
 
     broken = tmp_path / "broken"
     with pytest.raises(Killed):
-        _run(_trainer(config), broken, kill)
+        _run(_trainer(config, model=model(0)), broken, kill)
     state = States(broken).load()
     assert state is not None and state["step"] == 8 * (killed_at // 8)
-    again = _trainer(config, model=build_classifier(SMALL, (1, 8, 8), 10, 99))
+    again = _trainer(config, model=model(99))
     steps: list[int] = []
     found = _run(again, broken, lambda done, *_: steps.append(done))
     assert min(steps) > state["step"], "it went on, it did not start again"

@@ -27,13 +27,22 @@ from ssat_ray.training.classifier import ClassifierTask, ClassifierTrainer
 from ssat_ray.training.step import Engine
 from ssat_ray.training.world import World
 
-NUM_STEPS = {"trades": 20, "pgd-at": 4, "clean": 4}
+NUM_STEPS = {"trades": 20, "pgd-at": 4, "clean": 4, "dropout": 4}
+"""`dropout` is TRADES of a model that draws numbers itself."""
+SMALL = ModelConfig(widths=(4, 8), strides=(1, 2))
 
 
 def _images(rows: int, seed: int) -> tuple[Tensor, Tensor]:
     rng = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (rows, 1, 8, 8), generator=rng, dtype=torch.uint8)
     return images, torch.randint(0, 3, (rows,), generator=rng)
+
+
+def _model(kind: str) -> nn.Module:
+    model = build_classifier(SMALL, (1, 8, 8), 3, 0)
+    if kind == "dropout":
+        model.logits = nn.Sequential(nn.Dropout(0.3), model.logits)
+    return model
 
 
 def _trainer(
@@ -53,7 +62,7 @@ def _trainer(
             optimiser=IntermediateConfig(**shared)
             if kind == "clean"
             else TrainConfig(**shared, unsup_fraction=0.5),
-            objective=ObjectiveConfig(name="trades" if kind == "clean" else kind, num_steps=3),
+            objective=ObjectiveConfig(name="pgd-at" if kind == "pgd-at" else "trades", num_steps=3),
             threat=ThreatConfig(),
             labelled=_images(12, 0),
             validation=_images(21, 2),
@@ -76,9 +85,8 @@ def _all_results(world: World) -> dict[str, Tensor]:
     found["rows"] = world.rows(own, lengths)
     found["rows expected"] = rows[: sum(lengths)]
     world.barrier()
-    small = ModelConfig(widths=(4, 8), strides=(1, 2))
     for kind, num_steps in NUM_STEPS.items():
-        trainer = _trainer(build_classifier(small, (1, 8, 8), 3, 0), kind, world)
+        trainer = _trainer(_model(kind), kind, world)
         losses = []
         for _ in range(num_steps):
             trainer.advance()
@@ -169,10 +177,9 @@ def test_the_number_of_workers_changes_no_bit(ranks, alone, kind: str) -> None:
 
 def test_a_difference_of_rounding_does_not_stay_one() -> None:
     """Why the bits must be the same: one pass over the batch differs in the order of sums only."""
-    small, losses = ModelConfig(widths=(4, 8), strides=(1, 2)), []
+    losses: list[list[float]] = []
     for exact in (True, False):
-        model = build_classifier(small, (1, 8, 8), 3, 0)
-        trainer = _trainer(model, "trades", World(), Engine(exact=exact))
+        trainer = _trainer(_model("trades"), "trades", World(), Engine(exact=exact))
         losses.append([])
         for _ in range(20):
             trainer.advance()
