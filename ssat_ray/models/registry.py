@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+from types import MethodType
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ssat_ray.config import ModelConfig
 from ssat_ray.errors import UserError
@@ -21,7 +23,8 @@ def build_classifier(
 
     Args:
         config: a name, or an import path to `factory(in_channels, num_classes)`, which returns a module
-            with `forward(x) -> logits` and `embed_with_logits(x, layer) -> (embedding, logits)`.
+            with `forward(x) -> logits` and `embed_with_logits(x, layer) -> (embedding, logits)`, or
+            `embed(x, layer) -> embedding` in its place, which then costs a second forward.
         image_shape: (C, H, W).
 
     Raises:
@@ -37,10 +40,23 @@ def build_classifier(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _built(config, channels, num_classes)
-    for method in ("forward", "embed_with_logits"):
-        if not callable(getattr(model, method, None)):
-            raise UserError(f"model.name={config.name}: its module has no method {method}().")
+    if not _has(model, "embed_with_logits") and _has(model, "embed"):
+        model.embed_with_logits = MethodType(_embedded_and_classified, model)  # type: ignore[assignment]
+    for method, other in (("forward", ""), ("embed_with_logits", " and no embed()")):
+        if not _has(model, method):
+            raise UserError(
+                f"model.name={config.name}: its module has no method {method}(){other}."
+            )
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def _has(model: nn.Module, method: str) -> bool:
+    return callable(getattr(model, method, None))
+
+
+def _embedded_and_classified(model: Any, x: Tensor, layer: str = "pooled") -> tuple[Tensor, Tensor]:
+    """`embed_with_logits` of a module that has `embed` alone."""
+    return model.embed(x, layer), model(x)
 
 
 def _built(config: ModelConfig, channels: int, num_classes: int) -> nn.Module:

@@ -1,5 +1,6 @@
 """Building classifiers by name and by import path: seeds, the global generator, and mistakes."""
 
+import copy
 import sys
 from pathlib import Path
 
@@ -23,6 +24,17 @@ class Own(nn.Module):
 
     def embed_with_logits(self, x, layer="pooled"):
         return x.flatten(1), self(x)
+
+    def forward(self, x):
+        return self.linear(x.flatten(1))
+
+class Embeds(nn.Module):
+    def __init__(self, in_channels, num_classes):
+        super().__init__()
+        self.linear = nn.Linear(in_channels * 4, num_classes)
+
+    def embed(self, x, layer):
+        return {"pooled": 2 * x.flatten(1), "logits": self(x)}[layer]
 
     def forward(self, x):
         return self.linear(x.flatten(1))
@@ -106,8 +118,24 @@ def test_a_wrong_path_is_a_user_error(name: str, parts: list[str]) -> None:
 
 
 def test_a_module_without_embed_with_logits_is_a_user_error(own: str) -> None:
-    with pytest.raises(UserError, match=rf"model\.name={own}:half.*embed_with_logits"):
+    with pytest.raises(
+        UserError, match=rf"model\.name={own}:half.*embed_with_logits\(\) and no embed"
+    ):
         _build(ModelConfig(name=f"{own}:half"))
+
+
+def test_a_module_with_embed_alone_is_adapted(own: str) -> None:
+    model = build_classifier(ModelConfig(name=f"{own}:Embeds"), (1, 2, 2), 4, seed=2)
+    copied, x = copy.deepcopy(model), torch.rand(5, 1, 2, 2)
+    with torch.no_grad():
+        copied.linear.weight.zero_()
+        for net in (model, copied):
+            for layer in ("pooled", "logits"):
+                embedding, logits = net.embed_with_logits(x, layer)
+                assert torch.equal(logits, net(x))
+                assert torch.equal(embedding, 2 * x.flatten(1) if layer == "pooled" else logits)
+        assert torch.equal(model.embed_with_logits(x)[0], 2 * x.flatten(1))
+    assert set(model.state_dict()) == {"linear.weight", "linear.bias"}
 
 
 def test_an_object_that_is_no_factory_is_a_user_error(own: str) -> None:
