@@ -172,6 +172,9 @@ class ObjectiveConfig(Section):
     name: Literal["trades", "pgd-at"] = "trades"
     beta: float = Field(5.0, ge=0, description="weight of the TRADES KL term")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    pool_weight: float = Field(
+        1.0, gt=0, description="weight of a pool image in the loss; a labelled one's is 1"
+    )
     num_steps: Positive = Field(10, description="steps of the training attack")
     step_size: float = Field(0.03, gt=0, description="step of the training attack, image scale")
 

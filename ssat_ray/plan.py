@@ -347,6 +347,8 @@ def _row_jobs(config: Config, row: str, seed: int, shared: dict[str, Job]) -> di
 
 def _train_job(config: Config, row: str, seed: int, data: Job, unlabelled: dict[str, Job]) -> Job:
     part, about = _part(config, "model", "objective", "threat"), f"{row} seed {seed}"
+    if not unlabelled or config.objective.pool_weight == 1:
+        del part["objective"]["pool_weight"]  # it weighs nothing
     if row == "full":  # it reads the pool itself
         part["on_bad_shard"] = config.pool.on_bad_shard
 

@@ -57,6 +57,7 @@ def test_select_ratio_changes_select_and_what_follows_of_selecting_rows() -> Non
         ("evaluate.pgd_steps=3", {"evaluate", "report"}),
         ("train.lr=0.2", {"train", "evaluate", "report"}),
         ("objective.beta=1", {"train", "evaluate", "report"}),
+        ("objective.pool_weight=2.5", {"train", "evaluate", "report"}),
         ("cluster.k=12", {"cluster", "score", "select", "train", "evaluate", "report"}),
         (
             "generate.num_images=99",

@@ -63,7 +63,13 @@ class ClassifierTrainer:
         channels, height, width = task.labelled[0].shape[1:]
         self.forward_flops = num_flops(task.model, (channels, height, width))  # still on the CPU
         self.feed = Feed(
-            task.labelled, task.unlabelled, self.config, task.seed, world, engine.device
+            task.labelled,
+            task.unlabelled,
+            self.config,
+            task.seed,
+            world,
+            engine.device,
+            task.objective.pool_weight,
         )
         self.update = TrainingStep(
             task.model,

@@ -30,6 +30,7 @@ class Batch:
         x: (B, C, H, W) float32 in [0, 1]. y: (B,) int64.
         of: what the means divide by.
         mix: CutMix's second labels.
+        weights: (B,) float32 of the rows in the loss; None: all are 1.
         first: number of the first row in the global batch.
         rng: seed of what a model itself draws, such as dropout.
     """
@@ -38,13 +39,16 @@ class Batch:
     y: Tensor
     of: Totals
     mix: Mix | None = None
+    weights: Tensor | None = None
     first: int = 0
     rng: int = 0
 
-    def rows(self, at: slice) -> tuple[Tensor, Tensor, Mix | None]:
-        """Some of the rows: x, y and the second labels."""
+    def rows(self, at: slice) -> Batch:
+        """Some of the rows."""
         mix = None if self.mix is None else Mix(self.mix.labels[at], self.mix.share[at])
-        return self.x[at], self.y[at], mix
+        weights = None if self.weights is None else self.weights[at]
+        first = self.first + at.start
+        return Batch(self.x[at], self.y[at], self.of, mix, weights, first, self.rng)
 
 
 class Feed:
@@ -57,6 +61,7 @@ class Feed:
         seed: decides every draw.
         world: whose rank gets which rows, in whole BatchNorm groups.
         device: of the images and of what comes out.
+        pool_weight: of a pool image in the loss; a labelled one's is 1.
     """
 
     def __init__(
@@ -67,6 +72,7 @@ class Feed:
         seed: int,
         world: World,
         device: torch.device,
+        pool_weight: float = 1.0,
     ) -> None:
         self.config, self.seed, self.device = config, seed, device
         self.part = world.part(config.batch_size, config.bn_group)
@@ -77,6 +83,9 @@ class Feed:
             window_rows = rows_a_window(config.window_mib, self.image_shape)
         self.num_labelled = config.batch_size - num_pool
         self.order = interleave(self.num_labelled, num_pool)
+        self.weights: Tensor | None = None
+        if num_pool and pool_weight != 1:
+            self.weights = torch.where(self.order < self.num_labelled, 1.0, pool_weight)
         self.sources: list[Source] = [
             Resident(labelled, self.num_labelled, seed, "labelled", device)
         ]
@@ -106,10 +115,12 @@ class Feed:
         x = unit_float(images).contiguous(memory_format=torch.channels_last)
         if mix is not None:
             mix = Mix(self._moved(mix.labels), self._moved(mix.share))
-        labelled, every = totals(labels)
+        labelled, every = totals(labels, self.weights)
         of = self._moved(labelled), self._moved(every)
+        weights = None if self.weights is None else self._moved(self.weights[self.part])
         rng = generator(self.seed, "model", step).initial_seed()
-        return Batch(x, self._moved(labels[self.part]), of, mix, self.part.start, rng)
+        y = self._moved(labels[self.part])
+        return Batch(x, y, of, mix, weights, self.part.start, rng)
 
     def _gathered(self, at: Tensor) -> Tensor:
         """(b, C, H, W) uint8 of this batch's draws, counted through the labelled ones and then the pool's."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -101,13 +102,15 @@ class TrainingStep:
         parts: LossParts = {}
         slices = list(self._micro_batches(len(batch.x)))
         for i, rows in enumerate(slices):
-            x, y, mix = batch.rows(rows)
-            inputs = (x,) if noise is None else (x, self.perturb(x, y, noise[rows], mix))
-            given = {} if mix is None else {"mix": mix}
-            torch.manual_seed((batch.rng + batch.first + rows.start) % 2**63)  # a group's own draws
+            part = batch.rows(rows)
+            inputs: tuple[Tensor, ...] = (part.x,)
+            if noise is not None:
+                inputs += (self.perturb(part.x, part.y, noise[rows], part.mix),)
+            given: dict[str, Any] = {} if part.mix is None else {"mix": part.mix}
+            torch.manual_seed((part.rng + part.first) % 2**63)  # a group's own draws
             with self.gradients.micro_batch(i == 0, i == len(slices) - 1) as module:
                 with self.autocast():
-                    loss, found = module(*inputs, y, of=batch.of, **given)
+                    loss, found = module(*inputs, part.y, weights=part.weights, of=part.of, **given)
                 loss.backward()
             end_micro_batch(self.model)
             for name, value in found.items():

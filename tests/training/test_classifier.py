@@ -62,14 +62,22 @@ def _intermediate(**changes: object) -> IntermediateConfig:
 
 
 def _trainer(
-    config: TrainConfig | IntermediateConfig, seed: int = 0, objective: str = "trades", **changes
+    config: TrainConfig | IntermediateConfig,
+    seed: int = 0,
+    objective: str = "trades",
+    pool_weight: float = 1.0,
+    **changes,
 ) -> ClassifierTrainer:
     pool, pseudo = DIGITS.tensors("test")
     options = {
         "model": build_classifier(SMALL, (1, 8, 8), 10, seed),
         "optimiser": config,
         "objective": ObjectiveConfig(
-            name=objective, beta=BETA, num_steps=NUM_STEPS, step_size=STEP_SIZE
+            name=objective,
+            beta=BETA,
+            num_steps=NUM_STEPS,
+            step_size=STEP_SIZE,
+            pool_weight=pool_weight,
         ),
         "threat": ThreatConfig(eps=EPS),
         "labelled": DIGITS.tensors("labelled"),
@@ -396,7 +404,8 @@ def test_the_kept_model_is_that_of_its_evaluation(tmp_path: Path, keep: str) -> 
 def test_a_mixed_batch_has_the_cross_entropy_of_both_labels() -> None:
     pool, _ = DIGITS.tensors("test")
     trainer = _trainer(_train(cutmix=1.0), unlabelled=(pool, torch.full((len(pool),), -1)))
-    x, y, mix = trainer.feed.batch(0).rows(slice(None))
+    batch = trainer.feed.batch(0)
+    x, y, mix = batch.x, batch.y, batch.mix
     assert mix is not None and torch.equal(mix.labels < 0, y < 0) and int((y < 0).sum()) == 12
     log_p, real = deepcopy(trainer.model).train()(x).log_softmax(1), y >= 0
     first, second = (-log_p[real].gather(1, v[real, None])[:, 0] for v in (y, mix.labels))
@@ -415,3 +424,32 @@ def test_pseudo_labels_of_minus_one_are_skipped_by_the_cross_entropy() -> None:
     assert int((y < 0).sum()) == 12
     trainer.advance()
     assert trainer.mean_losses()["ce"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["trades", "pgd-at"])
+def test_pool_images_weigh_what_is_asked(objective: str) -> None:
+    """Weighted means by hand, over labelled rows and over all; half of the pool has no label."""
+    pool, pseudo = DIGITS.tensors("test")
+    pseudo = torch.where(torch.arange(len(pool)) % 2 == 0, pseudo, -1)
+    config, data = _train(bn_group=12), (pool, pseudo)
+    trainer = _trainer(config, objective=objective, pool_weight=2.5, unlabelled=data)
+    batch, kind = trainer.feed.batch(0), trainer.update.noise_kind
+    assert batch.weights is not None and kind is not None
+    assert sorted(batch.weights.tolist()) == [1.0] * 12 + [2.5] * 12
+    assert bool((batch.y[batch.weights == 1] >= 0).all()) and int((batch.y < 0).sum()) > 2
+    x_adv = trainer.update.perturb(batch.x, batch.y, trainer.feed.noise(kind, 0))
+    reference, ce, kl = deepcopy(trainer.model).train(), 0.0, 0.0
+    with torch.no_grad():
+        clean, attacked = reference(batch.x), reference(x_adv)
+    weights, first = batch.weights.tolist(), clean if objective == "trades" else attacked
+    for row, weight in enumerate(weights):
+        if batch.y[row] >= 0:
+            ce += weight * float(F.cross_entropy(first[row], batch.y[row]))
+        kl += weight * float(_kl(clean[row : row + 1], attacked[row : row + 1])[0])
+    ce /= sum(w for w, label in zip(weights, batch.y.tolist(), strict=True) if label >= 0)
+    kl /= sum(weights)
+    trainer.advance()
+    found = trainer.mean_losses()
+    assert found["ce"] == pytest.approx(ce, rel=1e-5)
+    expected = ce + BETA * kl if objective == "trades" else ce
+    assert found["loss"] == pytest.approx(expected, rel=1e-4)

@@ -30,8 +30,10 @@ def _feed(
     pool: Images | None = POOL,
     seed: int = 0,
     world: World | None = None,
+    pool_weight: float = 1.0,
 ) -> Feed:
-    return Feed(REAL, pool, config, seed, world or World(), torch.device("cpu"))
+    world = world or World()
+    return Feed(REAL, pool, config, seed, world, torch.device("cpu"), pool_weight)
 
 
 def _level(x: Tensor) -> Tensor:
@@ -100,3 +102,19 @@ def test_noise_is_normal_or_uniform() -> None:
     assert normal.is_contiguous(memory_format=torch.channels_last)
     assert abs(float(normal.mean())) < 0.06 and float(normal.std()) == pytest.approx(1, abs=0.05)
     assert -1 <= float(uniform.min()) < -0.99 and 0.99 < float(uniform.max()) <= 1
+
+
+def test_rows_of_the_pool_weigh_more_or_less() -> None:
+    pool = POOL[0], torch.where(torch.arange(50) < 25, torch.arange(50), -1)
+    for rank in range(2):
+        batch = _feed(_config(), pool, world=World(rank, 2), pool_weight=0.25).batch(1)
+        assert batch.weights is not None and 1 < int((batch.weights == 1).sum()) < 5
+        assert torch.equal(batch.weights, torch.where(_level(batch.x) < 30, 1.0, 0.25))
+        whole = _feed(_config(), pool, pool_weight=0.25).batch(1)
+        from_pool = int((whole.y >= 0).sum()) - 6
+        assert [float(v) for v in batch.of] == [6 + 0.25 * from_pool, 6 + 0.25 * 14]
+        part = batch.rows(slice(5, 10))
+        assert part.weights is not None and torch.equal(part.weights, batch.weights[5:10])
+        assert part.of == batch.of and part.first == batch.first + 5
+    assert _feed(_config()).batch(0).weights is None
+    assert _feed(_config(), None, pool_weight=2.0).batch(0).weights is None

@@ -1,12 +1,14 @@
 """One step: micro-batches, float32 against groups by hand, compiled, weight decay, frozen state."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssat_ray.adversarial.losses import totals
 from ssat_ray.config import (
     IntermediateConfig,
     ModelConfig,
@@ -57,25 +59,35 @@ ENGINES = {
 }
 
 
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("name", list(ENGINES))
-def test_the_gradient_is_that_of_the_global_mean_with_batchnorm_by_group(name: str) -> None:
-    """Groups hold different numbers of labelled rows; the mean is over all eight of them."""
+def test_the_gradient_is_that_of_the_global_mean_with_batchnorm_by_group(
+    name: str, weighted: bool
+) -> None:
+    """Groups hold different numbers of labelled rows, and different weights; the means are over all."""
     step, (batch, noise) = _step(ENGINES[name]), _batch()
+    weights = torch.ones(12)
+    if weighted:
+        weights = torch.tensor([1.0, 1.0, 0.5, 0.5, 1.0, 0.5, 0.5, 0.5, 2.0, 2.0, 2.0, 3.0])
+        batch = dataclasses.replace(batch, weights=weights, of=totals(batch.y, weights))
     reference = copy.deepcopy(_model())
     x_adv = step.perturb(batch.x, batch.y, noise)
     parts = step(batch, noise, lr=0.1)
     ce, kl = torch.zeros(()), torch.zeros(())
     for rows in (slice(0, 4), slice(4, 8), slice(8, 12)):
         z, z_adv = reference(batch.x[rows]), reference(x_adv[rows])
-        ce = ce + F.cross_entropy(z, batch.y[rows], ignore_index=-1, reduction="sum")
-        kl = kl + F.kl_div(z_adv.log_softmax(1), z.softmax(1), reduction="sum")
-    loss = ce / 8 + 3.0 * kl / 12
+        each = F.cross_entropy(z, batch.y[rows], ignore_index=-1, reduction="none")
+        ce = ce + (weights[rows] * each).sum()
+        each = F.kl_div(z_adv.log_softmax(1), z.softmax(1), reduction="none").sum(1)
+        kl = kl + (weights[rows] * each).sum()
+    ce, kl = ce / weights[batch.y >= 0].sum(), kl / weights.sum()
+    loss = ce + 3.0 * kl
     loss.backward()
     expected = torch.cat([p.grad.flatten() for p in reference.parameters()])
     torch.testing.assert_close(_gradient(step), expected, rtol=1e-4, atol=1e-6)
     assert float(parts["loss"]) == pytest.approx(loss.item(), rel=1e-5)
-    assert float(parts["ce"]) == pytest.approx(ce.item() / 8, rel=1e-5)
-    assert float(parts["kl"]) == pytest.approx(kl.item() / 12, rel=1e-4)
+    assert float(parts["ce"]) == pytest.approx(ce.item(), rel=1e-5)
+    assert float(parts["kl"]) == pytest.approx(kl.item(), rel=1e-4)
     assert step.ema.num_updates == 1
 
 

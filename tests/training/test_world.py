@@ -27,8 +27,8 @@ from ssat_ray.training.classifier import ClassifierTask, ClassifierTrainer
 from ssat_ray.training.step import Engine
 from ssat_ray.training.world import World
 
-NUM_STEPS = {"trades": 20, "pgd-at": 4, "clean": 4, "dropout": 4}
-"""`dropout` is TRADES of a model that draws numbers itself."""
+NUM_STEPS = {"trades": 20, "pgd-at": 4, "clean": 4, "dropout": 4, "weighted": 4}
+"""`dropout` is TRADES of a model that draws numbers itself, `weighted` TRADES with a pool of less weight."""
 SMALL = ModelConfig(widths=(4, 8), strides=(1, 2))
 
 
@@ -61,8 +61,12 @@ def _trainer(
             model=model,
             optimiser=IntermediateConfig(**shared)
             if kind == "clean"
-            else TrainConfig(**shared, unsup_fraction=0.5),
-            objective=ObjectiveConfig(name="pgd-at" if kind == "pgd-at" else "trades", num_steps=3),
+            else TrainConfig(**shared, unsup_fraction=0.375 if kind == "weighted" else 0.5),
+            objective=ObjectiveConfig(
+                name="pgd-at" if kind == "pgd-at" else "trades",
+                num_steps=3,
+                pool_weight=0.3 if kind == "weighted" else 1.0,
+            ),
             threat=ThreatConfig(),
             labelled=_images(12, 0),
             validation=_images(21, 2),
