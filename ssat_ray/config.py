@@ -552,7 +552,7 @@ class RuntimeConfig(Section):
     """Where and with how much; nothing here enters a digest.
 
     Nothing here changes a result by more than rounding. Workers and actors change no bit on CPUs, as long
-    as `exact`, `compile` and `cpus_per_worker` stay.
+    as `exact`, `compile`, `channels_last` and `cpus_per_worker` stay.
     """
 
     store: str = Field("store", description="folder of all artefacts")
@@ -573,6 +573,9 @@ class RuntimeConfig(Section):
         None, description="a pass a BatchNorm group, gradients summed in float64; null: on CPUs"
     )
     compile: bool | None = Field(None, description="torch.compile the model; null: on GPUs")
+    channels_last: bool | None = Field(
+        None, description="train on images and weights in channels-last memory; null: yes"
+    )
     checkpoints: str | None = Field(
         None, description="folder or URI of training states; null: in the store"
     )

@@ -195,6 +195,7 @@ def engine_of(runtime: RuntimeConfig) -> Engine:
         exact=not on_gpu if runtime.exact is None else runtime.exact,
         micro_batch=runtime.micro_batch,
         compile=on_gpu if runtime.compile is None else runtime.compile,
+        channels_last=runtime.channels_last is not False,
     )
 
 

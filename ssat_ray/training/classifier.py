@@ -70,6 +70,7 @@ class ClassifierTrainer:
             world,
             engine.device,
             task.objective.pool_weight,
+            engine.memory_format,
         )
         self.update = TrainingStep(
             task.model,

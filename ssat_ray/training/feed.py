@@ -62,6 +62,7 @@ class Feed:
         world: whose rank gets which rows, in whole BatchNorm groups.
         device: of the images and of what comes out.
         pool_weight: of a pool image in the loss; a labelled one's is 1.
+        memory_format: of images and noise.
     """
 
     def __init__(
@@ -73,8 +74,10 @@ class Feed:
         world: World,
         device: torch.device,
         pool_weight: float = 1.0,
+        memory_format: torch.memory_format = torch.channels_last,
     ) -> None:
         self.config, self.seed, self.device = config, seed, device
+        self.memory_format = memory_format
         self.part = world.part(config.batch_size, config.bn_group)
         self.image_shape = tuple(labelled[0].shape[1:])
         num_pool = window_rows = 0
@@ -112,7 +115,7 @@ class Feed:
             seed=self.seed,
             step=step,
         )
-        x = unit_float(images).contiguous(memory_format=torch.channels_last)
+        x = unit_float(images).contiguous(memory_format=self.memory_format)
         if mix is not None:
             mix = Mix(self._moved(mix.labels), self._moved(mix.share))
         labelled, every = totals(labels, self.weights)
@@ -143,7 +146,7 @@ class Feed:
         """(B, C, H, W) this rank's rows of the attack's noise, standard normal or uniform in [-1, 1)."""
         shape = (self.config.batch_size, *self.image_shape)
         noise = drawn(kind, shape, generator(self.seed, "attack", step))[self.part]
-        return self._moved(noise).contiguous(memory_format=torch.channels_last)
+        return self._moved(noise).contiguous(memory_format=self.memory_format)
 
     def _moved(self, value: Tensor) -> Tensor:
         return moved(value, self.device)

@@ -40,12 +40,18 @@ class Engine:
         micro_batch: otherwise, the most rows of one forward and backward on a worker, rounded down to
             whole BatchNorm groups but one at least; None for all. Fewer rows need less memory.
         compile: `torch.compile` the model.
+        channels_last: memory format of images and weights, otherwise contiguous.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     exact: bool = True
     micro_batch: int | None = None
     compile: bool = False
+    channels_last: bool = True
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
 
 
 class TrainingStep:
@@ -69,7 +75,8 @@ class TrainingStep:
     ) -> None:
         self.config, self.attack, self.threat = config, objective, threat
         self.world, self.engine = world, engine
-        self.model = grouped(model.to(engine.device), config.bn_group)
+        model = model.to(engine.device, memory_format=engine.memory_format)  # type: ignore[call-overload]
+        self.model = grouped(model, config.bn_group)
         self.ema = EMA(self.model, config.ema_decay)
         if engine.compile:
             self.model.compile()  # type: ignore[no-untyped-call]

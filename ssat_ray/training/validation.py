@@ -68,7 +68,7 @@ class Validation:
                     value[rows].to(self.engine.device)
                     for value in (self.images, self.labels, self.noise)
                 )
-                x = unit_float(x).contiguous(memory_format=torch.channels_last)
+                x = unit_float(x).contiguous(memory_format=self.engine.memory_format)
                 x_adv = self._attacked(model, x, y, noise)
                 with torch.no_grad():
                     logits = torch.stack([model(v) for v in (x, x_adv)])

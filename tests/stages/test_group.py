@@ -14,7 +14,7 @@ from ssat_ray.data.pool import Pool
 from ssat_ray.loading import load_config
 from ssat_ray.plan import build_plan
 from ssat_ray.stages.base import Task
-from ssat_ray.stages.group import FAILED, FAULT, settled, states_of
+from ssat_ray.stages.group import FAILED, FAULT, engine_of, settled, states_of
 from ssat_ray.store import RAY_TRAIN, Store
 from ssat_ray.training.world import World
 
@@ -31,6 +31,13 @@ def test_a_published_job_is_settled_and_leaves_no_states(tmp_path: Path, s3: Any
     task.publish({"seconds": 1.0})
     assert settled(task, World(1, 2), runtime) and s3.keys(bucket) == [key]
     assert settled(task, World(0, 2), runtime) and s3.keys(bucket) == []
+
+
+def test_how_a_worker_computes_follows_the_settings() -> None:
+    plain = engine_of(RuntimeConfig())
+    assert (plain.exact, plain.compile, plain.channels_last) == (True, False, True)
+    asked = engine_of(RuntimeConfig(exact=False, compile=True, channels_last=False))
+    assert (asked.exact, asked.compile, asked.channels_last) == (False, True, False)
 
 
 @pytest.mark.parametrize("note", [FAILED, FAULT])

@@ -69,6 +69,19 @@ def test_the_ranks_parts_make_the_batch_in_whole_groups(size: int, shift: int) -
     assert torch.equal(torch.cat(noises), _feed(config).noise("normal", 3))
 
 
+def test_the_memory_format_of_images_and_noise() -> None:
+    images = torch.zeros(8, 2, 4, 4, dtype=torch.uint8), torch.zeros(8, dtype=torch.int64)
+    for fmt, other in (
+        (torch.channels_last, torch.contiguous_format),
+        (torch.contiguous_format, torch.channels_last),
+    ):
+        device = torch.device("cpu")
+        feed = Feed(images, None, _config(), 0, World(), device, memory_format=fmt)
+        for found in (feed.batch(0).x, feed.noise("normal", 0)):
+            assert found.is_contiguous(memory_format=fmt)
+            assert not found.is_contiguous(memory_format=other)
+
+
 def test_denominators_are_of_the_whole_batch() -> None:
     pool = POOL[0], torch.full((50,), -1)
     for rank in range(2):

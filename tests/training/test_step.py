@@ -103,6 +103,22 @@ def test_the_running_statistics_do_not_depend_on_the_engine() -> None:
             torch.testing.assert_close(state[key], value, rtol=1e-4, atol=1e-6, msg=key)
 
 
+def test_the_memory_format_changes_no_more_than_rounding() -> None:
+    found = []
+    for channels_last in (True, False):
+        step, (batch, noise) = _step(Engine(channels_last=channels_last)), _batch()
+        fmt = step.engine.memory_format
+        batch = dataclasses.replace(batch, x=batch.x.contiguous(memory_format=fmt))
+        step(batch, noise.contiguous(memory_format=fmt), lr=0.1)
+        weight = step.model.layer[1][0].conv_1.weight
+        assert weight.is_contiguous(memory_format=torch.channels_last) == channels_last
+        assert weight.is_contiguous() == (not channels_last)
+        assert step.ema.model.layer[1][0].conv_1.weight.is_contiguous() == (not channels_last)
+        found.append(step.model.state_dict())
+    for key, value in found[0].items():
+        torch.testing.assert_close(found[1][key], value, rtol=1e-3, atol=1e-4, msg=key)
+
+
 def test_pgd_at_attacks_unlabelled_rows_by_their_prediction() -> None:
     step, (batch, noise) = _step(Engine(), "pgd-at"), _batch()
     with torch.no_grad():
