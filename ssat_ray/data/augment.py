@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ssat_ray.config import OptimiserConfig, TrainConfig
-from ssat_ray.data.batches import generator, shift_offsets, shifted
+from ssat_ray.data.batches import generator, moved, shift_offsets, shifted
 
 
 class Mix(NamedTuple):
@@ -61,7 +61,7 @@ def augmented(
 
     def changed(rows: Tensor) -> Tensor:
         found = images(rows)
-        found = shifted(found, shift, offsets[rows].to(found.device, non_blocking=True))
+        found = shifted(found, shift, moved(offsets[rows], found.device))
         return found if mirrored is None else flipped(found, mirrored[rows])
 
     own = torch.arange(size)[part]
@@ -83,7 +83,7 @@ def flip_draws(batch: int, rng: torch.Generator) -> Tensor:
 
 def flipped(images: Tensor, mirrored: Tensor) -> Tensor:
     """Images (B, C, H, W), those where `mirrored` (B,) is True turned left to right."""
-    mirrored = mirrored.to(images.device, non_blocking=True)[:, None, None, None]
+    mirrored = moved(mirrored, images.device)[:, None, None, None]
     return torch.where(mirrored, images.flip(3), images)
 
 
@@ -123,7 +123,7 @@ def cutmix_draws(
 
 def pasted(images: Tensor, others: Tensor, box: Tensor) -> Tensor:
     """Images (B, C, H, W) with the pixels of `others` inside each row's box (B, 4)."""
-    top, bottom, left, right = box.to(images.device, non_blocking=True)[:, :, None].unbind(1)
+    top, bottom, left, right = moved(box, images.device)[:, :, None].unbind(1)
     rows = torch.arange(images.shape[2], device=images.device)
     columns = torch.arange(images.shape[3], device=images.device)
     inside_rows = (rows >= top) & (rows < bottom)

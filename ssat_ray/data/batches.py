@@ -88,3 +88,10 @@ def shifted(images: torch.Tensor, max_shift: int, offsets: torch.Tensor) -> torc
     index = torch.arange(batch, device=images.device)[:, None, None, None]
     channel = torch.arange(channels, device=images.device)[None, :, None, None]
     return padded[index, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def moved(value: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A CPU tensor on the device; through pinned memory, as a copy from pageable memory waits for the device."""
+    if device.type == "cpu":
+        return value
+    return value.pin_memory().to(device, non_blocking=True)

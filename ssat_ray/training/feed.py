@@ -15,10 +15,10 @@ from ssat_ray.adversarial.attacks import NoiseKind
 from ssat_ray.adversarial.losses import Totals, totals
 from ssat_ray.config import IntermediateConfig, TrainConfig
 from ssat_ray.data.augment import Mix, augmented
-from ssat_ray.data.batches import generator, interleave
+from ssat_ray.data.batches import generator, interleave, moved
 from ssat_ray.data.labelled import unit_float
 from ssat_ray.data.windows import rows_a_window
-from ssat_ray.training.sources import Images, Resident, Source, Stream, Streamed, moved
+from ssat_ray.training.sources import Images, Resident, Source, Stream, Streamed
 from ssat_ray.training.world import World
 
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ssat_ray.data.batches import epoch_indices
+from ssat_ray.data.batches import epoch_indices, moved
 from ssat_ray.data.prefetch import prefetch
 from ssat_ray.data.windows import Window, WindowOrder
 
@@ -158,10 +158,3 @@ class Streamed:
                 yield _Held(window, order, images.to(self.device), labels)
         finally:
             found.close()
-
-
-def moved(value: Tensor, device: torch.device) -> Tensor:
-    """On the device, without waiting for it."""
-    if device.type == "cpu":
-        return value
-    return value.pin_memory().to(device, non_blocking=True)

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssat_ray.adversarial.losses import totals
 from ssat_ray.config import (
@@ -16,6 +17,7 @@ from ssat_ray.config import (
     ThreatConfig,
     TrainConfig,
 )
+from ssat_ray.data.augment import Mix
 from ssat_ray.models.registry import build_classifier
 from ssat_ray.training.feed import Batch
 from ssat_ray.training.step import Engine, TrainingStep, sgd
@@ -117,6 +119,32 @@ def test_the_memory_format_changes_no_more_than_rounding() -> None:
         found.append(step.model.state_dict())
     for key, value in found[0].items():
         torch.testing.assert_close(found[1][key], value, rtol=1e-3, atol=1e-4, msg=key)
+
+
+class NoHost(TorchDispatchMode):
+    """Refuses what makes the host wait for a GPU: numbers and shapes that are read from tensors."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func not in (
+            torch.ops.aten._local_scalar_dense.default,
+            torch.ops.aten.nonzero.default,
+            torch.ops.aten.equal.default,
+        ), f"{func} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", list(ENGINES))
+@pytest.mark.parametrize("objective", ["trades", "pgd-at"])
+def test_a_step_never_waits_for_the_device(name: str, objective: str) -> None:
+    step, (batch, noise) = _step(ENGINES[name], objective), _batch()
+    weights, partner = torch.linspace(0.5, 2.0, 12), batch.y.flip(0)
+    mix = Mix(torch.where(batch.y < 0, -1, partner.clamp(min=0)), torch.full((12,), 0.7))
+    batch = dataclasses.replace(batch, mix=mix, weights=weights, of=totals(batch.y, weights))
+    for _ in range(2):
+        with NoHost():
+            step(batch, noise, lr=0.1)
+    with pytest.raises(AssertionError, match="waits"), NoHost():
+        float(weights.sum())
 
 
 def test_pgd_at_attacks_unlabelled_rows_by_their_prediction() -> None:
