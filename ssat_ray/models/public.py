@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,17 +15,34 @@ from ssat_ray.errors import UserError
 
 _INPUT_SCALE = {"mean": "mean", "mu": "mean", "std": "std", "sigma": "std"}
 """Buffers of wrappers that scale the input, and their keys in the model's configuration, which says how."""
+AVERAGED, UNAVERAGED = {"ema", "swa", "averaged"}, {"unaveraged"}
+"""Words in the name of weights that are averaged over steps, which are the ones to use, and of those that are not."""
 
 
-def load_public(model: nn.Module, path: Path) -> None:
+class _Weights(NamedTuple):
+    """Tensors by the model's keys, and where they lie: `model_state_dict`, `state_dict: module.*` ..."""
+
+    name: str
+    state: dict[str, Tensor]
+
+    @property
+    def words(self) -> set[str]:
+        return set(re.findall("[a-z]+", self.name.lower()))
+
+
+def load_public(model: nn.Module, path: Path) -> str:
     """Put the weights of a published checkpoint into `model`.
 
     The state dict may lie in a dictionary under any name (`model_state_dict`, `state_dict` ...), and its
-    keys may have any prefix (`module.`, `model.0.`, `_orig_mod.` ...). Nothing in the file is executed.
+    keys may have any prefix (`module.`, `model.0.`, `_orig_mod.` ...). Nothing in the file is executed. Of
+    several that fit, the one that is named as averaged is taken, or the only one that is not named as unaveraged.
+
+    Returns:
+        The name in the file of what was taken.
 
     Raises:
         UserError: the file is no checkpoint that torch loads with `weights_only`, or keys or shapes differ,
-            or the mean and standard deviation that it scales its input by.
+            or the mean and standard deviation that it scales its input by, or several state dicts fit.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -34,12 +52,13 @@ def load_public(model: nn.Module, path: Path) -> None:
             f"{path} is no checkpoint that loads with weights_only: {reason}"
         ) from error
     wanted = model.state_dict()
-    state = _matching(content, set(wanted))
-    if state is None:
+    fitting = _fitting(content, wanted)
+    if not fitting:
         raise UserError(
             f"{path} has no weights of this model: no key ends with {next(iter(wanted))!r}; "
             f"it has {_some(_tensors(content))}. Is model.name right?"
         )
+    state = fitting[0].state
     extra = [k for k in state if k not in wanted and k.split(".")[-1] not in _INPUT_SCALE]
     missing = [key for key in wanted if key not in state]
     other = [
@@ -52,12 +71,14 @@ def load_public(model: nn.Module, path: Path) -> None:
     if found:
         raise UserError(f"{path} {'; '.join(found)}. Is model.name right?")
     _check_input_scale(model, content, path)
-    model.load_state_dict({key: state[key] for key in wanted})
+    chosen = _chosen(fitting, wanted, path)
+    model.load_state_dict({key: chosen.state[key] for key in wanted})
+    return chosen.name
 
 
 def _check_input_scale(model: nn.Module, content: Any, path: Path) -> None:
     """UserError if the file scales its input otherwise than the model, whose own buffers are in no file."""
-    for tensors in _dictionaries(content):
+    for _, tensors in _dictionaries(content):
         for name, value in tensors.items():
             key = _INPUT_SCALE.get(name.rpartition(".")[2])
             own = getattr(model, key, None) if key else None
@@ -83,31 +104,64 @@ def public_file(weights: Mapping[str, Tensor]) -> bytes:
     return buffer.getvalue()
 
 
-def _matching(content: Any, wanted: set[str]) -> dict[str, Tensor] | None:
-    """The dictionary of tensors, anywhere in the content, that has most of the keys after one prefix."""
-    best: tuple[int, dict[str, Tensor]] = (0, {})
+def _fitting(content: Any, wanted: Mapping[str, Tensor]) -> list[_Weights]:
+    """The dictionaries of tensors, anywhere in the content, that have most of the keys after one prefix, and
+    of these the most shapes."""
+    best, found = (0, 0), list[_Weights]()
     last = min(wanted, key=lambda key: (key.count("."), key))
-    for tensors in _dictionaries(content):
-        for prefix in {key[: -len(last)] for key in tensors if key.endswith(last)}:
+    for name, tensors in _dictionaries(content):
+        for prefix in sorted({key[: -len(last)] for key in tensors if key.endswith(last)}):
             if prefix and not prefix.endswith("."):
                 continue
             state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            common = len(wanted & state.keys())
-            if common > best[0]:
-                best = (common, state)
-    return best[1] if best[0] else None
+            common = wanted.keys() & state.keys()
+            fit = len(common), sum(state[key].shape == wanted[key].shape for key in common)
+            if fit > best:
+                best, found = fit, []
+            if fit == best and fit[0]:
+                where = [name or "the file"] + ([f"{prefix}*"] if prefix else [])
+                found.append(_Weights(": ".join(where), state))
+    return found
 
 
-def _dictionaries(content: Any) -> list[dict[str, Tensor]]:
+def _chosen(fitting: list[_Weights], wanted: Mapping[str, Tensor], path: Path) -> _Weights:
+    """The weights to take of several that fit; UserError if they differ and no name tells which."""
+
+    def differing(found: list[_Weights]) -> list[_Weights]:
+        return [
+            one
+            for one in found[1:]
+            if any(not torch.equal(one.state[key], found[0].state[key]) for key in wanted)
+        ]
+
+    named = [one for one in fitting if one.words & AVERAGED]
+    if not named and any(one.words & UNAVERAGED for one in fitting):
+        named = [one for one in fitting if not one.words & UNAVERAGED]
+    candidates = named or fitting
+    others = differing(candidates)
+    if others:
+        raise UserError(
+            f"{path} has several weights of this model that differ: {candidates[0].name}, and {others[0].name}; "
+            "save the ones to use in a file of their own."
+        )
+    return candidates[0]
+
+
+def _dictionaries(content: Any, name: str = "") -> list[tuple[str, dict[str, Tensor]]]:
+    """Name (keys joined by /) and tensors of every dictionary with tensors."""
     if not isinstance(content, dict):
         return []
     tensors = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
-    nested = [found for value in content.values() for found in _dictionaries(value)]
-    return ([tensors] if tensors else []) + nested
+    nested = [
+        found
+        for key, value in content.items()
+        for found in _dictionaries(value, f"{name}/{key}".lstrip("/"))
+    ]
+    return ([(name, tensors)] if tensors else []) + nested
 
 
 def _tensors(content: Any) -> list[str]:
-    return [key for tensors in _dictionaries(content) for key in tensors]
+    return [key for _, tensors in _dictionaries(content) for key in tensors]
 
 
 def _some(keys: list[str], count: int = 3) -> str:

@@ -24,13 +24,14 @@ def run(jobs: list[Job], context: StageContext) -> None:
         shape, num_classes = labelled.image_shape, labelled.num_classes
         model = build_classifier(config, shape, num_classes, seed=0)
         path = Path(str(job.location))
-        load_public(model, path)
+        taken = load_public(model, path)
         images, labels = labelled.tensors("validation")
         right = clean_flags(model, unit_float(images), labels)
         written = task.write(classifier_files(model, config, shape, num_classes))
         task.publish(
             {
                 "seconds": time.perf_counter() - start,
+                "weights": taken,
                 "bytes_read": path.stat().st_size,
                 "bytes_written": written,
                 "val_clean": 100 * right.double().mean().item(),
@@ -38,4 +39,4 @@ def run(jobs: list[Job], context: StageContext) -> None:
         )
 
 
-STAGE = Stage("checkpoint", 1, run)
+STAGE = Stage("checkpoint", 2, run)

@@ -208,6 +208,63 @@ def test_a_checkpoint_loads_from_any_wrapping(wrapping: str, tmp_path: Path) -> 
         assert torch.equal(found.state_dict()[key], value), key
 
 
+State = dict[str, Any]
+
+
+def averaged_and_not() -> tuple[State, State]:
+    """Weights of one model, and others."""
+    averaged = filled(build("wrn-10-1-silu")).state_dict()
+    return averaged, {key: value + 1 for key, value in averaged.items()}
+
+
+SEVERAL = {
+    "ema": lambda a, b: ({"net": b, "ema": a}, "ema"),
+    "nested": lambda a, b: (
+        {"model": b, "best": {"ema_state_dict": a, "epoch": 3}},
+        "best/ema_state_dict",
+    ),
+    "unaveraged": lambda a, b: (
+        {"unaveraged_model_state_dict": b, "model_state_dict": a},
+        "model_state_dict",
+    ),
+    "by prefix": lambda a, b: (
+        {
+            "state_dict": {
+                f"{n}.{k}": v for n, s in (("model", b), ("ema_model", a)) for k, v in s.items()
+            }
+        },
+        "state_dict: ema_model.*",
+    ),
+    "alike": lambda a, b: ({"model": a, "best": {k: v.clone() for k, v in a.items()}}, "model"),
+    "of other shapes": lambda a, b: (
+        {"teacher": {**b, "logits.weight": torch.ones(5, 64)}, "net": a},
+        "net",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SEVERAL)
+def test_of_several_weights_those_that_are_averaged(case: str, tmp_path: Path) -> None:
+    averaged, other = averaged_and_not()
+    content, name = SEVERAL[case](averaged, other)
+    torch.save(content, tmp_path / "several.pt")
+    model = build("wrn-10-1-silu")
+    assert load_public(model, tmp_path / "several.pt") == name
+    for key, value in averaged.items():
+        assert torch.equal(model.state_dict()[key], value), key
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("net", "best"), ("schema", "net"), ("ema", "ema_2"), ("unaveraged", "unaveraged_2")],
+)
+def test_several_weights_that_no_name_tells_apart(names: tuple[str, str], tmp_path: Path) -> None:
+    first, second = averaged_and_not()
+    torch.save(dict(zip(names, (first, second), strict=True)), tmp_path / "several.pt")
+    with pytest.raises(UserError, match=rf"several\.pt.*differ: {names[0]}, and {names[1]};"):
+        load_public(build("wrn-10-1-silu"), tmp_path / "several.pt")
+
+
 def test_a_checkpoint_of_another_input_scale_is_refused(tmp_path: Path) -> None:
     path, cifar = tmp_path / "published.pt", torch.tensor([0.4914, 0.4822, 0.4465])
     state = build("wrn-10-1-silu").state_dict()

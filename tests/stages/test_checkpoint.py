@@ -42,6 +42,7 @@ def test_a_published_file_is_the_intermediate_model(tmp_path: Path) -> None:
     store, job = execute(config, tmp_path)
     record = store.record(job)
     assert record is not None and record["bytes_read"] == path.stat().st_size
+    assert record["weights"] == "model_state_dict: module.*"
     x = torch.rand(5, 1, 8, 8)
     with torch.no_grad():
         torch.testing.assert_close(load_classifier(store.folder(job))(x), model(x))
