@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ssat_ray.bench.measure import Comparison
-from ssat_ray.bench.step import Case, trainer
+from ssat_ray.bench.parts import notes, parts, seconds
+from ssat_ray.bench.step import Case, title, trainer
 from ssat_ray.config import GenerateConfig, ModelConfig
 from ssat_ray.training.step import Engine
 from ssat_ray.training.world import World
 
-CASES = (Case("WRN-28-10", ModelConfig(name="wrn-28-10-silu"), (3, 32, 32), 512, "bf16", 0.4),)
+WRN = ("WRN-28-10", ModelConfig(name="wrn-28-10-silu"), (3, 32, 32), 512)
+CASES = (Case(*WRN, "bf16", 0.4), Case(*WRN, "bf16", 0.4, bn_group=64))
+"""The second as the presets have it."""
 WARM_UP = 3
 """Steps before the clock starts: compilation and the choice of kernels."""
 
@@ -26,7 +27,7 @@ def steps(repeats: int, device: torch.device, cases: tuple[Case, ...] = CASES) -
 
     Their ratio is the MFU: images/s x forward passes a step x FLOPs a forward / peak. A TRADES-10 step
     is 27 forward passes' work: one clean, ten attack steps of two, and two training passes of three. Noted: images a
-    second, the peak, and the seconds of the attack and of everything else.
+    second, the peak, and the seconds and shares of the step's parts.
     """
     return [_measured(case, repeats, device) for case in cases]
 
@@ -36,25 +37,18 @@ def _measured(case: Case, repeats: int, device: torch.device) -> Comparison:
     ours = trainer(case, World(), engine)
     for _ in range(WARM_UP):
         ours.advance()
-    batch, noise = ours.feed.batch(0), ours.feed.noise("normal", 0)
     took = [seconds(ours.advance, device) for _ in range(repeats)]
-    attacks = [
-        seconds(lambda: ours.update.perturb(batch.x, batch.y, noise), device)
-        for _ in range(repeats)
-    ]
     peak = matrix_peak(device)
     work = case.batch_size * ours.forward_units() * ours.forward_flops
-    step, attack = statistics.median(took), statistics.median(attacks)
     return Comparison(
-        f"TRADES-10 step, {case.name}, batch {case.batch_size}, {case.precision}, {device.type}",
+        f"{title(case)}, {device.type}",
         took,
         [work / peak],
         case.bar,
         {
-            "images/s": f"{case.batch_size / step:,.0f}",
+            "images/s": f"{case.batch_size / statistics.median(took):,.0f}",
             "peak": f"{peak / 1e12:.4g} TFLOP/s",
-            "attack": f"{attack:.3g} s",
-            "the rest": f"{step - attack:.3g} s",
+            **notes(parts(ours, repeats)),
         },
     )
 
@@ -128,23 +122,9 @@ def _sampled(case: Sampling, repeats: int, device: torch.device) -> Comparison:
     )
 
 
-def seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Wall seconds of a call, the device's work included."""
-    _wait(device)
-    start = time.perf_counter()
-    call()
-    _wait(device)
-    return time.perf_counter() - start
-
-
 def matrix_peak(device: torch.device) -> float:
     """FLOP/s of a large bf16 matrix product, the best of several: what the device can really do."""
     size = 8192 if device.type == "cuda" else 512
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     found = [seconds(lambda: a @ b, device) for _ in range(20)]
     return float(2 * size**3 / min(found))
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

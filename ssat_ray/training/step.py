@@ -122,11 +122,15 @@ class TrainingStep:
             end_micro_batch(self.model)
             for name, value in found.items():
                 parts[name] = parts[name] + value if name in parts else value
+        self.apply(len(slices))
+        return parts
+
+    def apply(self, micro_batches: int) -> None:
+        """Move weights, running statistics and averages by what so many micro-batches have left."""
         self.optimiser.step()
         num_groups = self.config.batch_size // self.config.bn_group
-        update_running(self.model, self.world, num_groups, len(slices))
+        update_running(self.model, self.world, num_groups, micro_batches)
         self.ema.update(self.model)
-        return parts
 
     def perturb(self, x: Tensor, y: Tensor, noise: Tensor, mix: Mix | None = None) -> Tensor:
         """Adversarial images (B, C, H, W) of the training attack, on the bare model."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 
 import pytest
@@ -11,6 +10,7 @@ import torch
 from ssat_ray.bench import step
 from ssat_ray.bench.textbook import trades_step
 from ssat_ray.config import ModelConfig
+from ssat_ray.training.batchnorm import GroupedBatchNorm
 
 TINY = step.Case(
     "tiny", ModelConfig(widths=(8, 16), strides=(1, 2)), (1, 8, 8), 16, "float32", bar=1.4
@@ -22,12 +22,30 @@ def test_the_lines() -> None:
     assert line.what == "TRADES-10 step, tiny, batch 16, float32" and line.bar == 1.4
     assert len(line.ours) == len(line.bare) == 2 and min(line.ours + line.bare) > 0
     assert float(line.notes["loss difference"]) < 1e-5
+    assert {"feed", "attack", "loss and backward", "update and average"} < set(line.notes)
+
+
+def test_a_line_of_smaller_groups_compares_no_losses() -> None:
+    (line,) = step.run(1, (dataclasses.replace(TINY, bn_group=4),))
+    assert line.what.endswith("float32, BatchNorm groups of 4")
+    assert "loss difference" not in line.notes
+
+
+def test_the_groups_are_those_of_the_case() -> None:
+    for group, expected in ((None, {16}), (4, {4})):
+        model = step.trainer(dataclasses.replace(TINY, bn_group=group)).model
+        norms = [m for m in model.modules() if isinstance(m, GroupedBatchNorm)]
+        assert len(norms) > 2 and {norm.group_size for norm in norms} == expected
 
 
 def test_both_sides_train_alike() -> None:
-    """From the same weights and noise the losses differ by the order of operations only."""
-    ours = step.trainer(TINY)
-    model = copy.deepcopy(ours.model)
+    """From the same weights and noise the losses differ by the order of operations only.
+
+    The textbook's BatchNorm is PyTorch's own, over its whole batch.
+    """
+    ours, model = step.trainer(TINY), step.model_of(TINY)
+    assert not any(isinstance(m, GroupedBatchNorm) for m in model.modules())
+    assert any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
     batch, noise = ours.feed.batch(0), ours.feed.noise("normal", 0)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.01)
     objective = ours.task.objective
@@ -44,6 +62,9 @@ def test_both_sides_train_alike() -> None:
     )
     ours.advance()
     assert ours.mean_losses()["loss"] == pytest.approx(found, rel=1e-5)
+    smaller = step.trainer(dataclasses.replace(TINY, bn_group=4))
+    smaller.advance()
+    assert smaller.mean_losses()["loss"] != pytest.approx(found, rel=1e-3)
 
 
 def test_the_textbook_attack_raises_the_loss() -> None:
