@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_ALIGNED = 16
-"""Float32 numbers in 64 bytes."""
+_ALIGNED = 8
+"""Float32 numbers in 32 bytes."""
 LAYERS = ("pooled", "logits", "unpooled")
 
 
@@ -71,7 +71,7 @@ class EmbeddingClassifier(nn.Module, ABC):
 
 
 class AlignedLinear(nn.Linear):
-    """A linear layer of any width whose rows start on multiples of 64 bytes for the product.
+    """A linear layer of any width whose rows start on multiples of 32 bytes for the product.
 
     Otherwise MKL takes other kernels for some rows than for others, by where in memory they start: the last
     bits of a row's logits would depend on its place in the batch.

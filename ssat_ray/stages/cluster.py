@@ -109,4 +109,4 @@ def run(jobs: list[Job], context: StageContext) -> None:
         run_parts(KeepActor, jobs, shards, partial(_finish, actors), context)
 
 
-STAGE = Stage("cluster", 3, run)
+STAGE = Stage("cluster", 4, run)

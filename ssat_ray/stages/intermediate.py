@@ -20,4 +20,4 @@ def run(jobs: list[Job], context: StageContext) -> None:
     run_group({"intermediate": train}, jobs, context)
 
 
-STAGE = Stage("intermediate", 1, run, train)
+STAGE = Stage("intermediate", 2, run, train)

@@ -143,4 +143,4 @@ def run(jobs: list[Job], context: StageContext) -> None:
             keep_best(Task.of(job, context.store))
 
 
-STAGE = Stage("train", 2, run, train)
+STAGE = Stage("train", 3, run, train)
