@@ -18,8 +18,8 @@ from ssat_ray.config import Config
 from ssat_ray.data.pool import Pool
 from ssat_ray.errors import RunFailed, UserError
 from ssat_ray.loading import load_config
+from ssat_ray.places import write_atomic
 from ssat_ray.start import check_name
-from ssat_ray.store import write_atomic
 
 JOBS = Path(__file__).resolve().parents[1] / "jobs"
 STABLE, CLUSTER_AGAIN = 0, 3

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 import sys
 import time
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -22,6 +21,7 @@ from ssat_ray.loading import load_config, preset_names
 from ssat_ray.options import JsonFile, Overrides, Preset, check_folder_of, write_json
 from ssat_ray.plan_cli import plan as plan_command
 from ssat_ray.pool_cli import app as pool_app
+from ssat_ray.run_folder import RunFolder
 from ssat_ray.start import (
     check_grown,
     check_inputs,
@@ -126,17 +126,19 @@ def gc(
 ) -> None:
     """Remove artefacts that no run refers to, and folders of runs that computed nothing."""
     from ssat_ray.abandoned import abandoned_runs
+    from ssat_ray.garbage import collect_garbage
+    from ssat_ray.places import place, remove_tree
     from ssat_ray.store import Store
 
     for given, what in ((store, "store"), (runs, "runs")):
-        if not Path(given).is_dir():
+        if not place(given).is_dir():
             raise UserError(f"--{what} {given}: there is no such folder.")
-    removed, size = Store(store).collect_garbage(Path(runs), dry_run=dry_run, min_age=min_age)
-    abandoned = abandoned_runs(Path(runs), Store(store))
+    removed, size = collect_garbage(Store(store), place(runs), dry_run=dry_run, min_age=min_age)
+    abandoned = abandoned_runs(place(runs), Store(store))
     for folder in (*removed, *abandoned):
         print(folder)
     for folder in () if dry_run else abandoned:
-        shutil.rmtree(folder)
+        remove_tree(folder)
     print(
         f"{'would remove' if dry_run else 'removed'} {len(removed)} artefacts, {size / 2**20:.1f} MiB, "
         f"and {len(abandoned)} folders of runs that computed nothing"
@@ -206,14 +208,13 @@ def _run(config: Config, name: str | None, until: str | None, allow_masking: boo
     _execute(config, build_plan(config), folder, since, until, allow_masking)
 
 
-def _begin(config: Config, name: str | None) -> tuple[Path, float]:
+def _begin(config: Config, name: str | None) -> tuple[RunFolder, float]:
     """The run's folder, which is not made yet, and the time. What needs no slow imports is checked first."""
     from ssat_ray.store import Store
 
     since = time.time()
-    folder = Path(config.runtime.runs) / (
-        default_name(config) if name is None else check_name(name)
-    )
+    chosen = default_name(config) if name is None else check_name(name)
+    folder = RunFolder.at(config.runtime.runs, chosen)
     check_inputs(config)
     Store(config.runtime.store).check_writable()
     as_json = config.runtime.log_format == "json"
@@ -225,7 +226,12 @@ def _begin(config: Config, name: str | None) -> tuple[Path, float]:
 
 
 def _execute(
-    config: Config, plan: Plan, folder: Path, since: float, until: str | None, allow_masking: bool
+    config: Config,
+    plan: Plan,
+    folder: RunFolder,
+    since: float,
+    until: str | None,
+    allow_masking: bool,
 ) -> None:
     from ssat_ray import pipeline
     from ssat_ray.stages.soundness import require_sound
@@ -233,12 +239,15 @@ def _execute(
     from ssat_ray.tables import selection_lines
     from ssat_ray.view import follower, quiet_output
 
-    log = folder / "run.log"
+    log = folder.home / "run.log"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.prepare()
     except OSError as error:
-        raise UserError(f"runtime.runs: {folder} cannot be written ({error.strerror}).") from error
-    with quiet_output(log) as screen:
+        raise UserError(
+            f"runtime.runs: {folder.home} cannot be written ({error.strerror or error})."
+        ) from error
+    with contextlib.ExitStack() as at_end, quiet_output(folder.local / "run.log") as screen:
+        at_end.callback(folder.keep)
         view = follower(config, screen, folder.name, since)
         try:
             outcome = pipeline.run(config, plan, view, name=folder.name, until=until)

@@ -555,8 +555,8 @@ class RuntimeConfig(Section):
     as `exact`, `compile`, `channels_last` and `cpus_per_worker` stay.
     """
 
-    store: str = Field("store", description="folder of all artefacts")
-    runs: str = Field("runs", description="folder of reports and results")
+    store: str = Field("store", description="folder or URI of all artefacts")
+    runs: str = Field("runs", description="folder or URI of reports and results")
     address: str | None = Field(None, description="Ray cluster to join; null: start one here")
     num_cpus: int | None = Field(None, ge=1, description="CPUs of a local Ray; null: all")
     object_store_mib: int = Field(512, ge=80)
@@ -595,7 +595,7 @@ class RuntimeConfig(Section):
         "text", description="what a command prints: lines for people, or a JSON object each"
     )
 
-    @field_validator("tracking_uri", "checkpoints")
+    @field_validator("tracking_uri", "checkpoints", "store", "runs")
     @classmethod
     def _without_password(cls, uri: str | None) -> str | None:
         return without_password(uri)

@@ -20,6 +20,7 @@ from ssat_ray.config import Config
 from ssat_ray.data.folder import Folder
 from ssat_ray.data.pool import MANIFEST
 from ssat_ray.errors import UserError
+from ssat_ray.places import Place, place, write_atomic
 from ssat_ray.provenance import library_versions
 from ssat_ray.store import Store
 from ssat_ray.tracking import check as check_tracking
@@ -184,7 +185,7 @@ def _storage(config: Config, cluster: Cluster) -> Iterator[Finding]:
             yield Finding("error", f"{store} on {node.name}", node.store_error, mend)
         elif not node.sees_store:
             found = "another folder than the driver's: its file is not there"
-            mend = "runtime.store must be one shared file system, mounted at the same place"
+            mend = "runtime.store must be one file system, mounted at the same place, or a bucket"
             yield Finding("error", f"{store} on {node.name}", found, mend)
         else:
             slow = node.store_speed < SLOW_STORAGE
@@ -251,7 +252,7 @@ class Visitor:
         """The fields of `Node` that only the node itself can tell."""
         import torch
 
-        error, speed = _written(Path(store))
+        error, speed = _written(place(store))
         return {
             "shm_bytes": int(psutil.disk_usage("/dev/shm").total)
             if Path("/dev/shm").is_dir()
@@ -259,7 +260,7 @@ class Visitor:
             "versions": own_versions(),
             "cuda": torch.cuda.device_count(),
             "faiss_gpus": _faiss_gpus(),
-            "sees_store": Path(probe).exists(),
+            "sees_store": place(probe).exists(),
             "sees_pool": pool is None or _readable(pool),
             "store_error": error,
             "store_speed": speed,
@@ -277,20 +278,15 @@ def own_versions() -> dict[str, str]:
     return {"python": platform.python_version(), **library_versions()}
 
 
-def _written(store: Path) -> tuple[str, float]:
+def _written(store: Place) -> tuple[str, float]:
     """Why a file cannot be written into the folder, and MiB/s of one that can."""
     path, data = store / f".doctor-{uuid.uuid4().hex}", os.urandom(2**20)
     start = time.perf_counter()
     try:
-        store.mkdir(parents=True, exist_ok=True)
-        with open(path, "wb") as file:
-            for _ in range(PROBE_BYTES // len(data)):
-                file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        write_atomic(path, data * (PROBE_BYTES // len(data)))
         seconds = time.perf_counter() - start
     except OSError as error:
-        return f"cannot be written ({error.strerror})", 0.0
+        return f"cannot be written ({error.strerror or error})", 0.0
     finally:
         with contextlib.suppress(OSError):
             path.unlink()
@@ -320,7 +316,7 @@ def look(config: Config) -> Cluster:
     visitors = {node: _visitor(node) for node in alive}
     pool = None if config.pool.path is None else str(Folder(config.pool.path))
     probe = store.root / f".doctor-{uuid.uuid4().hex}"
-    probe.write_text("")
+    write_atomic(probe, "")
     try:
         asked = {
             node: visitor.look.remote(str(store.root), str(probe), pool)

@@ -8,12 +8,12 @@ import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ssat_ray.config import GUIDED, Config
 from ssat_ray.data.pool import Pool
 from ssat_ray.errors import UserError
+from ssat_ray.places import Place
 from ssat_ray.plan import Plan
 from ssat_ray.selection.clusters import DESCRIPTION, describe
 from ssat_ray.selection.drift import Drift, Reference, ShardSummary, compare
@@ -142,7 +142,7 @@ def measure(
     return MethodDrift(method, together, said, generations, shards, left_out)
 
 
-def read_reference(folder: Path) -> Reference:
+def read_reference(folder: Place) -> Reference:
     """What a `cluster` artefact says of the score table at fit time; UserError if it says nothing."""
     try:
         return Reference.from_json(describe(folder)["reference"])
@@ -153,7 +153,7 @@ def read_reference(folder: Path) -> Reference:
         ) from error
 
 
-def summarise(path: Path, reference: Reference) -> ShardSummary:
+def summarise(path: Place, reference: Reference) -> ShardSummary:
     """What is compared of one file of a score table, read in chunks."""
     summary = reference.summary()
     try:

@@ -15,11 +15,12 @@ from ssat_ray.errors import UserError
 from ssat_ray.mistakes import nearest
 from ssat_ray.models.files import DESCRIPTION, WEIGHTS
 from ssat_ray.models.public import public_file
+from ssat_ray.places import Place, local_copy, write_atomic
 from ssat_ray.report.card import model_card
 from ssat_ray.report.words import ATTACKS
 from ssat_ray.stages.evaluate import read_flags
 from ssat_ray.stages.report import read_results
-from ssat_ray.store import Store, write_atomic
+from ssat_ray.store import Store
 
 CARD = "README.md"
 PATHS = (("data", "path"), ("pool", "path"), ("intermediate", "checkpoint"))
@@ -40,7 +41,7 @@ class FinishedRun:
         results: content of `results.json`.
     """
 
-    folder: Path
+    folder: Place
     store: Store
     report: str
     config: dict[str, Any]
@@ -48,7 +49,7 @@ class FinishedRun:
     results: dict[str, Any]
 
     @classmethod
-    def open(cls, name: str, runs: Path, store: Path | None = None) -> FinishedRun:
+    def open(cls, name: str, runs: Place, store: Place | None = None) -> FinishedRun:
         """The run of this name; its store is the one it was run with, unless another is given.
 
         Raises:
@@ -92,7 +93,7 @@ class FinishedRun:
         results = read_results(report)
         return cls(folder, opened, found["report"], found["config"], places, results)
 
-    def folder_of(self, chosen: Chosen, stage: str) -> Path:
+    def folder_of(self, chosen: Chosen, stage: str) -> Place:
         return self.store.root / self.places[(*chosen, stage)]
 
     def record(self, chosen: Chosen, stage: str) -> dict[str, Any]:
@@ -244,7 +245,7 @@ def write_export(run: FinishedRun, chosen: Chosen, about: dict[str, Any], out: P
     files: dict[str, bytes | str] = {
         WEIGHTS: checkpoint.read_bytes(),
         DESCRIPTION: json.dumps(about, indent=1),
-        f"{about['name']}.pt": public_file(load_file(checkpoint)),
+        f"{about['name']}.pt": public_file(load_file(local_copy(checkpoint))),
         CARD: model_card(about),
     }
     try:

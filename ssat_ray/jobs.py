@@ -25,7 +25,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 import ssat_ray
 from ssat_ray.config import Config
 from ssat_ray.errors import RunFailed, UserError, cannot_be_read
-from ssat_ray.store import folder_bytes
+from ssat_ray.places import folder_bytes
 
 PREFIX = "ssat-"
 """Of the submission ids that `ssat submit` gives."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from ssat_ray.store import write_atomic
+from ssat_ray.places import write_atomic
 
 _LOG = logging.getLogger(__name__)
 INTERVAL = 5.0

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import time
 import traceback
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from ssat_ray import runtime, tracking
@@ -17,9 +15,11 @@ from ssat_ray.config import GUIDED, Config
 from ssat_ray.diffusion.quality import NEIGHBOURS
 from ssat_ray.errors import RunFailed, UserError
 from ssat_ray.memory import MemoryWatch, read_memory
+from ssat_ray.places import Place, write_atomic
 from ssat_ray.plan import STAGES, Plan
 from ssat_ray.report.markdown import markdown_table
 from ssat_ray.report.selection import render_selection
+from ssat_ray.run_folder import MEMORY, RunFolder
 from ssat_ray.stages import pool
 from ssat_ray.stages.base import StageContext
 from ssat_ray.stages.group import run_group
@@ -27,7 +27,7 @@ from ssat_ray.stages.report import REPORT, RESULTS, read_results
 from ssat_ray.stages.robustbench import write_model_info
 from ssat_ray.stages.selection_results import selection_results
 from ssat_ray.start import default_name
-from ssat_ray.store import Job, Store, write_atomic
+from ssat_ray.store import Job, Store
 
 ON_DRIVER = ("labelled", "pool", "checkpoint", "ddpm")
 """Stages that need no Ray and show the input's faults at once."""
@@ -60,7 +60,7 @@ class Watcher:
     def disconnected(self) -> None: ...
 
 
-def write_run(config: Config, plan: Plan, folder: Path) -> None:
+def write_run(config: Config, plan: Plan, folder: Place) -> None:
     """`run.json`: every (row, seed, stage) and its digest. `ssat gc` keeps what it names."""
     content = {
         "config": config.model_dump(mode="json"),
@@ -151,14 +151,14 @@ def _run_stages(by_stage: dict[str, list[Job]], context: StageContext) -> None:
     run_group({n: f for n, f in functions.items() if f is not None}, everything, context)
 
 
-TABLE, MEMORY = "results.md", "memory.jsonl"
+TABLE = "results.md"
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What `run` leaves behind; `untracked` says why MLflow could not be given the results, if so."""
 
-    folder: Path
+    folder: Place
     results: dict[str, Any] | None
     computed: int
     total: int
@@ -182,22 +182,23 @@ def run(
         UserError: the input or the environment is at fault. RunFailed: a stage could not finish.
     """
     store = Store(config.runtime.store)
-    folder = Path(config.runtime.runs).absolute() / (name or default_name(config))
-    write_run(config, plan, folder)
+    folder = RunFolder.at(config.runtime.runs, name or default_name(config))
+    folder.prepare()
+    write_run(config, plan, folder.home)
     order = list(STAGES)
     wanted = plan.unique if until is None else _up_to(plan, order[: order.index(until) + 1])
     missing = [job for job in wanted if store.record(job) is None]
-    if missing and plan.report and until in (None, "report") and tracking.is_due(plan, folder):
+    if missing and plan.report and until in (None, "report") and tracking.is_due(plan, folder.home):
         tracking.check(config.runtime.tracking_uri, store)
     watcher.planned(wanted, missing)
-    context = StageContext(store, config.runtime, folder / "run.log")
+    context = StageContext(store, config.runtime)
     pool.follow(plan.unique, store)
     execute([job for job in missing if job.stage in ON_DRIVER], context, watcher)
     preflight(config, plan, store)
     if any(job.stage not in ON_DRIVER for job in missing):
         watcher.connecting()
         with (
-            MemoryWatch(folder / MEMORY) as memory,
+            MemoryWatch(folder.local / MEMORY) as memory,
             runtime.ray_session(config.runtime),
         ):
             watcher.connected(start_board())
@@ -206,21 +207,21 @@ def run(
             finally:
                 watcher.disconnected()
     if plan.report is None and all(store.record(job) is not None for job in plan.unique):
-        tree, sessions = config.model_dump(mode="json"), read_memory(folder / MEMORY)
+        tree, sessions = config.model_dump(mode="json"), read_memory(folder.local / MEMORY)
         results = selection_results(folder.name, tree, plan.jobs, store, sessions)
-        write_atomic(folder / RESULTS, json.dumps(results, indent=1))
-        write_atomic(folder / REPORT, render_selection(results))
-        return Outcome(folder, results, len(missing), len(wanted))
+        write_atomic(folder.home / RESULTS, json.dumps(results, indent=1))
+        write_atomic(folder.home / REPORT, render_selection(results))
+        return Outcome(folder.home, results, len(missing), len(wanted))
     if plan.report is None or store.record(plan.report) is None:
-        return Outcome(folder, None, len(missing), len(wanted))
+        return Outcome(folder.home, None, len(missing), len(wanted))
     for file in (RESULTS, REPORT):
-        shutil.copyfile(store.folder(plan.report) / file, folder / file)
-    results = read_results(folder)
-    write_atomic(folder / TABLE, markdown_table(results))
-    write_model_info(results, folder)
-    outcome = Outcome(folder, results, len(missing), len(wanted))
+        write_atomic(folder.home / file, (store.folder(plan.report) / file).read_bytes())
+    results = read_results(folder.home)
+    write_atomic(folder.home / TABLE, markdown_table(results))
+    write_model_info(results, folder.home)
+    outcome = Outcome(folder.home, results, len(missing), len(wanted))
     try:
-        tracking.log_run(config, plan, store, results, folder)
+        tracking.log_run(config, plan, store, results, folder.home)
     except Exception as error:  # MLflow raises whatever its store or server raises
         traceback.print_exc()
         return replace(outcome, untracked=tracking.reason(error))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,6 +19,8 @@ from ssat_ray.options import (
     parse_count,
     write_json,
 )
+from ssat_ray.places import write_atomic
+from ssat_ray.run_folder import PLAN_LOG, RunFolder
 from ssat_ray.start import check_inputs, default_name, stamped
 
 
@@ -59,8 +61,10 @@ def plan(
     from ssat_ray.tables import estimate_lines, estimate_table
     from ssat_ray.view import quiet_output
 
-    log = Path(config.runtime.runs) / default_name(config) / "plan.log"
-    with quiet_output(log) as screen:
+    folder = RunFolder.at(config.runtime.runs, default_name(config))
+    log = folder.home / PLAN_LOG
+    with contextlib.ExitStack() as at_end, quiet_output(folder.local / PLAN_LOG) as screen:
+        at_end.callback(folder.keep)
         console = Console(file=screen, width=None if screen.isatty() else 140)
 
         def say(text: str) -> None:
@@ -93,7 +97,8 @@ def plan(
         console.print(estimate_table(found))
         for line in estimate_lines(found, measured):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
-        saved = log.with_name("plan.json")
-        for path in filter(None, (saved, json_file)):
-            write_json(path, found.to_json(measured))
+        saved, numbers = folder.home / "plan.json", found.to_json(measured)
+        write_atomic(saved, numbers + "\n")
+        if json_file is not None:
+            write_json(json_file, numbers)
         console.print(f"all numbers: {saved}", highlight=False, soft_wrap=True)

@@ -6,6 +6,7 @@ import math
 import os
 import tempfile
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,9 @@ from ssat_ray.memory import MemoryWatch, read_memory, session_memory, shared_byt
 from ssat_ray.models.base import num_flops
 from ssat_ray.models.embedding import Embedder
 from ssat_ray.models.registry import build_classifier
+from ssat_ray.places import place, remove_tree
 from ssat_ray.plan import STAGES, build_plan
+from ssat_ray.run_folder import MEMORY
 from ssat_ray.stages.base import StageContext
 from ssat_ray.store import Job, Store
 
@@ -143,21 +146,21 @@ def measure(
         before: seconds that this program took until now.
         say: is told what is being measured.
     """
-    runs = Path(config.runtime.runs).absolute()
-    runs.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=runs, prefix=".plan-") as name:
-        store = Store(Path(name) / "store")
-        probe = _run(config, num_images, seconds, store, say)
+    folder = place(config.runtime.runs) / f".plan-{uuid.uuid4().hex}"  # where every node sees it
+    try:
+        probe = _run(config, num_images, seconds, Store(folder / "store"), say)
         probe.session_seconds += before
         say("taking it apart")
         return take_apart(config, probe)
+    finally:
+        remove_tree(folder)
 
 
 def _run(
     config: Config, num_images: int, seconds: float, store: Store, say: Callable[[str], None]
 ) -> Probe:
-    folder, walls = store.root.parent, Walls(say, config.runtime.actors)
-    context = StageContext(store, config.runtime, folder / "run.log")
+    walls = Walls(say, config.runtime.actors)
+    context = StageContext(store, config.runtime)
     labelled = next(job for job in build_plan(config).unique if job.stage == "labelled")
     pipeline.execute([labelled], context, walls)
     record = store.record(labelled)
@@ -172,19 +175,20 @@ def _run(
     wanted = {job.digest: job for jobs in (warm, small, main, extras) for job in jobs}
     before = time.perf_counter()
     walls.connecting()
-    with MemoryWatch(folder / pipeline.MEMORY, interval=1.0) as memory:
-        shared = shared_bytes()
-        with runtime.ray_session(config.runtime):
-            walls.connected(start_board())
-            session_seconds = time.perf_counter() - before
-            baseline = session_memory(psutil.Process(), shared)
-            pipeline.execute(list(wanted.values()), context, walls, memory)
-            memory.stage = ONE_ACTOR
-            one_actor = _one_actor(warm, small, context)
+    with tempfile.TemporaryDirectory() as scratch:
+        series = Path(scratch) / MEMORY
+        with MemoryWatch(series, interval=1.0) as memory:
+            shared = shared_bytes()
+            with runtime.ray_session(config.runtime):
+                walls.connected(start_board())
+                session_seconds = time.perf_counter() - before
+                baseline = session_memory(psutil.Process(), shared)
+                pipeline.execute(list(wanted.values()), context, walls, memory)
+                memory.stage = ONE_ACTOR
+                one_actor = _one_actor(warm, small, context)
+        samples = [s for session in read_memory(series) for s in session["samples"]]
     peaks: dict[str, int] = {}
-    for sample in (
-        s for session in read_memory(folder / pipeline.MEMORY) for s in session["samples"]
-    ):
+    for sample in samples:
         for stage in sample[2].split(", "):
             peaks[stage] = max(peaks.get(stage, 0), sample[1])
     return Probe(

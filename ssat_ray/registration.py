@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from ssat_ray.errors import UserError
+from ssat_ray.places import Place
 from ssat_ray.store import Store
 from ssat_ray.tracking import STATE, check, read_state, reason, tracking_uri
 
 
 def register(
     name: str,
-    folder: Path,
+    folder: Place,
     report: str,
     child: str,
     *,
@@ -52,7 +52,7 @@ def register(
     return int(version.version)
 
 
-def _child(folder: Path, report: str, child: str) -> str:
+def _child(folder: Place, report: str, child: str) -> str:
     """Id of the MLflow run of one row and seed."""
     state = read_state(report, folder)
     if not state.get("finished"):

@@ -17,10 +17,12 @@ from typing import Any
 
 from ssat_ray.config import Config
 from ssat_ray.errors import UserError
+from ssat_ray.leases import file_lock
 from ssat_ray.models.files import DESCRIPTION, WEIGHTS
+from ssat_ray.places import Place, Remote, cache_of, write_atomic
 from ssat_ray.plan import Plan
 from ssat_ray.provenance import git_commit, installed, library_versions
-from ssat_ray.store import Job, Store, file_lock, write_atomic
+from ssat_ray.store import Job, Store
 
 EXPERIMENT = "ssat_ray"
 STATE = "mlflow.json"
@@ -34,7 +36,7 @@ QUICK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": 
 MODEL_NEEDS = ("ssat_ray", "torch", "safetensors", "numpy")
 
 
-def is_due(plan: Plan, folder: Path) -> bool:
+def is_due(plan: Plan, folder: Place) -> bool:
     """Whether the plan's report is still to be logged."""
     return not read_state(_report(plan).digest, folder).get("finished")
 
@@ -59,7 +61,16 @@ def check(uri: str | None, store: Store, seconds: float = CHECK_SECONDS) -> None
 
 
 def tracking_uri(uri: str | None, store: Store) -> str:
-    """The configured URI, or that of the store's own SQLite file."""
+    """The configured URI, or that of the store's own SQLite file.
+
+    Raises:
+        UserError: the store is no folder that SQLite can write.
+    """
+    if uri is None and isinstance(store.root, Remote):
+        raise UserError(
+            f"runtime.tracking_uri=null is a file in the store, and {store.root} can hold no database; give "
+            "the URI of an MLflow server."
+        )
     return uri or f"{SQLITE}{store.root / 'mlflow.db'}"
 
 
@@ -114,7 +125,9 @@ def _environment(wanted: dict[str, str]) -> Iterator[None]:
             del os.environ[name]
 
 
-def log_run(config: Config, plan: Plan, store: Store, results: dict[str, Any], folder: Path) -> str:
+def log_run(
+    config: Config, plan: Plan, store: Store, results: dict[str, Any], folder: Place
+) -> str:
     """Log a finished comparison once; returns the parent's run id.
 
     `mlflow.json` in the run folder holds a random key from before the first run is created, and every
@@ -162,8 +175,9 @@ class Tracker:
         for name in ("mlflow", "alembic", "sqlalchemy"):
             logging.getLogger(name).setLevel(logging.ERROR)
         self.store, self.key = store, key
-        location = None if uri else (store.root / "mlflow-artifacts").as_uri()
-        with file_lock(store.root / ".mlflow.lock"):  # two processes must not create one database
+        root = store.root if isinstance(store.root, Path) else cache_of(store.root)
+        location = None if uri else (root / "mlflow-artifacts").as_uri()
+        with file_lock(root / ".mlflow.lock"):  # two processes must not create one database
             self.client = mlflow.MlflowClient(tracking_uri(uri, store))
             found = self.client.get_experiment_by_name(EXPERIMENT)
             self.experiment = (
@@ -247,7 +261,7 @@ class Tracker:
             params={k: str(v)[:6000] for k, v in params.items()},
         )
 
-    def _log_model(self, run_id: str, model: Any, checkpoint: Path) -> None:
+    def _log_model(self, run_id: str, model: Any, checkpoint: Place) -> None:
         """Log the final classifier from code, with a signature and pinned requirements.
 
         `mlflow.pyfunc.log_model` would do this for the active run only, and anew each time.
@@ -271,7 +285,7 @@ class Tracker:
             files, folder = Path(scratch) / "checkpoint", Path(scratch) / "model"
             files.mkdir()
             for name in (WEIGHTS, DESCRIPTION):
-                shutil.copyfile(checkpoint / name, files / name)
+                (files / name).write_bytes((checkpoint / name).read_bytes())
             mlflow.pyfunc.save_model(
                 str(folder),
                 python_model=str(Path(__file__).with_name("pyfunc_model.py")),
@@ -289,7 +303,7 @@ class Tracker:
             self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
         self.client.finalize_logged_model(model.model_id, "READY")
 
-    def finish_parent(self, run_id: str, results: dict[str, Any], folder: Path) -> None:
+    def finish_parent(self, run_id: str, results: dict[str, Any], folder: Place) -> None:
         from mlflow.entities import Metric
 
         metrics = {}
@@ -299,11 +313,11 @@ class Tracker:
             metrics[f"{row['row']}.seconds"] = row["seconds"]["total"]
         self.client.log_batch(run_id, [Metric(k, float(v), 0, 0) for k, v in metrics.items()])
         for name in ("report.html", "results.json", "run.json"):
-            self.client.log_artifact(run_id, str(folder / name))
+            self.client.log_text(run_id, (folder / name).read_text(), name)
         self.client.set_terminated(run_id)
 
 
-def read_state(report: str, folder: Path) -> dict[str, Any]:
+def read_state(report: str, folder: Place) -> dict[str, Any]:
     """What a run's `mlflow.json` says of the report of this digest; empty if it is of another one."""
     path = folder / STATE
     state: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from ssat_ray.abandoned import DAY, abandoned_runs
-from ssat_ray.store import Job, Store, write_atomic
+from ssat_ray.places import write_atomic
+from ssat_ray.store import Job, Store
 
 JOB = Job("train", 1, {"seed": 0}, {})
 LABELLED = Job("labelled", 1, {}, {})

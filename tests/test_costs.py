@@ -13,12 +13,13 @@ from ssat_ray.data.pool import MANIFEST, manifest
 from ssat_ray.data.shard import Shard, write_shard
 from ssat_ray.estimate import Target, estimate
 from ssat_ray.loading import load_config
+from ssat_ray.places import write_atomic
 from ssat_ray.plan import build_plan
 from ssat_ray.probe import follow, probe_config
 from ssat_ray.selection.clusters import cluster_files
 from ssat_ray.selection.gmm import GaussianMixture
 from ssat_ray.stages.held import hold
-from ssat_ray.store import Job, Store, write_atomic
+from ssat_ray.store import Job, Store
 
 SIZE = Sizes(warm=1000, small=4000, main=8000, shard_rows=2000, refined=4000, sample=2000)
 SYNTH, SCORE, SELECT = 1e-4, 1e-3, 2e-3

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ssat_ray.errors import UserError, user_error_in
-from ssat_ray.store import write_atomic
+from ssat_ray.places import write_atomic
 
 
 def test_a_full_disk_in_an_actor_is_told_in_its_own_words(full_disk: Path) -> None:

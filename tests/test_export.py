@@ -26,8 +26,9 @@ from ssat_ray.export import FinishedRun, check_target, choose, describe, write_e
 from ssat_ray.loading import load_config
 from ssat_ray.models.files import classifier_files, load_classifier
 from ssat_ray.models.registry import build_classifier
+from ssat_ray.places import write_atomic
 from ssat_ray.plan import Plan, build_plan
-from ssat_ray.store import Store, write_atomic
+from ssat_ray.store import Store
 
 SHAPE, CLASSES, IMAGES = (3, 32, 32), 10, 200
 VALIDATION = {("none", 0): 60.0, ("none", 1): 61.0, ("lcs-km", 0): 63.0, ("lcs-km", 1): 62.5}

@@ -72,7 +72,7 @@ def test_the_log_gets_the_cause_of_a_failed_stage(
             raise RunFailed("labelled: the last line") from error
 
     monkeypatch.setitem(pipeline.STAGES, "labelled", Stage("labelled", 1, fail))
-    context = StageContext(Store(tmp_path), RuntimeConfig(), tmp_path / "run.log")
+    context = StageContext(Store(tmp_path), RuntimeConfig())
     with pytest.raises(RunFailed, match="the last line"):
         pipeline.execute([Job("labelled", 1, {}, {})], context, pipeline.Watcher())
     logged = capsys.readouterr().err

@@ -15,16 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssat_ray.errors import UserError
+from ssat_ray.garbage import collect_garbage
+from ssat_ray.leases import FileLease
+from ssat_ray.places import folder_bytes, write_atomic
 from ssat_ray.provenance import made_by
-from ssat_ray.store import (
-    LEFTOVERS,
-    Job,
-    Lease,
-    Store,
-    canonical_json,
-    folder_bytes,
-    write_atomic,
-)
+from ssat_ray.store import LEFTOVERS, Job, Store, canonical_json
 
 JOB = Job("train", 1, {"seed": 0, "row": "full"}, {"lr": 0.1, "steps": 3})
 RACERS = 8
@@ -32,14 +27,14 @@ RACERS = 8
 RACE = """
 import sys, time
 from pathlib import Path
-from ssat_ray.store import Lease
+from ssat_ray.leases import FileLease
 path, go, start, rounds = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 Path(f"{go}.{start}").touch()
 while not go.exists():
     time.sleep(0.001)
 wins, begin = [], float(go.read_text())
 for i in range(rounds):
-    lease = Lease(path / str(i) / "lease.json", seconds=30.0)
+    lease = FileLease(path / str(i) / "lease.json", seconds=30.0)
     time.sleep(max(0.0, begin + 0.05 * i - time.time()))
     if lease.acquire():
         wins.append(i)
@@ -55,7 +50,7 @@ def _dead_pid() -> int:
 
 
 def _write_lease(path: Path, **changes: object) -> None:
-    content = json.loads(Lease(path, 30.0)._content())
+    content = json.loads(FileLease(path, 30.0)._content())
     write_atomic(path, json.dumps({**content, **changes}))
 
 
@@ -227,7 +222,7 @@ def test_a_dead_lease_is_taken_over_at_once(tmp_path: Path, damaged: bool) -> No
     _write_lease(path, owner="other", pid=os.getpid() if damaged else _dead_pid())
     if damaged:  # leases are written by rename, so half a lease is nobody's
         path.write_bytes(path.read_bytes()[:14])
-    lease = Lease(path, 30.0)
+    lease = FileLease(path, 30.0)
     assert not lease.held_by_other() and lease.acquire()
     assert json.loads(path.read_text())["owner"] == lease.owner
     lease.release()
@@ -236,18 +231,18 @@ def test_a_dead_lease_is_taken_over_at_once(tmp_path: Path, damaged: bool) -> No
 
 def test_a_killed_holder_is_taken_over_at_once(tmp_path: Path) -> None:
     script = (
-        "import sys, time\nfrom pathlib import Path\nfrom ssat_ray.store import Lease\n"
-        "assert Lease(Path(sys.argv[1]), 60.0).acquire()\nprint('held', flush=True)\ntime.sleep(60)"
+        "import sys, time\nfrom pathlib import Path\nfrom ssat_ray.leases import FileLease\n"
+        "assert FileLease(Path(sys.argv[1]), 60.0).acquire()\nprint('held', flush=True)\ntime.sleep(60)"
     )
     path = tmp_path / "lease.json"
     holder = subprocess.Popen(
         [sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, text=True
     )
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-    assert not Lease(path, 60.0).acquire()
+    assert not FileLease(path, 60.0).acquire()
     holder.kill()
     holder.wait()
-    lease = Lease(path, 60.0)
+    lease = FileLease(path, 60.0)
     assert lease.acquire()
     lease.release()
 
@@ -255,20 +250,20 @@ def test_a_killed_holder_is_taken_over_at_once(tmp_path: Path) -> None:
 def test_a_dead_pid_on_another_host_is_not_judged(tmp_path: Path) -> None:
     path = tmp_path / "lease.json"
     _write_lease(path, owner="other", pid=_dead_pid(), host="elsewhere")
-    assert not Lease(path, 30.0).acquire()
+    assert not FileLease(path, 30.0).acquire()
     _write_lease(path, owner="other", host="elsewhere", expires=time.time() - 0.01)
-    lease = Lease(path, 30.0)
+    lease = FileLease(path, 30.0)
     assert lease.acquire()
     lease.release()
 
 
 def test_renewal_keeps_a_lease_alive_past_its_life(tmp_path: Path) -> None:
     path = tmp_path / "lease.json"
-    holder = Lease(path, 0.9)
+    holder = FileLease(path, 0.9)
     assert holder.acquire()
     first = json.loads(path.read_text())["expires"]
     time.sleep(1.3)
-    assert time.time() > first and not Lease(path, 0.9).acquire()
+    assert time.time() > first and not FileLease(path, 0.9).acquire()
     holder.release()
     assert not path.exists()
 
@@ -281,7 +276,7 @@ def test_a_renewal_that_fails_is_tried_again(
     trouble: str,
 ) -> None:
     path = tmp_path / "lease.json"
-    holder, other = Lease(path, 1.2), Lease(path, 1.2)
+    holder, other = FileLease(path, 1.2), FileLease(path, 1.2)
     assert holder.acquire()
     monkeypatch.setattr("uuid.uuid4", lambda: uuid.UUID(int=0))
     scratch = path.with_name(f".lease.json.{uuid.UUID(int=0).hex}.tmp")
@@ -302,7 +297,7 @@ def test_a_renewal_that_fails_is_tried_again(
 def test_a_lease_that_is_not_renewed_expires(tmp_path: Path) -> None:
     path = tmp_path / "lease.json"
     _write_lease(path, owner="other", expires=time.time() + 0.3)
-    lease = Lease(path, 30.0)
+    lease = FileLease(path, 30.0)
     assert not lease.acquire()
     time.sleep(0.35)
     assert lease.acquire()
@@ -335,7 +330,7 @@ def test_of_racing_processes_exactly_one_gets_the_lease(tmp_path: Path, dead_lea
 
 def test_a_holder_that_lost_its_lease_leaves_the_new_holders_alone(tmp_path: Path) -> None:
     path = tmp_path / "lease.json"
-    paused, successor = Lease(path, 60.0), Lease(path, 60.0)
+    paused, successor = FileLease(path, 60.0), FileLease(path, 60.0)
     assert paused.acquire()
     _write_lease(path, owner=paused.owner, expires=time.time() - 1)  # stopped past its life
     assert successor.acquire()
@@ -373,11 +368,11 @@ def test_gc_keeps_what_runs_name_leased_and_young_and_removes_the_rest(tmp_path:
         os.utime(folder, (0, 0))
     expected_bytes = sum(p.stat().st_size for f in (orphan, dead) for p in f.iterdir())
 
-    found, size = store.collect_garbage(runs, dry_run=True)
+    found, size = collect_garbage(store, runs, dry_run=True)
     assert set(found) == {orphan, dead} and size == expected_bytes
     assert all(f.exists() for f in (named, orphan, young, leased, dead, other))
 
-    assert (set(found), size) == (lambda r: (set(r[0]), r[1]))(store.collect_garbage(runs))
+    assert (set(found), size) == (lambda r: (set(r[0]), r[1]))(collect_garbage(store, runs))
     assert not orphan.exists() and not dead.exists()
     assert group.exists(), "a training group may be alive while anything is leased"
     for folder in (named, young, leased, other):
@@ -385,14 +380,14 @@ def test_gc_keeps_what_runs_name_leased_and_young_and_removes_the_rest(tmp_path:
     assert (named / "data.bin").read_bytes() == b"x" * 100
     (leased / "lease.json").unlink()
     _age(leased)
-    assert set(store.collect_garbage(runs)[0]) == {leased, group}
+    assert set(collect_garbage(store, runs)[0]) == {leased, group}
 
 
 def test_gc_min_age_decides_what_is_young(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     folder = _artefact(store, JOB, age=50)
-    assert store.collect_garbage(tmp_path / "runs", min_age=100) == ([], 0)
-    assert store.collect_garbage(tmp_path / "runs", min_age=10)[0] == [folder]
+    assert collect_garbage(store, tmp_path / "runs", min_age=100) == ([], 0)
+    assert collect_garbage(store, tmp_path / "runs", min_age=10)[0] == [folder]
 
 
 def test_gc_with_a_damaged_run_is_a_user_error_and_removes_nothing(tmp_path: Path) -> None:
@@ -400,7 +395,7 @@ def test_gc_with_a_damaged_run_is_a_user_error_and_removes_nothing(tmp_path: Pat
     folder = _artefact(store, JOB)
     write_atomic(tmp_path / "runs" / "one" / "run.json", '{"digests": [')
     with pytest.raises(UserError, match=r"run\.json"):
-        store.collect_garbage(tmp_path / "runs")
+        collect_garbage(store, tmp_path / "runs")
     assert folder.exists()
 
 
@@ -437,16 +432,16 @@ def test_gc_sweeps_published_artefacts_and_leaves_unfinished_ones(tmp_path: Path
     lease_bytes = (done / "lease.json").stat().st_size
     expected = 4 * 10 + lease_bytes + 4 * 5  # one of the five is in a leased folder
 
-    assert store.collect_garbage(runs, dry_run=True) == ([], expected)
+    assert collect_garbage(store, runs, dry_run=True) == ([], expected)
     assert all(path.exists() for paths in left.values() for path in paths)
     assert all(path.exists() for path in old)
 
-    assert store.collect_garbage(runs) == ([], expected)
+    assert collect_garbage(store, runs) == ([], expected)
     assert sorted(os.listdir(done)) == [young.name, "data.bin", "stage.json"]
     assert all(path.exists() for path in left[live]) and old[2].exists()
     assert all(path.exists() for path in left[open_]), "a killed job goes on from these"
     assert not old[3].exists() and os.listdir(runs / "one") == ["run.json"]
-    assert store.collect_garbage(runs, min_age=0.0) == ([], 5) and not young.exists()
+    assert collect_garbage(store, runs, min_age=0.0) == ([], 5) and not young.exists()
     assert store.record(published) is not None
 
 

@@ -26,9 +26,10 @@ from ssat_ray.errors import UserError
 from ssat_ray.loading import load_config
 from ssat_ray.models.files import classifier_files, load_classifier
 from ssat_ray.models.registry import build_classifier
+from ssat_ray.places import write_atomic
 from ssat_ray.plan import Plan, build_plan
 from ssat_ray.provenance import library_versions
-from ssat_ray.store import Store, write_atomic
+from ssat_ray.store import Store
 
 MODEL = ModelConfig(widths=(4,), strides=(2,))
 SHAPE, CLASSES = (1, 8, 8), 10

@@ -7,7 +7,6 @@ and images come before: an actor takes no batch until all of its pool are ready.
 from __future__ import annotations
 
 import importlib
-import shutil
 import statistics
 import tempfile
 import time
@@ -23,6 +22,7 @@ from ssat_ray.board import start_board
 from ssat_ray.config import Config, RuntimeConfig
 from ssat_ray.errors import RunFailed
 from ssat_ray.loading import load_config
+from ssat_ray.places import remove_tree, write_atomic
 from ssat_ray.plan import STAGES, build_plan
 from ssat_ray.stages import evaluate
 from ssat_ray.stages.base import Session, StageContext, Task
@@ -46,7 +46,7 @@ class GatedActor(AttackActor):
         importlib.import_module("pyautoattack")
         self.classifier(tasks[0])(self.batch(tasks[0], 0)[0])
         gate = tasks[0].store_root / GATE
-        (gate / str(time.monotonic_ns())).touch()
+        write_atomic(gate / str(time.monotonic_ns()), "")
         while len(list(gate.iterdir())) < min(runtime.actors, sum(num_parts)):
             time.sleep(0.01)
 
@@ -126,7 +126,7 @@ def settings(rows: int) -> list[str]:
 def prepare(config: Config, store: Store) -> Job:
     """Train the digits net here, and return the job that attacks it."""
     jobs = build_plan(config).jobs
-    context = StageContext(store, config.runtime, store.root / "run.log")
+    context = StageContext(store, config.runtime)
     STAGES["labelled"].run([jobs["none", 0, "labelled"]], context)
     task = Task.of(jobs["none", 0, "train"], store)
     train = STAGES["train"].train
@@ -139,9 +139,9 @@ def prepare(config: Config, store: Store) -> Job:
 
 def attack(job: Job, store: Store, actors: int) -> Took:
     """Attack anew with so many actors."""
-    shutil.rmtree(store.folder(job), ignore_errors=True)
+    remove_tree(store.folder(job))
     gate = store.root / GATE
-    shutil.rmtree(gate, ignore_errors=True)
+    remove_tree(gate)
     gate.mkdir(parents=True)
     took: list[Took] = []
 
@@ -150,6 +150,6 @@ def attack(job: Job, store: Store, actors: int) -> Took:
         took.append(Took(wall, sum(n["end"] - n["begin"] for n in notes)))
         return evaluate.finish(task, notes, context)
 
-    context = StageContext(store, RuntimeConfig(actors=actors), store.root / "run.log")
+    context = StageContext(store, RuntimeConfig(actors=actors))
     run_parts(GatedActor, [job], [evaluate.num_batches(job, store)], finish, context)
     return took[0]

@@ -91,7 +91,7 @@ def run(
             reports[row, weight] = [jobs[row, seed, "quality"] for seed in seeds]
             for job in reports[row, weight]:
                 wanted |= {j.digest: j for j in job.closure()}
-    context = StageContext(store, config.runtime, folder / "run.log")
+    context = StageContext(store, config.runtime)
     with runtime.ray_session(config.runtime):
         board = start_board()
         pipeline.execute(list(wanted.values()), context, pipeline.Watcher())

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save
 
 from ssat_ray.config import DataConfig
 from ssat_ray.errors import UserError
+from ssat_ray.places import Place, local_copy
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +46,7 @@ class LabelledSet:
         images, labels = self.splits[split]
         return to_nchw(images), torch.from_numpy(labels)
 
-    def save(self, folder: Path) -> dict[str, bytes]:
+    def save(self, folder: Place) -> dict[str, bytes]:
         """The files of the artefact: name -> content."""
         tensors: dict[str, np.ndarray] = {}
         for name, (images, labels) in self.splits.items():
@@ -54,8 +55,8 @@ class LabelledSet:
         return {"labelled.safetensors": save(tensors)}
 
     @classmethod
-    def load(cls, folder: Path) -> LabelledSet:
-        tensors = load_file(folder / "labelled.safetensors")
+    def load(cls, folder: Place) -> LabelledSet:
+        tensors = load_file(local_copy(folder / "labelled.safetensors"))
         splits = {name: (tensors[f"{name}.image"], tensors[f"{name}.label"]) for name in SPLITS}
         return cls(splits, int(tensors["num_classes"][0]))
 

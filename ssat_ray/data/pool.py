@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from ssat_ray.data import schema
 from ssat_ray.data.folder import Folder
 from ssat_ray.data.shard import UNREADABLE, Shard, ShardEntry, decode_ids, decode_shard
 from ssat_ray.errors import UserError, cannot_be_read
+from ssat_ray.places import Place
 from ssat_ray.store import canonical_json
 
 MANIFEST = "pool.json"
@@ -74,7 +74,7 @@ class Pool:
     Ids ascend over the shards in their order, so a row's position stands for its id.
     """
 
-    def __init__(self, location: Folder | str | os.PathLike[str]) -> None:
+    def __init__(self, location: Folder | str | Place) -> None:
         self.folder = location if isinstance(location, Folder) else Folder(location)
         where = self.folder.path(MANIFEST)
         self.manifest = self._manifest(where)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from ssat_ray.data.folder import Folder
 from ssat_ray.data.mix64 import GOLDEN, mix64
+from ssat_ray.places import Place
 
 SHARD_BYTES = 64 * 2**20
 SHARD_ROWS = 2**18
@@ -154,7 +154,7 @@ def shard_entry(index: int, ids: NDArray[np.int64], data: bytes) -> ShardEntry:
     }
 
 
-def write_shard(folder: Folder | os.PathLike[str], index: int, shard: Shard) -> ShardEntry:
+def write_shard(folder: Folder | Place, index: int, shard: Shard) -> ShardEntry:
     """Write shard `index` so that it is there whole or not at all; returns its manifest entry.
 
     Raises:
@@ -167,9 +167,7 @@ def write_shard(folder: Folder | os.PathLike[str], index: int, shard: Shard) -> 
     return entry
 
 
-def write_shards(
-    folder: Folder | os.PathLike[str], shards: Iterable[Shard], rows: int
-) -> list[ShardEntry]:
+def write_shards(folder: Folder | Place, shards: Iterable[Shard], rows: int) -> list[ShardEntry]:
     """Write a stream of rows whose ids ascend as shards of `rows`, each as soon as it is full."""
     return [write_shard(folder, i, shard) for i, shard in enumerate(recut(shards, rows))]
 

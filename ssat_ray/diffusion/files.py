@@ -12,6 +12,7 @@ import torch
 
 from ssat_ray.data.folder import file_digest
 from ssat_ray.errors import UserError
+from ssat_ray.places import Place, local_folder
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler, UNet2DModel
@@ -52,13 +53,14 @@ def _without_origin(path: Path) -> bytes:
     return json.dumps(config, indent=2, sort_keys=True).encode()
 
 
-def load_ddpm(folder: Path) -> tuple[UNet2DModel, DDPMScheduler]:
+def load_ddpm(folder: Place) -> tuple[UNet2DModel, DDPMScheduler]:
     """The frozen U-Net (eval mode, channels-last) and the scheduler of a folder of ours."""
     from diffusers import DDPMScheduler, UNet2DModel
 
-    unet = UNet2DModel.from_pretrained(folder / "unet").eval().requires_grad_(False)
+    local = local_folder(folder)
+    unet = UNet2DModel.from_pretrained(local / "unet").eval().requires_grad_(False)
     return unet.to(memory_format=torch.channels_last), DDPMScheduler.from_pretrained(
-        folder / "scheduler"
+        local / "scheduler"
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import nn
 
 from ssat_ray.config import ModelConfig
 from ssat_ray.models.registry import build_classifier
+from ssat_ray.places import Place, local_copy
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
@@ -29,10 +29,10 @@ def classifier_files(
     return {WEIGHTS: save(weights), DESCRIPTION: json.dumps(description, indent=1).encode()}
 
 
-def load_classifier(folder: Path) -> nn.Module:
+def load_classifier(folder: Place) -> nn.Module:
     """The classifier of a checkpoint folder, in eval mode, parameters frozen, channels-last."""
     about = json.loads((folder / DESCRIPTION).read_text())
     shape = tuple(about["image_shape"])
     model = build_classifier(ModelConfig(**about["model"]), shape, about["num_classes"], seed=0)
-    model.load_state_dict(load_file(folder / WEIGHTS))
+    model.load_state_dict(load_file(local_copy(folder / WEIGHTS)))
     return model.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file, save
 
+from ssat_ray.places import Place, local_copy
 from ssat_ray.selection.gmm import GaussianMixture
 from ssat_ray.selection.scores import (
     Array,
@@ -32,15 +32,15 @@ def cluster_files(tensors: dict[str, Array], about: dict[str, Any]) -> dict[str,
     return {WEIGHTS: save(arrays), DESCRIPTION: json.dumps(about, indent=1).encode()}
 
 
-def load_clusters(folder: Path) -> Clusters:
+def load_clusters(folder: Place) -> Clusters:
     """Centroids (k, d) float32, or the mixture."""
-    tensors, about = load_file(folder / WEIGHTS), describe(folder)
+    tensors, about = load_file(local_copy(folder / WEIGHTS)), describe(folder)
     if about["method"] == "kmeans":
         return tensors["centroids"]
     return GaussianMixture.from_tensors(tensors, about)
 
 
-def describe(folder: Path) -> dict[str, Any]:
+def describe(folder: Place) -> dict[str, Any]:
     """What `clusters.json` says."""
     about: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text())
     return about

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ssat_ray.errors import UserError
+from ssat_ray.places import Place, open_input
 from ssat_ray.selection.scores import Array
 from ssat_ray.store import RECORD, Store
 
@@ -30,12 +31,12 @@ def score_file(shard: int) -> str:
     return f"scores-{shard:05d}.parquet"
 
 
-def shard_of(path: Path) -> int:
+def shard_of(path: Place) -> int:
     """Number of the shard that a score file is of."""
-    return int(path.stem.removeprefix("scores-"))
+    return int(path.name.removeprefix("scores-").removesuffix(".parquet"))
 
 
-def score_files(folder: Path) -> list[Path]:
+def score_files(folder: Place) -> list[Place]:
     """The score files in a folder by the number of their shard, which names do not sort by."""
     named = (path for path in folder.glob("scores-*.parquet") if _NAME.fullmatch(path.name))
     return sorted(named, key=shard_of)
@@ -84,20 +85,20 @@ class ScoreTable:
         UserError: a file is missing or damaged, here or while it is read.
     """
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    def __init__(self, files: Sequence[Place]) -> None:
         self.files = list(files)
         self._rows = [_open(path).metadata.num_rows for path in self.files]
         self.num_rows = sum(self._rows)
 
     @classmethod
-    def of_folders(cls, folders: Sequence[Path]) -> ScoreTable:
+    def of_folders(cls, folders: Sequence[Place]) -> ScoreTable:
         """The files of several published score tables: folder by folder, by shard within each.
 
         Raises:
             UserError: as above, or the files of a folder have not as many rows as its record says.
         """
         table = cls([path for folder in folders for path in score_files(folder)])
-        found: Counter[Path] = Counter()
+        found: Counter[Place] = Counter()
         for path, rows in zip(table.files, table._rows, strict=True):
             found[path.parent] += rows
         for folder in folders:
@@ -124,16 +125,19 @@ class ScoreTable:
                     yield _read_group(file, group, names, path)
 
 
-def _open(path: Path) -> pq.ParquetFile:
+def _open(path: Place) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path, page_checksum_verification=True)
+        source = path if isinstance(path, Path) else open_input(path)
+        return pq.ParquetFile(source, page_checksum_verification=True)
     except FileNotFoundError as error:
         raise UserError(f"{path} of the score table is missing; {_AGAIN}.") from error
     except (pa.ArrowException, OSError) as error:
         raise _damaged(path, error) from error
 
 
-def _read_group(file: pq.ParquetFile, group: int, names: list[str], path: Path) -> dict[str, Array]:
+def _read_group(
+    file: pq.ParquetFile, group: int, names: list[str], path: Place
+) -> dict[str, Array]:
     try:
         table = file.read_row_group(group, columns=names, use_threads=False)
     except (pa.ArrowException, OSError) as error:
@@ -141,5 +145,5 @@ def _read_group(file: pq.ParquetFile, group: int, names: list[str], path: Path) 
     return {name: table[name].to_numpy() for name in names}
 
 
-def _damaged(path: Path, error: Exception) -> UserError:
+def _damaged(path: Place, error: Exception) -> UserError:
     return UserError(f"{path} of the score table is damaged ({error}); {_AGAIN}.")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ssat_ray.config import RuntimeConfig
-from ssat_ray.store import Job, Store, write_atomic
+from ssat_ray.places import Place, write_atomic
+from ssat_ray.store import Job, Store
 from ssat_ray.training.state import States
 from ssat_ray.training.step import Engine
 from ssat_ray.training.world import World
@@ -23,7 +23,6 @@ class StageContext:
 
     store: Store
     runtime: RuntimeConfig
-    log: Path
 
 
 @dataclass(frozen=True)
@@ -50,9 +49,9 @@ class Task:
     """One job as a worker sees it: the job, its folder, and the folders of its inputs."""
 
     job: Job
-    folder: Path
-    inputs: dict[str, Path]
-    store_root: Path
+    folder: Place
+    inputs: dict[str, Place]
+    store_root: Place
 
     @classmethod
     def of(cls, job: Job, store: Store) -> Task:
@@ -98,7 +97,7 @@ class Session:
     read_retries: int = 0
 
     @classmethod
-    def alone(cls, folder: Path) -> Session:
+    def alone(cls, folder: Place) -> Session:
         """One process on the CPU, without Ray, that saves no state and tells nobody."""
         states = States(folder / STATE)
         return cls(World(), Engine(), states, due=lambda _: False, progress=lambda *_: None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,10 +16,11 @@ from ssat_ray.board import board
 from ssat_ray.config import RuntimeConfig
 from ssat_ray.data.labelled import LabelledSet, unit_float
 from ssat_ray.models.files import load_classifier
+from ssat_ray.places import Place, local_copy, write_atomic
 from ssat_ray.runtime import exact_on_gpu
 from ssat_ray.stages.base import Stage, StageContext, Task
 from ssat_ray.stages.parts import Note, PartActor, record_of, run_parts
-from ssat_ray.store import Job, Store, write_atomic
+from ssat_ray.store import Job, Store
 
 FLAGS = "flags.npy"
 SQUARE_SHARE = 0.002
@@ -159,9 +159,9 @@ def attack_signs(notes: list[Note]) -> list[str]:
     return found
 
 
-def read_flags(folder: Path) -> np.ndarray:
+def read_flags(folder: Place) -> np.ndarray:
     """(N,) bool: which test images stay correct."""
-    flags: np.ndarray = np.load(folder / FLAGS, allow_pickle=False)
+    flags: np.ndarray = np.load(local_copy(folder / FLAGS), allow_pickle=False)
     return flags
 
 

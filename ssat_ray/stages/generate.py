@@ -17,11 +17,12 @@ from ssat_ray.errors import RunFailed
 from ssat_ray.models.embedding import Embedder
 from ssat_ray.models.files import load_classifier
 from ssat_ray.models.unet import is_conditional
+from ssat_ray.places import write_atomic
 from ssat_ray.runtime import exact_on_gpu
 from ssat_ray.stages.base import Stage, StageContext, Task
 from ssat_ray.stages.finetune import guide_of
 from ssat_ray.stages.parts import Note, PartActor, record_of, run_parts
-from ssat_ray.store import Job, write_atomic
+from ssat_ray.store import Job
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler, UNet2DModel

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import signal
 import time
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -22,10 +20,11 @@ from ssat_ray.board import board
 from ssat_ray.config import RuntimeConfig
 from ssat_ray.data.folder import Folder
 from ssat_ray.errors import RunFailed, UserError
+from ssat_ray.places import Place, Remote, remove_tree, write_atomic
 from ssat_ray.runtime import Meter, release_memory, use_threads
 from ssat_ray.stages.base import STATE, Session, StageContext, Task, TrainFunction
 from ssat_ray.stages.process_group import GroupConfig
-from ssat_ray.store import RAY_TRAIN, Job, write_atomic
+from ssat_ray.store import RAY_TRAIN, Job
 from ssat_ray.training.cadence import Cadence
 from ssat_ray.training.state import States
 from ssat_ray.training.step import Engine
@@ -60,6 +59,7 @@ def run_group(functions: dict[str, TrainFunction], jobs: list[Job], context: Sta
     key = hashlib.sha256("".join(sorted(job.digest for job in jobs)).encode()).hexdigest()[:12]
     name, storage = f"{jobs[0].stage}-{key}-{time.time_ns()}", context.store.root / RAY_TRAIN
     started = storage / name / "started"
+    system, path = storage.opened if isinstance(storage, Remote) else (None, str(storage))
     trainer = TorchTrainer(
         _worker,
         train_loop_config={
@@ -77,7 +77,8 @@ def run_group(functions: dict[str, TrainFunction], jobs: list[Job], context: Sta
         ),
         run_config=ray.train.RunConfig(
             name=name,
-            storage_path=str(storage),
+            storage_path=path,
+            storage_filesystem=system,
             failure_config=ray.train.FailureConfig(max_failures=runtime.max_failures),
         ),
     )
@@ -93,7 +94,7 @@ def run_group(functions: dict[str, TrainFunction], jobs: list[Job], context: Sta
         raise RunFailed(f"{jobs[0].stage}: the worker group failed: {cause[-1]}") from error
     finally:
         signal.signal(signal.SIGINT, on_interrupt)  # Ray Train leaves its own handler behind
-        shutil.rmtree(storage / name, ignore_errors=True)  # our artefacts hold all there is to keep
+        remove_tree(storage / name)  # our artefacts hold all there is to keep
     _raise_notes(tasks)
 
 
@@ -201,7 +202,7 @@ def engine_of(runtime: RuntimeConfig) -> Engine:
 
 def states_of(task: Task, runtime: RuntimeConfig) -> States:
     """Where a job's training states are, on whatever storage; found again by the job's digest."""
-    place: str | Path = task.folder / STATE
+    place: str | Place = task.folder / STATE
     if runtime.checkpoints is not None:
         place = Folder(runtime.checkpoints).path(task.job.digest)
     return States(place, runtime.checkpoints_kept)
@@ -212,7 +213,7 @@ def _preempted() -> bool:
     return ray.train.get_preemption_info() is not None
 
 
-def _startup_seconds(since: float, started: Path, world: World) -> float:
+def _startup_seconds(since: float, started: Place, world: World) -> float:
     """Seconds from the driver's request, or from this process's birth in a group that was restarted."""
     seconds = time.time() - since
     if started.exists():

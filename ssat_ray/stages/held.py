@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import numpy as np
 
+from ssat_ray.places import Place, Remote, open_input, write_atomic
 from ssat_ray.selection.scores import Array, Float32, Float64, Int64
 from ssat_ray.stages.parts import NOTES
-from ssat_ray.store import write_atomic
 
 
-def hold(folder: Path, part: int, h: Array, ids: Int64, order: Float64) -> None:
+def hold(folder: Place, part: int, h: Array, ids: Int64, order: Float64) -> None:
     """Keep the embeddings (n, d) of a part, with their ids and their random order."""
     for name, array in (("h", h), ("ids", ids), ("order", order)):
         buffer = io.BytesIO()
@@ -22,19 +22,31 @@ def hold(folder: Path, part: int, h: Array, ids: Int64, order: Float64) -> None:
 
 
 class Held:
-    """The kept embeddings of some parts, mapped into memory.
+    """The kept embeddings of some parts, mapped into memory, or read into it from an object store.
 
     Args:
         folder: of the job.
         parts: numbers of the parts.
     """
 
-    def __init__(self, folder: Path, parts: list[int]) -> None:
+    def __init__(self, folder: Place, parts: list[int]) -> None:
         self.folder, self.parts = folder, parts
 
     def _map(self, part: int, name: str) -> Array:
-        array: Array = np.load(_file(self.folder, part, name), mmap_mode="r")
+        path = _file(self.folder, part, name)
+        array: Array = np.load(
+            io.BytesIO(path.read_bytes()) if isinstance(path, Remote) else path,
+            mmap_mode=None if isinstance(path, Remote) else "r",
+        )
         return array
+
+    def _headers(self) -> Iterator[tuple[tuple[int, ...], np.dtype]]:
+        """Shape and type of each part's embeddings, without reading them."""
+        for part in self.parts:
+            with open_input(_file(self.folder, part, "h")) as file:
+                assert np.lib.format.read_magic(file) == (1, 0), "np.save writes version 1.0"
+                shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            yield shape, dtype
 
     def embeddings(self) -> Iterator[Array]:
         """(n, d) of each part."""
@@ -48,12 +60,12 @@ class Held:
 
     @property
     def num_rows(self) -> int:
-        return sum(len(h) for h in self.embeddings())
+        return sum(shape[0] for shape, _ in self._headers())
 
     @property
     def num_bytes(self) -> int:
         """Of the embeddings as they are stored."""
-        return sum(h.nbytes for h in self.embeddings())
+        return sum(math.prod(shape) * dtype.itemsize for shape, dtype in self._headers())
 
     def point_bytes(self, width: int) -> int:
         """Of float32 points of this width made of them."""
@@ -91,5 +103,5 @@ def sample_cut(orders: Iterable[Array], rows: int) -> float:
     return float(np.partition(np.concatenate(lowest), rows)[rows])
 
 
-def _file(folder: Path, part: int, name: str) -> Path:
+def _file(folder: Place, part: int, name: str) -> Place:
     return folder / NOTES / f"{name}-{part:05d}.npy"

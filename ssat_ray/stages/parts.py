@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,9 +19,10 @@ from ray.exceptions import RayTaskError
 from ssat_ray.board import board
 from ssat_ray.config import RuntimeConfig
 from ssat_ray.errors import RunFailed, user_error_in
+from ssat_ray.places import remove_tree, write_atomic
 from ssat_ray.runtime import Meter, keep_memory, use_threads
 from ssat_ray.stages.base import StageContext, Task
-from ssat_ray.store import Job, Store, write_atomic
+from ssat_ray.store import Job, Store
 
 NOTES = "parts"
 Note = dict[str, Any]
@@ -69,7 +69,7 @@ class PartActor:
             with Meter() as meter:
                 note = self.process(task, part)
             note |= {"seconds": meter.seconds, "peak_pss_bytes": meter.peak_pss, "pid": os.getpid()}
-            write_atomic(task.folder / NOTES / f"{part:05d}.json", json.dumps(note))
+            write_atomic(task.folder / NOTES / _note(part), json.dumps(note))
             self.board.add.remote(task.job.label, note["rows"], note.get("of_rows", 0), self.unit)
         return batch
 
@@ -116,7 +116,7 @@ def run_parts(
                 **record,
             }
         )
-        shutil.rmtree(task.folder / NOTES)
+        remove_tree(task.folder / NOTES)
 
     ended = [index for index, parts in waiting.items() if not parts]
     for index, part in _stream(actor, tasks, num_parts, waiting, context.runtime):
@@ -175,16 +175,21 @@ def in_order(
 
 
 def read_note(task: Task, part: int) -> Note:
-    note: Note = json.loads((task.folder / NOTES / f"{part:05d}.json").read_text())
+    note: Note = json.loads((task.folder / NOTES / _note(part)).read_text())
     return note
 
 
+def _note(part: int) -> str:
+    return f"{part:05d}.json"
+
+
 def _missing(task: Task, num_parts: int) -> list[int]:
-    return [part for part in range(num_parts) if _missing_part(task, part)]
+    there = {note.name for note in (task.folder / NOTES).glob("*.json")}
+    return [part for part in range(num_parts) if _note(part) not in there]
 
 
 def _missing_part(task: Task, part: int) -> bool:
-    return not (task.folder / NOTES / f"{part:05d}.json").exists()
+    return not (task.folder / NOTES / _note(part)).exists()
 
 
 def _pool_peak(notes: list[Note], num_actors: int) -> int:

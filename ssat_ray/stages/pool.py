@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 from ssat_ray.data.labelled import LabelledSet
 from ssat_ray.data.pool import MANIFEST, Pool, manifest
 from ssat_ray.errors import UserError
+from ssat_ray.places import Place, write_atomic
 from ssat_ray.stages.base import Stage, StageContext, Task
-from ssat_ray.store import Job, Store, write_atomic
+from ssat_ray.store import Job, Store
 
 
 def run(jobs: list[Job], context: StageContext) -> None:
@@ -46,7 +46,7 @@ def follow(jobs: list[Job], store: Store) -> None:
     """Point published references at where their pools are now: the location is not in the digest."""
     for job in jobs:
         if job.stage == STAGE.name and store.record(job) is not None:
-            folder: Path = store.folder(job)
+            folder: Place = store.folder(job)
             if Pool(folder).shards_in.uri != Pool(str(job.location)).shards_in.uri:
                 refer(Task.of(job, store))
 

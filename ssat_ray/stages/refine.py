@@ -9,14 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, save
 
 from ssat_ray.board import board
 from ssat_ray.config import ClusterConfig
+from ssat_ray.places import Place, write_atomic
 from ssat_ray.selection import em, lloyd
 from ssat_ray.selection.clusters import Clusters
 from ssat_ray.selection.exact import Grid
@@ -26,7 +26,6 @@ from ssat_ray.selection.scores import Array, Float32
 from ssat_ray.stages.base import Task
 from ssat_ray.stages.cluster_actors import ClusterActors, total
 from ssat_ray.stages.parts import NOTES
-from ssat_ray.store import write_atomic
 
 CHECKPOINT = f"{NOTES}/refine.safetensors"
 
@@ -40,7 +39,7 @@ class State:
     history: tuple[float, ...] = ()
     seconds: float = 0.0
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Place) -> None:
         tensors: dict[str, Array] = {
             "frame.mean": self.frame.mean,
             "frame.exponents": self.frame.exponents,
@@ -57,8 +56,8 @@ class State:
         write_atomic(path, save({n: np.ascontiguousarray(a) for n, a in tensors.items()}))
 
     @classmethod
-    def load(cls, path: Path, covariance: str) -> State:
-        tensors = load_file(path)
+    def load(cls, path: Place, covariance: str) -> State:
+        tensors = load(path.read_bytes())
         grid = Grid(*(int(v) for v in tensors["frame.grid"]))
         components = tensors.get("frame.components")
         frame = Frame(tensors["frame.mean"], components, tensors["frame.exponents"], grid)

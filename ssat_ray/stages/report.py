@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from ssat_ray.data.pool import Pool
 from ssat_ray.diffusion.quality import nearest_distances
 from ssat_ray.models.embedding import Embedder
 from ssat_ray.models.files import load_classifier
+from ssat_ray.places import Place, local_copy, write_atomic
 from ssat_ray.report.figures import FigureData, GuidedData
 from ssat_ray.report.html import render
 from ssat_ray.runtime import Meter, use_threads
@@ -27,7 +27,7 @@ from ssat_ray.stages.quality import JUDGES, PAIRS, SCORES
 from ssat_ray.stages.results import Artefacts, build_results
 from ssat_ray.stages.score import SCORERS
 from ssat_ray.stages.select import TABLE
-from ssat_ray.store import Job, write_atomic
+from ssat_ray.store import Job
 
 RESULTS, REPORT = "results.json", "report.html"
 SHOWN_IMAGES = 20_000
@@ -96,14 +96,14 @@ def figure_data(artefacts: Artefacts) -> FigureData:
     )
 
 
-def _guided(folder: Path) -> GuidedData:
+def _guided(folder: Place) -> GuidedData:
     """What the figures show of a row's quality artefact."""
-    images, scores = load_file(folder / PAIRS), load_file(folder / SCORES)
+    images, scores = load_file(local_copy(folder / PAIRS)), load_file(local_copy(folder / SCORES))
     seen = {judge: (scores[f"{judge}.base"], scores[f"{judge}.guided"]) for judge in JUDGES}
     return GuidedData(images["before"], images["after"], seen)
 
 
-def _pool_folder(artefacts: Artefacts, seed: int) -> Path:
+def _pool_folder(artefacts: Artefacts, seed: int) -> Place:
     """The pool that rows select from; the first guided row's images of the base model if there is none."""
     stages = ("pool", "base")
     rows = [(row, stage) for stage in stages for row in artefacts.rows]
@@ -111,7 +111,7 @@ def _pool_folder(artefacts: Artefacts, seed: int) -> Path:
     return artefacts.folder(row, seed, stage)
 
 
-def _first_scores(folder: Path, row: str, count: int) -> np.ndarray:
+def _first_scores(folder: Place, row: str, count: int) -> np.ndarray:
     """Scores of the first `count` images of the table, which is in the pool's order."""
     parts, num_rows = [], 0
     for chunk in ScoreTable.of_folders([folder]).read(score_reads(row)):
@@ -122,9 +122,9 @@ def _first_scores(folder: Path, row: str, count: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _reasons(folder: Path, ids: np.ndarray) -> np.ndarray:
+def _reasons(folder: Place, ids: np.ndarray) -> np.ndarray:
     """(N,) int8: 0 = not selected, 1 = boundary, 2 = random remainder."""
-    table = pq.read_table(folder / TABLE)
+    table = pq.read_table(local_copy(folder / TABLE))
     chosen = table["id"].to_numpy()
     shown = chosen <= ids[-1]
     names = np.array(table["reason"].to_pylist())[shown]
@@ -147,7 +147,7 @@ def run(jobs: list[Job], context: StageContext) -> None:
         ray.get(_report.remote(Task.of(job, context.store)))
 
 
-def read_results(folder: Path) -> dict[str, Any]:
+def read_results(folder: Place) -> dict[str, Any]:
     """The finished report's results."""
     results: dict[str, Any] = json.loads((folder / RESULTS).read_text())
     return results

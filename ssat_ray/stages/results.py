@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ssat_ray.adversarial.evaluation import worst_class
 from ssat_ray.adversarial.intervals import bootstrap_interval, paired_difference
+from ssat_ray.places import Place
 from ssat_ray.provenance import git_commit, machine
 from ssat_ray.report.words import ATTACKS, STAGES, machine_name, short_commit
 from ssat_ray.stages.base import Task
@@ -41,7 +41,7 @@ class Artefacts:
     def job(self, row: str, seed: int, stage: str) -> Job | None:
         return self.jobs.get((row, seed, stage))
 
-    def folder(self, row: str, seed: int, stage: str) -> Path:
+    def folder(self, row: str, seed: int, stage: str) -> Place:
         return self.store.folder(self.jobs[row, seed, stage])
 
     def record(self, row: str, seed: int, stage: str) -> Record:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-from pathlib import Path
 from typing import Any
 
 from ssat_ray.adversarial.autoattack import AUTOATTACK
+from ssat_ray.places import Place, remove_tree, write_atomic
 from ssat_ray.stages.soundness import signs_of
-from ssat_ray.store import write_atomic
 
 Record = dict[str, Any]
 FOLDER = "robustbench"
@@ -23,9 +21,9 @@ _FAMILIES = (
 )
 
 
-def write_model_info(results: Record, folder: Path) -> None:
+def write_model_info(results: Record, folder: Place) -> None:
     """Write `<folder>/robustbench/<dataset>/<Linf|L2>/<row>-seed-<seed>.json`, and remove what an older run left."""
-    shutil.rmtree(folder / FOLDER, ignore_errors=True)
+    remove_tree(folder / FOLDER)
     for row in results["rows"]:
         for seed in row["accuracy"].get("autoattack", {"seeds": []})["seeds"]:
             info = model_info(results, row, seed)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ssat_ray.data.shard import Shard, image_hash
+from ssat_ray.places import write_atomic
 from ssat_ray.selection.clusters import Clusters, mixture_columns, score_columns
 from ssat_ray.selection.gmm import GaussianMixture
 from ssat_ray.selection.scores import posterior_saturation, top_confidence
@@ -15,7 +16,7 @@ from ssat_ray.stages.base import Stage, StageContext, Task
 from ssat_ray.stages.embed import EmbeddingActor
 from ssat_ray.stages.parts import Note, run_parts
 from ssat_ray.stages.shards import QUARANTINED, Pools
-from ssat_ray.store import Job, write_atomic
+from ssat_ray.store import Job
 
 SCORERS = {
     "pcs": "confidence",

@@ -17,13 +17,14 @@ from ssat_ray.config import SelectConfig
 from ssat_ray.data.pool import MANIFEST, manifest
 from ssat_ray.data.shard import Shard, image_hash, rows_a_shard, write_shards
 from ssat_ray.errors import RunFailed, UserError
+from ssat_ray.places import write_atomic
 from ssat_ray.runtime import Meter, use_threads
 from ssat_ray.selection.choose import REASONS, Choice, DegenerateScoreError, Ranking, choose
 from ssat_ray.selection.clusters import score_of, score_reads
 from ssat_ray.selection.table import ScoreTable
 from ssat_ray.stages.base import Stage, StageContext, Task
 from ssat_ray.stages.shards import QUARANTINED, Pools, generation, whole
-from ssat_ray.store import Job, write_atomic
+from ssat_ray.store import Job
 
 TABLE = "selection.parquet"
 BINS = 80

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from ssat_ray.config import SynthConfig
@@ -11,6 +9,7 @@ from ssat_ray.data.labelled import LabelledSet
 from ssat_ray.data.shard import Shard, rows_a_shard, write_shard
 from ssat_ray.data.synth import SynthSource, synth
 from ssat_ray.data.synth_pool import settings_of, source_of
+from ssat_ray.places import Place
 from ssat_ray.stages.base import Stage, StageContext, Task
 from ssat_ray.stages.generate import finish
 from ssat_ray.stages.parts import Note, PartActor, record_of, run_parts
@@ -37,7 +36,7 @@ class SynthActor(PartActor):
         return {"rows": len(ids), "of_rows": config.num_images, "shard": entry}
 
 
-def _source(folder: Path) -> SynthSource:
+def _source(folder: Place) -> SynthSource:
     return source_of(LabelledSet.load(folder))
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
-import shutil
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ssat_ray.data.folder import Folder
+from ssat_ray.places import Place, remove_tree
 from ssat_ray.training.world import World
 
 _DIGEST_BYTES = 32
@@ -24,7 +23,7 @@ class States:
         keep: newest states that stay; older ones go once a newer one is whole.
     """
 
-    def __init__(self, location: str | Path, keep: int = 2) -> None:
+    def __init__(self, location: str | Place, keep: int = 2) -> None:
         self.folder, self.keep = Folder(location), keep
 
     def save(self, step: int, state: dict[str, Any]) -> None:
@@ -80,11 +79,7 @@ class States:
 
     def drop(self) -> None:
         """Remove the states of a run that has finished, and what a killed writer left beside them."""
-        if self.folder.is_local:
-            shutil.rmtree(self.folder.local_path, ignore_errors=True)
-            return
-        for name in self._names():
-            self.folder.delete(name)
+        remove_tree(self.folder.place)
 
     def _names(self) -> list[str]:
         return list(self.folder.names(".pt"))

@@ -27,6 +27,7 @@ from ssat_ray.data.shard import Shard, write_shards
 from ssat_ray.data.synth import SynthSource, synth
 from ssat_ray.loading import load_config
 from ssat_ray.models.files import load_classifier
+from ssat_ray.places import Place, write_atomic
 from ssat_ray.plan import STAGES, Plan, build_plan
 from ssat_ray.stages.base import STATE, Session, StageContext, Task
 from ssat_ray.store import LEFTOVERS, RECORD, Store
@@ -80,14 +81,14 @@ class Selection:
     def plan(self) -> Plan:
         return build_plan(self.config)
 
-    def folder(self, row: str, stage: str) -> Path:
+    def folder(self, row: str, stage: str) -> Place:
         return self.store.folder(self.plan.jobs[row, 0, stage])
 
     def record(self, row: str, stage: str) -> dict[str, Any] | None:
         return self.store.record(self.plan.jobs[row, 0, stage])
 
     def execute(self) -> None:
-        context = StageContext(self.store, self.config.runtime, self.store.root / "run.log")
+        context = StageContext(self.store, self.config.runtime)
         pipeline.execute(self.plan.unique, context, pipeline.Watcher())
 
 
@@ -102,7 +103,7 @@ class Selections:
         config = load_config("scale-100m", [*SMALL_MODEL, "synth.num_images=10000"])
         self.shared = Selection(config, Store(root / "shared"))
         plan, store = self.shared.plan, self.shared.store
-        context = StageContext(store, RuntimeConfig(), root / "run.log")
+        context = StageContext(store, RuntimeConfig())
         labelled = plan.jobs["lcs-km", 0, "labelled"]
         STAGES["labelled"].run([labelled], context)
         task = Task.of(plan.jobs["lcs-km", 0, "intermediate"], store)
@@ -124,17 +125,22 @@ class Selections:
         (folder / MANIFEST).write_text(manifest([entries], (1, 8, 8), 10))
         return folder
 
-    def selection(self, root: Path, pool: Path, *settings: str) -> Selection:
+    def selection(self, root: Path | str, pool: Path | str, *settings: str) -> Selection:
         """A selection from a pool, in a store of its own; nothing is computed yet."""
-        external = ("pool.source=external", f"pool.path={pool}")
+        external = ("pool.source=external", f"pool.path='{pool}'")
         found = Selection(
             load_config("scale-100m", [*SMALL_MODEL, *external, *settings]), Store(root)
         )
         for stage in ("labelled", "intermediate"):
             job = self.shared.plan.jobs["lcs-km", 0, stage]
             assert job.digest in {one.digest for one in found.plan.unique}
-            found.store.folder(job).parent.mkdir(parents=True)
-            found.store.folder(job).symlink_to(self.shared.store.folder(job))
+            source, target = self.shared.store.folder(job), found.store.folder(job)
+            if isinstance(target, Path):
+                target.parent.mkdir(parents=True)
+                target.symlink_to(source)
+                continue
+            for path in source.iterdir():
+                write_atomic(target / path.name, path.read_bytes())
         return found
 
 

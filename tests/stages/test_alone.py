@@ -104,7 +104,7 @@ def prepare(tmp_path: Path) -> Prepare:
         adopted = (f"pretrain.checkpoint={tmp_path / 'ddpm'}", "intermediate.num_steps=5", SMALL)
         plan = build_plan(load_config("digits", [*adopted, *settings]))
         store = Store(tmp_path / "store")
-        found = Work(plan, store, StageContext(store, RuntimeConfig(), tmp_path / "log"))
+        found = Work(plan, store, StageContext(store, RuntimeConfig()))
         for name in ("labelled", "pretrain"):
             if store.record(found.job(name)) is None:
                 STAGES[found.job(name).stage].run([found.job(name)], found.context)

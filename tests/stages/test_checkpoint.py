@@ -30,7 +30,7 @@ def published(config: Config, path: Path, num_classes: int = 10) -> torch.nn.Mod
 def execute(config: Config, root: Path) -> tuple[Store, Job]:
     plan, store = build_plan(config), Store(root / "store")
     jobs = [job for job in plan.unique if job.stage in ("labelled", "checkpoint")]
-    context = StageContext(store, RuntimeConfig(), root / "run.log")
+    context = StageContext(store, RuntimeConfig())
     pipeline.execute(jobs, context, pipeline.Watcher())
     return store, plan.jobs["lcs-km", 0, "intermediate"]
 

@@ -57,7 +57,7 @@ def adopt(folder: Path, tmp_path: Path, *settings: str) -> tuple[Plan, Store]:
     plan, store = build_plan(config), Store(tmp_path / "store")
     jobs = [job for job in plan.unique if job.stage in ("labelled", "ddpm")]
     assert [job.stage for job in jobs] == ["labelled", "ddpm"]
-    execute(jobs, StageContext(store, RuntimeConfig(), tmp_path / "log"), Watcher())
+    execute(jobs, StageContext(store, RuntimeConfig()), Watcher())
     return plan, store
 
 

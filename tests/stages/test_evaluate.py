@@ -17,6 +17,7 @@ from ssat_ray.data.labelled import LabelledSet, read_labelled, unit_float
 from ssat_ray.loading import load_config
 from ssat_ray.models.files import classifier_files, load_classifier
 from ssat_ray.models.registry import build_classifier
+from ssat_ray.places import write_atomic
 from ssat_ray.plan import STAGES, build_plan
 from ssat_ray.stages.base import StageContext, Task
 from ssat_ray.stages.evaluate import (
@@ -28,7 +29,7 @@ from ssat_ray.stages.evaluate import (
     read_flags,
 )
 from ssat_ray.stages.parts import NOTES, in_order
-from ssat_ray.store import Job, Store, write_atomic
+from ssat_ray.store import Job, Store
 
 
 @pytest.mark.ray
@@ -148,7 +149,7 @@ def jobs(tmp_path: Path, digits_net: Any) -> tuple[Store, dict[str, Job]]:
     plan, store = build_plan(config), Store(tmp_path / "store")
     STAGES["labelled"].run(
         [plan.jobs["none", 0, "labelled"]],
-        StageContext(store, config.runtime, tmp_path / "run.log"),
+        StageContext(store, config.runtime),
     )
     trained = Task.of(plan.jobs["none", 0, "train"], store)
     trained.write(classifier_files(digits_net[0], config.model, (1, 8, 8), 10))
@@ -188,7 +189,7 @@ def test_the_record_has_classes_and_the_flags_their_order(jobs: Any, tmp_path: P
         }
         for part in np.split(np.arange(24), [10, 20])
     ]
-    record = finish(task, notes, StageContext(store, load_config("digits").runtime, tmp_path))
+    record = finish(task, notes, StageContext(store, load_config("digits").runtime))
     assert np.array_equal(read_flags(task.folder), flags)
     assert record["accuracy"] == pytest.approx(16 / 24)
     for label, accuracy in enumerate(record["accuracy_by_class"]):
@@ -223,7 +224,7 @@ def test_a_batch_that_is_done_is_not_attacked_again(
     kept |= {"correct": [1, 0] * 5, "signs": [], "by_square": 0}
     kept |= {"seconds": 1000.0, "peak_pss_bytes": 1, "pid": 1}
     write_atomic(task.folder / NOTES / "00001.json", json.dumps(kept))
-    context = StageContext(store, load_config("digits").runtime, tmp_path / "run.log")
+    context = StageContext(store, load_config("digits").runtime)
     STAGES["evaluate"].run([found["clean"], found["pgd"]], context)
     flags = read_flags(task.folder)
     assert flags[10:20].tolist() == [True, False] * 5

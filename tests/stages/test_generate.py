@@ -24,7 +24,7 @@ def test_shards_must_have_all_images(tmp_path: Path) -> None:
     (tmp_path / "stage.json").write_text(json.dumps({"image_shape": [1, 8, 8], "num_classes": 10}))
     task = Task(Job("generate", 1, {}, {}), tmp_path / "new", {"labelled": tmp_path}, tmp_path)
     notes = [{"of_rows": 20, "shard": {"rows": rows}} for rows in (10, 9)]
-    context = StageContext(Store(tmp_path), RuntimeConfig(), tmp_path / "log")
+    context = StageContext(Store(tmp_path), RuntimeConfig())
     with pytest.raises(RunFailed, match=f"generate: the shards in {task.folder} have 19 of 20 im"):
         finish(task, notes, context)
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ssat_ray.places import write_atomic
 from ssat_ray.stages.base import Task
 from ssat_ray.stages.parts import NOTES, Note, PartActor, alone, in_order
-from ssat_ray.store import Job, write_atomic
+from ssat_ray.store import Job
 
 
 class Weighed(PartActor):

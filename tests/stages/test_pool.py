@@ -56,5 +56,5 @@ def test_a_pool_that_does_not_fit_the_labelled_set(
     Task.of(labelled, store).write(files)
     job = Job("pool", 1, {"generation": 0}, {}, {"labelled": labelled}, "", str(tmp_path / "pool"))
     with pytest.raises(UserError, match=expected):
-        STAGE.run([job], StageContext(store, RuntimeConfig(), tmp_path / "run.log"))
+        STAGE.run([job], StageContext(store, RuntimeConfig()))
     assert store.record(job) is None

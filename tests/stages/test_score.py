@@ -53,7 +53,7 @@ def test_scores_of_a_shard_that_was_quarantined_later_go(tmp_path: Path) -> None
     bad = {"file": entries[1]["file"], "rows": 5, "reason": "altered"}
     notes = [{"rows": 5, "bytes": 9}, {"rows": 0, "bytes": 0, "quarantined": bad}]
     task = Task(job, folder, {"pool": pool}, tmp_path)
-    context = StageContext(Store(tmp_path), RuntimeConfig(), tmp_path / "log")
+    context = StageContext(Store(tmp_path), RuntimeConfig())
     assert _finish(task, [*notes, notes[0]], context)["quarantined"] == [bad]
     assert score_files(folder) == [folder / score_file(0), folder / score_file(2)]
 

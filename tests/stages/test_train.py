@@ -13,11 +13,12 @@ from ssat_ray.config import TrainConfig
 from ssat_ray.data.pool import Pool
 from ssat_ray.errors import RunFailed, UserError
 from ssat_ray.models.files import load_classifier
+from ssat_ray.places import write_atomic
 from ssat_ray.stages.base import Task
 from ssat_ray.stages.group import DIVERGED
 from ssat_ray.stages.shards import QUARANTINED
 from ssat_ray.stages.train import BEST, CARRIED, _Unlabelled, keep_best
-from ssat_ray.store import Job, Store, write_atomic
+from ssat_ray.store import Job, Store
 from ssat_ray.training.sources import Stream
 
 
