@@ -127,14 +127,14 @@ def gc(
     """Remove artefacts that no run refers to, and folders of runs that computed nothing."""
     from ssat_ray.abandoned import abandoned_runs
     from ssat_ray.garbage import collect_garbage
-    from ssat_ray.places import place, remove_tree
+    from ssat_ray.places import named, remove_tree
     from ssat_ray.store import Store
 
     for given, what in ((store, "store"), (runs, "runs")):
-        if not place(given).is_dir():
+        if not named(given).is_dir():
             raise UserError(f"--{what} {given}: there is no such folder.")
-    removed, size = collect_garbage(Store(store), place(runs), dry_run=dry_run, min_age=min_age)
-    abandoned = abandoned_runs(place(runs), Store(store))
+    removed, size = collect_garbage(Store(store), named(runs), dry_run=dry_run, min_age=min_age)
+    abandoned = abandoned_runs(named(runs), Store(store))
     for folder in (*removed, *abandoned):
         print(folder)
     for folder in () if dry_run else abandoned:

@@ -239,6 +239,11 @@ def place(location: str | os.PathLike[str] | Remote) -> Place:
     return Remote(text) if "://" in text else Path(text).absolute()
 
 
+def named(text: str) -> Place:
+    """As `place`, but a relative path stays as it was written, for messages."""
+    return Remote(text) if "://" in text else Path(text)
+
+
 def write_atomic(path: Place, data: bytes | str) -> None:
     """Write a file so that readers see all of it or none (locally temporary name, fsync, rename).
 

@@ -12,6 +12,8 @@ import numpy as np
 from ssat_ray.bench.clustering import actors_holding, one_thread
 from ssat_ray.bench.kmeans import blobs
 from ssat_ray.bench.measure import Comparison, alternate
+from ssat_ray.config import RuntimeConfig
+from ssat_ray.runtime import ray_session
 from ssat_ray.selection.em import (
     EMStatistics,
     em_statistics,
@@ -50,18 +52,22 @@ def run(
     h = blobs(rows, width, k, spread=0.3)
     apart = blobs(min(rows, _QUALITY_ROWS), width, k, spread=1.0)
     lines = []
-    for kind in COVARIANCES:
-        start = fit_gmm(h[:_SAMPLE], k, covariance=kind, restarts=1, max_iter=2)
-        part = h if kind == "diag" else h[: max(_SAMPLE, rows // _DENSE_SHARE)]
-        difference = _difference(apart, fit_gmm(apart, k, covariance=kind, restarts=1, max_iter=1))
-        with one_thread():
-            frame = mixture_frame(part[:_SAMPLE], start)
-            points = frame.points(part)
-            alone = partial(em_statistics, points, grid=frame.grid)
-            lines += _iterations(part, start, frame, alone, 1, repeats, difference)
-            with actors_holding(part, frame, threads) as fresh:
-                together = partial(fresh(), "em")
-                lines += _iterations(part, start, frame, together, threads, repeats, difference)
+    runtime = RuntimeConfig(num_cpus=threads, train_workers=1, actors=threads)
+    with ray_session(runtime):  # one for all kinds
+        for kind in COVARIANCES:
+            start = fit_gmm(h[:_SAMPLE], k, covariance=kind, restarts=1, max_iter=2)
+            part = h if kind == "diag" else h[: max(_SAMPLE, rows // _DENSE_SHARE)]
+            difference = _difference(
+                apart, fit_gmm(apart, k, covariance=kind, restarts=1, max_iter=1)
+            )
+            with one_thread():
+                frame = mixture_frame(part[:_SAMPLE], start)
+                points = frame.points(part)
+                alone = partial(em_statistics, points, grid=frame.grid)
+                lines += _iterations(part, start, frame, alone, 1, repeats, difference)
+                with actors_holding(part, frame, threads) as fresh:
+                    together = partial(fresh(), "em")
+                    lines += _iterations(part, start, frame, together, threads, repeats, difference)
     return lines
 
 
