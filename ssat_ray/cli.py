@@ -12,6 +12,7 @@ import typer
 import yaml
 
 from ssat_ray.bench_cli import bench
+from ssat_ray.compare_cli import compare
 from ssat_ray.config import Config
 from ssat_ray.data_cli import app as data_app
 from ssat_ray.errors import RunFailed, UserError
@@ -44,6 +45,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(pool_app, name="pool")
 app.add_typer(jobs_app)
 app.command()(export)
+app.command()(compare)
 app.command("plan")(plan_command)
 INTERRUPTED = 130
 """Exit code after Ctrl-C, which typer gives too instead of passing on the KeyboardInterrupt."""

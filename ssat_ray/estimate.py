@@ -167,7 +167,7 @@ def estimate(measured: Measurements, target: Target) -> Estimate:
         _stage(cost, target, refined, pixels=pixels, gpus=gpus) for cost in measured.stages
     )
     seconds = measured.session_seconds + sum(one.start_seconds + one.seconds for one in stages)
-    kwh = None if target.watts is None else target.watts * seconds / 3.6e6
+    kwh, cost = energy(seconds, target.watts, target.price)
     used = measured.gpus if target.gpus is None else target.gpus
     return Estimate(
         images=target.images,
@@ -175,12 +175,20 @@ def estimate(measured: Measurements, target: Target) -> Estimate:
         seconds=seconds,
         gpu_hours=used * seconds / 3600 if used else None,
         kwh=kwh,
-        cost=None if kwh is None or target.price is None else kwh * target.price,
+        cost=cost,
         disk_bytes=_most_on_disk(stages),
         peak_bytes=max([measured.baseline_bytes, *(one.session_bytes for one in stages)]),
         bottleneck=max(stages, key=lambda one: one.start_seconds + one.seconds).stage,
         notes=tuple(_notes(measured, target, pixels)),
     )
+
+
+def energy(
+    seconds: float, watts: float | None, price: float | None
+) -> tuple[float | None, float | None]:
+    """kWh of machines that draw so many watts, and their cost at the price of a kWh; None where not given."""
+    kwh = None if watts is None else watts * seconds / 3.6e6
+    return kwh, None if kwh is None or price is None else kwh * price
 
 
 def _stage(

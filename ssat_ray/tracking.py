@@ -13,16 +13,19 @@ import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ssat_ray.config import Config
 from ssat_ray.errors import UserError
 from ssat_ray.leases import file_lock
 from ssat_ray.models.files import DESCRIPTION, WEIGHTS
 from ssat_ray.places import Place, Remote, cache_of, write_atomic
-from ssat_ray.plan import Plan
 from ssat_ray.provenance import git_commit, installed, library_versions
+from ssat_ray.report.words import machine_name
 from ssat_ray.store import Job, Store
+
+if TYPE_CHECKING:
+    from ssat_ray.plan import Plan
 
 EXPERIMENT = "ssat_ray"
 STATE = "mlflow.json"
@@ -125,6 +128,32 @@ def _environment(wanted: dict[str, str]) -> Iterator[None]:
             del os.environ[name]
 
 
+def reading_client(uri: str) -> Any:
+    """An MLflow client of a tracking store that exists; it makes neither a database nor an experiment.
+
+    Raises:
+        UserError: the store is not there, or does not answer.
+    """
+    try:
+        if uri.startswith(SQLITE):
+            path = Path(uri.removeprefix(SQLITE).partition("?")[0])
+            if not path.is_file():
+                raise FileNotFoundError(f"{path} does not exist")
+        else:
+            _ask(uri, CHECK_SECONDS)
+    except Exception as error:  # whatever the store of this scheme raises
+        raise UserError(f"{uri}: MLflow cannot be read ({reason(error)}).") from error
+    import mlflow
+
+    _quiet()
+    return mlflow.MlflowClient(uri)
+
+
+def _quiet() -> None:
+    for name in ("mlflow", "alembic", "sqlalchemy"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 def log_run(
     config: Config, plan: Plan, store: Store, results: dict[str, Any], folder: Place
 ) -> str:
@@ -172,8 +201,7 @@ class Tracker:
     def __init__(self, uri: str | None, store: Store, key: str) -> None:
         import mlflow
 
-        for name in ("mlflow", "alembic", "sqlalchemy"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+        _quiet()
         self.store, self.key = store, key
         root = store.root if isinstance(store.root, Path) else cache_of(store.root)
         location = None if uri else (root / "mlflow-artifacts").as_uri()
@@ -221,10 +249,12 @@ class Tracker:
         digests = {f"digest.{stage}".replace(":", "."): job.digest for stage, job in jobs.items()}
         params = {"row": row["row"], "seed": seed, "recipe": row["recipe"][index]}
         params |= _flatten(config.model_dump(mode="json"))
-        self.describe(run, params, {**_version_tags(), **digests})
-        model = self._model(run_id, params)
         record = self.store.record(jobs["train"])
         assert record is not None
+        names = {f"attack.{attack}": entry["name"] for attack, entry in row["accuracy"].items()}
+        tags = {"machine": machine_name(record["made_by"]["machine"]), **names}
+        self.describe(run, params, {**_version_tags(), **digests, **tags})
+        model = self._model(run_id, params)
         metrics = []
         for entry in record["history"]:
             when = int(1000 * entry["seconds"])
@@ -239,7 +269,12 @@ class Tracker:
             if seed in entry["seeds"]
         }
         final |= {f"seconds.{stage}": value for stage, value in row["seconds"].items()}
-        final |= {"steps": row["steps"]["total"][index], "images.pool": row["images"]["pool"]}
+        final |= {f"images.{kind}": number for kind, number in row["images"].items()}
+        final |= {"steps": row["steps"]["total"][index]}
+        final |= {"hit_max_steps": row["steps"]["hit_max_steps"][index]}
+        final |= {"memory.peak": row["peak_memory_bytes"]["max"]}
+        size = row["world_size"][index]
+        final |= {} if size is None else {"world_size": size}
         metrics += [Metric(k, float(v), 0, 0, model.model_id) for k, v in final.items()]
         for start in range(0, len(metrics), BATCH):
             self.client.log_batch(run_id, metrics=metrics[start : start + BATCH])

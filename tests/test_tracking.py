@@ -175,15 +175,17 @@ def comparison(tmp_path: Path, database: Path) -> Comparison:
 
 
 def _row(name: str, pool: int) -> dict[str, Any]:
-    accuracy = {"mean": 80.0, "by_seed": [80.0], "seeds": [0]}
+    accuracy = {"mean": 80.0, "by_seed": [80.0], "seeds": [0], "name": "PGD-40"}
     return {
         "row": name,
         "seeds": [0],
         "recipe": ["default"],
-        "images": {"pool": pool},
+        "images": {"labelled": 300, "pool": pool},
         "accuracy": {"clean": accuracy, "pgd": accuracy},
         "seconds": {"train": 5.0, "total": 5.0},
-        "steps": {"total": [120]},
+        "steps": {"total": [120], "hit_max_steps": [False]},
+        "peak_memory_bytes": {"train": 2.0**30, "max": 2.0**30},
+        "world_size": [2],
     }
 
 

@@ -1,0 +1,258 @@
+"""From outcomes to what is shown: settings that vary, accuracies, differences, fronts, effects, costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssat_ray.comparison.differences import accuracy_interval, difference, pooled_noise
+from ssat_ray.comparison.effects import levels, main_effects
+from ssat_ray.comparison.naming import name_outcomes, varied
+from ssat_ray.comparison.outcomes import Outcome, Reading
+from ssat_ray.comparison.recommendation import recommend
+from ssat_ray.comparison.sources import BASELINES
+from ssat_ray.comparison.statistics import LEVEL, Noise, as_json, pareto_front
+from ssat_ray.errors import UserError
+from ssat_ray.estimate import energy
+
+SCHEMA = 1
+Record = dict[str, Any]
+COSTS = ("time", "images", "memory")
+TEST = ("threat.", "evaluate.", "data.")
+"""Settings that change what an accuracy is of."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a comparison is asked.
+
+    Attributes:
+        attack: whose accuracy counts.
+        by: the cost that the recommendation keeps low: `time`, `images` or `memory`.
+        watts: that the machines draw while they work, or None; price: of a kWh, or None.
+        runs: the runs' folder, for commands.
+    """
+
+    attack: str = "pgd"
+    by: str = "time"
+    watts: float | None = None
+    price: float | None = None
+    runs: Path = Path("runs")
+
+
+def analyse(reading: Reading, question: Question) -> Record:
+    """Everything that the table, the page and `--json` show (docs/compare.md).
+
+    Raises:
+        UserError: no outcome has the attack, or none says what it cost.
+    """
+    attack = question.attack
+    outcomes = [one for one in reading.outcomes if attack in one.accuracy]
+    candidates = [one for one in outcomes if one.candidate]
+    if not candidates:
+        known = sorted({name for one in reading.outcomes for name in one.accuracy})
+        raise UserError(
+            f"--attack {attack}: nothing that could be recommended has it; measured are {', '.join(known)}."
+        )
+    keys = varied(outcomes, reading.keys)
+    labels = name_outcomes(outcomes, keys)
+    noise = pooled_noise(outcomes, attack)
+    best = max(candidates, key=lambda one: one.mean(attack))
+    entries = [_entry(one, label, question) for one, label in zip(outcomes, labels, strict=True)]
+    fronts = _fronts(outcomes, attack)
+    for index, (one, entry) in enumerate(zip(outcomes, entries, strict=True)):
+        entry["settings"] = {key: one.settings[key] for key in keys if key in one.settings}
+        entry[attack] = accuracy_interval(one, attack, noise)
+        entry["fronts"] = [name for name, front in fronts.items() if front[index]]
+        entry["differences"] = {
+            row: found
+            for row in BASELINES
+            if row != one.row
+            and (other := _baseline(one, row, outcomes)) is not None
+            and (found := difference(one, other, attack, noise)) is not None
+        }
+        entry["to_best"] = None if one is best else difference(one, best, attack, noise)
+    chosen = recommend(entries, labels[outcomes.index(best)], question.by, attack)
+    spent = None if reading.spent is None else sum(reading.spent.values())
+    return {
+        "schema": SCHEMA,
+        "attack": attack,
+        "attack_name": best.names[attack],
+        "by": question.by,
+        "level": LEVEL,
+        "settings": list(keys),
+        "noise": _noise_json(noise),
+        "outcomes": entries,
+        "recommended": chosen | {"export": _export(chosen["name"], entries, question.runs)},
+        "effects": _effects(candidates, attack, keys),
+        "unfinished": [vars(one) for one in reading.unfinished],
+        "warnings": _warnings(reading, outcomes, keys, question),
+        "watts": question.watts,
+        "price": question.price,
+        "spent": None if spent is None else {"seconds": spent, **_energy(spent, question)},
+        "commits": list(reading.commits),
+        "machines": sorted({machine for one in outcomes for machine in one.machines}),
+    }
+
+
+def _entry(one: Outcome, label: str, question: Question) -> Record:
+    """What an outcome says by itself."""
+    return {
+        "name": label,
+        "row": one.row,
+        "candidate": one.candidate,
+        "trials": list(one.trials),
+        "source": one.source,
+        "seeds": list(one.seeds),
+        "accuracy": {
+            attack: {
+                "name": one.names[attack],
+                "mean": one.mean(attack),
+                "seeds": list(by_seed),
+                "by_seed": list(by_seed.values()),
+            }
+            for attack, by_seed in one.accuracy.items()
+        },
+        "labelled": one.labelled,
+        "pool": one.pool,
+        "images": one.images,
+        "seconds": one.seconds,
+        "time": one.seconds["total"],
+        "memory": one.peak_memory,
+        "gpu_hours": None if one.gpu_seconds is None else one.gpu_seconds / 3600,
+        **_energy(one.seconds["total"], question),
+        "lower_bounds": list(one.lower_bounds),
+        "machines": list(one.machines),
+        "digests": {str(seed): digest for seed, digest in one.digests.items()},
+    }
+
+
+def _energy(seconds: float, question: Question) -> Record:
+    kwh, cost = energy(seconds, question.watts, question.price)
+    return {"kwh": kwh, "cost": cost}
+
+
+def _baseline(one: Outcome, row: str, outcomes: Sequence[Outcome]) -> Outcome | None:
+    """The outcome of that row in a run that has this one too."""
+    shared = [o for o in outcomes if o.row == row and set(o.trials) & set(one.trials)]
+    return shared[0] if shared else None
+
+
+def _fronts(outcomes: Sequence[Outcome], attack: str) -> dict[str, list[bool]]:
+    """For each cost, and for `all` of them together: is the outcome on the front of accuracy against it?"""
+    gains = np.array([one.mean(attack) for one in outcomes])
+    costs = np.array(
+        [
+            [np.nan if c is None else c for c in (o.seconds["total"], o.images, o.peak_memory)]
+            for o in outcomes
+        ],
+        dtype=float,
+    )
+    found = {}
+    for name, columns in {**{c: [i] for i, c in enumerate(COSTS)}, "all": [0, 1, 2]}.items():
+        known = ~np.isnan(costs[:, columns]).any(axis=1)
+        front = np.zeros(len(outcomes), bool)
+        front[known] = pareto_front(costs[known][:, columns], gains[known])
+        found[name] = front.tolist()
+    return found
+
+
+def _noise_json(noise: Noise | None) -> Record | None:
+    if noise is None:
+        return None
+    return {
+        "points": noise.variance**0.5,
+        "degrees_of_freedom": noise.degrees_of_freedom,
+        "outcomes": noise.num_outcomes,
+        "seeds": noise.num_seeds,
+    }
+
+
+def _effects(candidates: Sequence[Outcome], attack: str, keys: Sequence[str]) -> Record:
+    """Main effects of the row, where there are several, and of every setting that all candidates have."""
+    common = sorted(set.intersection(*(set(one.accuracy[attack]) for one in candidates)))
+    values = {"row": [one.row for one in candidates]}
+    values |= {
+        key: [one.settings[key] for one in candidates]
+        for key in keys
+        if all(key in one.settings for one in candidates)
+    }
+    grouped = {key: levels(found) for key, found in values.items()}
+    grouped = {key: found for key, found in grouped.items() if len(found.names) > 1}
+    if not grouped or not common:
+        return {"settings": [], "degrees_of_freedom": 0, "crossed": False}
+    table = np.stack([one.values(attack, common) for one in candidates])
+    found = main_effects(np.column_stack([g.index for g in grouped.values()]), table)
+    settings = []
+    for (key, group), effects in zip(grouped.items(), found.effects, strict=True):
+        members = [
+            [one for one, place in zip(candidates, group.index, strict=True) if place == number]
+            for number in range(len(group.names))
+        ]
+        settings.append(
+            {
+                "setting": key,
+                "separable": effects is not None,
+                "levels": [
+                    {
+                        "value": name,
+                        "configurations": len(inside),
+                        "effect": None if effects is None else as_json(effects[number]),
+                        "time": float(np.mean([one.seconds["total"] for one in inside])),
+                    }
+                    for number, (name, inside) in enumerate(zip(group.names, members, strict=True))
+                ],
+            }
+        )
+    return {
+        "settings": settings,
+        "degrees_of_freedom": found.degrees_of_freedom,
+        "crossed": found.crossed,
+    }
+
+
+def _export(name: str, entries: list[Record], runs: Path) -> str | None:
+    """The command that makes the recommended trial a preset; None where no folder is at hand."""
+    entry = next(entry for entry in entries if entry["name"] == name)
+    if "://" in entry["source"]:
+        return None
+    trial, folder = entry["trials"][0], Path(entry["source"])
+    option = "" if runs == Path("runs") else f" --runs {runs}"
+    if folder != runs / trial:
+        trial, option = folder.name, f" --runs {folder.parent}"
+    return f"ssat export {trial} --out {folder.name}.yaml{option}"
+
+
+def _warnings(
+    reading: Reading, outcomes: Sequence[Outcome], keys: Sequence[str], question: Question
+) -> list[str]:
+    found = []
+    missing = len(reading.outcomes) - len(outcomes)
+    if missing:
+        found.append(f"{missing} outcomes have no {question.attack} accuracy and are left out")
+    other = [key for key in keys if key.startswith(TEST)]
+    if other:
+        found.append(
+            f"the outcomes differ in {', '.join(other)}: their accuracies are not of the same test"
+        )
+    if len({one.test_set for one in outcomes} - {None}) > 1 and not other:
+        found.append("the outcomes are of different test images, so they are paired by seed alone")
+    machines = {machine for one in outcomes for machine in one.machines}
+    if len(machines) > 1:
+        found.append(
+            f"seconds are of {len(machines)} machines and not comparable across them: "
+            + "; ".join(sorted(machines))
+        )
+    if len({tuple(one.seeds) for one in outcomes}) > 1:
+        found.append("the outcomes have different seeds; differences use those that both have")
+    texts: dict[str, list[str]] = {}
+    for name, line in reading.warnings:
+        texts.setdefault(line, []).append(name)
+    for line, names in texts.items():
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        found.append(f"{', '.join(names[:3])}{more}: {line}")
+    return found

@@ -1,0 +1,152 @@
+"""The figures of compare.html: accuracy against each cost with its front, effects, paired differences."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+
+from ssat_ray.comparison.words import IN_WORDS
+from ssat_ray.report.drawing import (
+    CHOSEN,
+    INK,
+    MUTED,
+    STYLE,
+    chart,
+    row_colour,
+    spread,
+    thin,
+    to_svg,
+)
+
+Record = dict[str, Any]
+AXES = {"time": "total time, s", "images": "training images", "memory": "peak memory, MiB"}
+UNITS = {"time": 1.0, "images": 1.0, "memory": 2.0**20}
+_FAINT = 0.35
+_NAMED = 12
+"""Most names beside a chart; the front's and the recommended outcome's are there in any case."""
+
+
+def front(content: Record, by: str) -> Markup | None:
+    """Accuracy with intervals against one cost; the front as a line, the recommended outcome in a ring."""
+    shown = [entry for entry in content["outcomes"] if entry[by] is not None]
+    if not shown:
+        return None
+    attack, chosen = content["attack"], content["recommended"]["name"]
+    with matplotlib.rc_context(STYLE):
+        figure, axes = chart((5.4, 3.7))
+        costs = np.array([entry[by] / UNITS[by] for entry in shown])
+        means = np.array([entry[attack]["mean"] for entry in shown])
+        on_front = np.array([by in entry["fronts"] for entry in shown])
+        named = []
+        for entry, cost, mean, best in zip(shown, costs, means, on_front, strict=True):
+            important = bool(best) or entry["name"] == chosen
+            colour, alpha = row_colour(entry["row"]), 1.0 if important else _FAINT
+            if entry[attack]["low"] is not None:
+                bounds = [entry[attack]["low"], entry[attack]["high"]]
+                axes.plot([cost, cost], bounds, color=colour, linewidth=1.1, alpha=alpha)
+            marker = "o" if entry["candidate"] else "s"
+            axes.plot([cost], [mean], marker, color=colour, markersize=5.5, alpha=alpha)
+            if entry["name"] == chosen:
+                ring: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": CHOSEN}
+                axes.plot([cost], [mean], "o", markersize=13, markeredgewidth=1.8, **ring)
+            if important or len(shown) <= _NAMED:
+                named.append((entry["name"], row_colour(entry["row"]), float(cost), float(mean)))
+        order = np.lexsort((-means[on_front], costs[on_front]))
+        line: dict[str, Any] = {"color": MUTED, "linewidth": 1.0, "drawstyle": "steps-post"}
+        axes.plot(costs[on_front][order], means[on_front][order], zorder=0.5, **line)
+        _scale(axes, costs)
+        axes.margins(x=0.08, y=0.06)
+        thin(axes, AXES[by], f"{content['attack_name']} accuracy, %")
+        _names(axes, named)
+        alt = (
+            f"{content['attack_name']} accuracy against {IN_WORDS[by]}, the Pareto front as a line"
+        )
+        return to_svg(figure, f"front-{by}", alt)
+
+
+def _scale(axes: Axes, costs: Any) -> None:
+    """A logarithmic axis where the costs span more than a factor of ten; whole numbers on it."""
+    if costs.min() > 0 and costs.max() > 10 * costs.min():
+        axes.set_xscale("log")
+        ticks: list[float] = []
+        for cost in sorted(costs.tolist()):
+            if not ticks or np.log(cost / ticks[-1]) > 0.16 * np.log(costs.max() / costs.min()):
+                ticks.append(cost)
+        axes.set_xticks(ticks, minor=False)
+        axes.set_xticks([], minor=True)
+    else:
+        axes.locator_params(axis="x", nbins=5)
+    axes.xaxis.set_major_formatter(
+        lambda value, _: (f"{value:,.0f}" if abs(value) >= 10 else f"{value:.3g}").replace(
+            ",", "\N{NARROW NO-BREAK SPACE}"
+        )
+    )
+
+
+def _names(axes: Axes, points: list[tuple[str, str, float, float]]) -> None:
+    """Names in the right margin with a thin line to each point, never overlapping."""
+    low, high = axes.get_ylim()
+    heights = spread([(y - low) / (high - low) for *_, y in points], 0.07)
+    for (name, colour, x, y), height in zip(points, heights, strict=True):
+        axes.annotate(
+            name,
+            xy=(x, y),
+            xytext=(1.04, height),
+            textcoords="axes fraction",
+            va="center",
+            color=colour,
+            fontsize=8.5,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "alpha": 0.5},
+        )
+
+
+def effect(setting: Record, number: int) -> Markup | None:
+    """The effect of each value of one setting, in points against the average configuration."""
+    if not setting["separable"]:
+        return None
+    levels = setting["levels"]
+    with matplotlib.rc_context(STYLE):
+        figure, axes = chart((3.8, 2.6))
+        axes.axhline(0, color=INK, linewidth=0.8)
+        means = [level["effect"]["mean"] for level in levels]
+        axes.plot(range(len(levels)), means, "o-", color=CHOSEN, linewidth=1.2, markersize=5)
+        for place, level in enumerate(levels):
+            low, high = level["effect"]["low"], level["effect"]["high"]
+            if low is not None:
+                axes.plot([place, place], [low, high], color=CHOSEN, linewidth=1.6)
+        axes.set_xticks(range(len(levels)), [level["value"] for level in levels])
+        axes.margins(x=0.1, y=0.08)
+        thin(axes, setting["setting"], "points against the average")
+        axes.grid(visible=False, axis="x")
+        name = re.sub(r"\W+", "-", setting["setting"])
+        alt = f"Effect of {setting['setting']} on robust accuracy, by value"
+        return to_svg(figure, f"effect-{number}-{name}", alt)
+
+
+def forest(content: Record, against: str) -> Markup | None:
+    """Paired differences of every outcome to the row `against` of the same run, with their intervals."""
+    shown = [entry for entry in content["outcomes"] if against in entry["differences"]]
+    if not shown:
+        return None
+    with matplotlib.rc_context(STYLE):
+        figure, axes = chart((5.0, 0.9 + 0.27 * len(shown)))
+        axes.axvline(0, color=INK, linewidth=0.9)
+        for place, entry in enumerate(reversed(shown)):
+            difference, colour = entry["differences"][against], row_colour(entry["row"])
+            if difference["low"] is not None:
+                bounds = [difference["low"], difference["high"]]
+                axes.plot(bounds, [place, place], color=colour, linewidth=1.8)
+            marker = "o" if entry["candidate"] else "s"
+            axes.plot([difference["mean"]], [place], marker, color=colour, markersize=5.5)
+        thin(axes, f"points of {content['attack_name']} accuracy against {against}", "")
+        axes.grid(visible=False, axis="y")
+        axes.set_yticks(range(len(shown)), [entry["name"] for entry in reversed(shown)])
+        axes.tick_params(axis="y", length=0, labelsize=8.5, labelcolor=INK)
+        axes.set_ylim(-0.6, len(shown) - 0.4)
+        axes.spines["left"].set_visible(False)
+        return to_svg(figure, f"forest-{against}", f"Differences to {against} by outcome")

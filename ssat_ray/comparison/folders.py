@@ -1,0 +1,195 @@
+"""Outcomes from folders: a run's `results.json` and `run.json`, a sweep's `sweep.json` and its trials."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ssat_ray.comparison.outcomes import (
+    Outcome,
+    Reading,
+    Unfinished,
+    flatten,
+    gpu_seconds,
+    settings_of,
+)
+from ssat_ray.errors import UserError
+from ssat_ray.report import words
+from ssat_ray.store import Store
+
+RESULTS, RUN, SWEEP = "results.json", "run.json", "sweep.json"
+FINISHED = "finished"
+
+
+def read_run(folder: Path, name: str, store: Path | None = None) -> Reading:
+    """The outcomes of a finished comparison's folder; every row may be a candidate.
+
+    Args:
+        name: of the run, for people.
+        store: of its artefacts, where per-image flags are looked for; None: the one it was run with.
+
+    Raises:
+        UserError: there are no results, or they are not those of a comparison.
+    """
+    results = read_json(folder / RESULTS)
+    if results.get("kind") == "selection":
+        raise UserError(
+            f"{folder / RESULTS} is of a run with goal=selection, which trained nothing to compare."
+        )
+    warnings = [(name, str(line)) for line in results.get("warnings", ())]
+    run = read_json(folder / RUN) if (folder / RUN).is_file() else None
+    try:
+        if run is not None and _without_runtime(run["config"]) != results["config"]:
+            run = None
+            text = f"{RESULTS} is of another configuration than {RUN}, whose run is unfinished"
+            warnings.append((name, f"{text}: artefacts and GPUs are left out"))
+        places = {} if run is None else _places(run, store)
+        gpus = None if run is None else run["config"]["runtime"]
+        outcomes = tuple(
+            _outcome(row, results, places, gpus, name, str(folder)) for row in results["rows"]
+        )
+        spent = _spent(results["stages"])
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(
+            f"{folder} is no finished comparison that this version can read: {type(error).__name__} "
+            f"{error} in {RESULTS} or {RUN} (docs/results.md). Run its command again."
+        ) from error
+    made_by = results.get("made_by") or {}
+    return Reading(outcomes, (), (), tuple(warnings), spent, tuple(made_by.get("commits", ())))
+
+
+def read_sweep(folder: Path, name: str, store: Path | None = None) -> Reading:
+    """The outcomes of a sweep's finished trials, and which trials have none.
+
+    Candidates are the outcomes of the row that the sweep is about; the rows beside it are baselines.
+
+    Args:
+        name: of the sweep, for people; its trials are called `<name>/<trial>`.
+        store: as in `read_run`.
+
+    Raises:
+        UserError: `sweep.json` lacks what is needed, no trial is finished, or a finished one cannot be read.
+    """
+    path = folder / SWEEP
+    content = read_json(path)
+    try:
+        row, trials = str(content["file"]["row"]), list(content["trials"])
+        named = [(str(t["name"]), dict(t["settings"]), str(t["status"])) for t in trials]
+        finished = [
+            (f"{name}/{t['name']}", folder / str(t["run"]))
+            for t in trials
+            if t["status"] == FINISHED
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is no sweep that this version can read: {type(error).__name__} {error}. It takes "
+            "file.row and, for every trial, name, settings, status and run."
+        ) from error
+    unfinished = [
+        Unfinished(f"{name}/{trial}", settings, status, str(entry.get("cause") or ""))
+        for entry, (trial, settings, status) in zip(trials, named, strict=True)
+        if status != FINISHED
+    ]
+    if not finished:
+        raise UserError(
+            f"{path}: none of its {len(trials)} trials is finished, so there is nothing to compare. Run "
+            "its command again."
+        )
+    reading = Reading(
+        unfinished=tuple(unfinished),
+        keys=tuple(dict.fromkeys(key for _, settings, _ in named for key in settings)),
+    )
+    for trial, run in finished:
+        reading += read_run(run, trial, store)
+    outcomes = tuple(replace(one, candidate=one.row == row) for one in reading.outcomes)
+    if not any(one.candidate for one in outcomes):
+        raise UserError(f"{path}: no finished trial has the row {row} that the sweep is about.")
+    return replace(reading, outcomes=outcomes)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; UserError if the file is missing or is none."""
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist: the run is unfinished, or is none.") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}).") from error
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON file ({error}).") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold an object, found {type(content).__name__}.")
+    return content
+
+
+def _without_runtime(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key != "runtime"}
+
+
+def _places(run: dict[str, Any], store: Path | None) -> dict[tuple[str, int, str], Path]:
+    """(row, seed, stage) -> folder of the artefact."""
+    root = Store(store or run["config"]["runtime"]["store"]).root
+    return {(j["row"], int(j["seed"]), j["stage"]): root / j["folder"] for j in run["jobs"]}
+
+
+def _outcome(
+    row: dict[str, Any],
+    results: dict[str, Any],
+    places: dict[tuple[str, int, str], Path],
+    runtime: dict[str, Any] | None,
+    name: str,
+    source: str,
+) -> Outcome:
+    entries, seeds = row["accuracy"], tuple(int(seed) for seed in row["seeds"])
+    accuracy = {
+        attack: dict(zip(map(int, entry["seeds"]), map(float, entry["by_seed"]), strict=True))
+        for attack, entry in entries.items()
+    }
+    if set(accuracy["pgd"]) != set(seeds):
+        raise KeyError(f"PGD accuracy of row {row['row']} for the seeds {list(seeds)}")
+    mine = {(seed, stage): path for (r, seed, stage), path in places.items() if r == row["row"]}
+    labelled = mine.get((seeds[0], "labelled"))
+    flags = {
+        (attack, seed): mine[seed, f"evaluate:{attack}"] / "flags.npy"
+        for attack, by_seed in accuracy.items()
+        for seed in by_seed
+        if (seed, f"evaluate:{attack}") in mine
+    }
+    seconds = {stage: float(value) for stage, value in row["seconds"].items()}
+    sizes = row.get("world_size") or ()
+    limits = zip(seeds, row["steps"]["hit_max_steps"], strict=True)
+    machines = (results.get("made_by") or {}).get("machines") or [
+        words.machine_name(results.get("machine"))
+    ]
+    return Outcome(
+        row=row["row"],
+        trials=(name,),
+        source=source,
+        candidate=True,
+        settings=settings_of(flatten(results["config"])),
+        seeds=seeds,
+        accuracy=accuracy,
+        names={attack: entry["name"] for attack, entry in entries.items()},
+        seconds={"total": seconds["total"], **seconds},
+        labelled=int(row["images"]["labelled"]),
+        pool=int(row["images"]["pool"]),
+        peak_memory=float(row["peak_memory_bytes"]["max"]),
+        gpu_seconds=None if runtime is None else gpu_seconds(seconds, runtime, sizes),
+        machines=tuple(machines),
+        digests={seed: mine[seed, "train"].name for seed in seeds if (seed, "train") in mine},
+        test_set=None if labelled is None else labelled.name,
+        flags={key: path for key, path in flags.items() if path.is_file()},
+        lower_bounds=tuple(seed for seed, hit in limits if hit),
+    )
+
+
+def _spent(stages: list[dict[str, Any]]) -> dict[tuple[str, float], float]:
+    """(digest, seconds) -> seconds with start-up; the kept recipe is counted where it was trained."""
+    labels = [stage["label"] for stage in stages]
+    return {
+        (stage["digest"], float(stage["seconds"])): stage["seconds"] + stage["startup_seconds"]
+        for stage in stages
+        if not any(label.startswith(f"{stage['label']} recipe ") for label in labels)
+    }

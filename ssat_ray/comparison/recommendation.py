@@ -1,0 +1,148 @@
+"""Which configuration to take: the cheapest whose accuracy is not significantly below the best one's; why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ssat_ray.comparison.words import IN_WORDS, cost_text, points, seeds_text
+from ssat_ray.errors import UserError
+
+Record = dict[str, Any]
+
+
+def recommend(entries: Sequence[Record], best: str, by: str, attack: str) -> Record:
+    """Choose among the candidates and say why.
+
+    A candidate is out if the interval of its difference to the best one lies below 0, or if there is no
+    interval, since then nothing says how far below it may be.
+
+    Args:
+        entries: of `analysis.analyse`, with `to_best`.
+        best: name of the candidate with the highest mean accuracy.
+        by: `time`, `images` or `memory`.
+        attack: whose accuracy counts.
+
+    Returns:
+        `name`, `best`, `by`, `candidates` and `below` (numbers), and `reason`, a list of sentences.
+
+    Raises:
+        UserError: the cost of no eligible candidate is recorded.
+    """
+    candidates = [entry for entry in entries if entry["candidate"]]
+    top = next(entry for entry in candidates if entry["name"] == best)
+    compared = [
+        e for e in candidates if e["to_best"] is not None and e["to_best"]["low"] is not None
+    ]
+    below = [e for e in compared if e["to_best"]["settled"] < 0]
+    eligible = [top, *(e for e in compared if e not in below)]
+    known = [entry for entry in eligible if entry[by] is not None]
+    if not known:
+        raise UserError(
+            f"--by {by}: no source says the {IN_WORDS[by]} of what could be recommended."
+        )
+    chosen = min(known, key=lambda entry: (entry[by], -entry[attack]["mean"]))
+    reason = [
+        _choice(chosen, top, eligible, candidates, by, attack),
+        *_doubt(chosen, top),
+        *_spread(candidates, compared, below),
+        *_against_baselines(chosen, entries, by),
+        *_autoattack(chosen, attack),
+    ]
+    return {
+        "name": chosen["name"],
+        "best": best,
+        "by": by,
+        "candidates": len(candidates),
+        "below": len(below),
+        "reason": reason,
+    }
+
+
+def _choice(
+    chosen: Record,
+    top: Record,
+    eligible: list[Record],
+    candidates: list[Record],
+    by: str,
+    attack: str,
+) -> str:
+    name, cost = chosen["accuracy"][attack]["name"], IN_WORDS[by]
+    reached = f"{chosen[attack]['mean']:.1f} %"
+    if len(candidates) == 1:
+        return f"{chosen['name']} is the only candidate, at {reached} {name} accuracy."
+    if len(eligible) == 1 and chosen is top:
+        why = "no other comes within what the seeds leave open"
+        if all(e is top or e["to_best"] is None or e["to_best"]["low"] is None for e in candidates):
+            why = "nothing says how far chance moves it: there is one seed, or none in common"
+        return f"{chosen['name']} has the highest {name} accuracy of {len(candidates)}, {reached}; {why}."
+    among = (
+        f"the {len(eligible)} of {len(candidates)} configurations whose {name} accuracy is not "
+        "significantly below the best one's"
+    )
+    if chosen is top:
+        return f"{chosen['name']} has both the highest {name} accuracy, {reached}, and the least {cost} of {among}."
+    return (
+        f"{chosen['name']} has the least {cost} of {among}: {reached} against "
+        f"{top[attack]['mean']:.1f} % of {top['name']}, {points(chosen['to_best'])}, with "
+        f"{cost_text(chosen[by], by)} instead of {cost_text(top[by], by)}."
+    )
+
+
+def _doubt(chosen: Record, top: Record) -> list[str]:
+    """How much worse than the best it may be."""
+    if chosen is top:
+        return []
+    difference = chosen["to_best"]
+    worst = max(0.0, -difference["low"])
+    return [
+        f"It may be up to {worst:.1f} points below {top['name']}; {seeds_text(difference)}."
+        if worst > 0
+        else f"It is not below {top['name']} under the seeds that both have."
+    ]
+
+
+def _spread(candidates: list[Record], compared: list[Record], below: list[Record]) -> list[str]:
+    if not compared:
+        return []
+    if not below:
+        return [
+            f"None of the {len(candidates)} is significantly below the best: these seeds hardly tell them "
+            "apart, and the choice rests on cost."
+        ]
+    verb = "is" if len(below) == 1 else "are"
+    return [
+        f"{len(below)} of {len(candidates)} {verb} significantly below the best. The intervals are for one "
+        "comparison at a time, and the best of many looks better than it is."
+    ]
+
+
+def _against_baselines(chosen: Record, entries: Sequence[Record], by: str) -> list[str]:
+    """What `random` and `full` of the same run say."""
+    found = []
+    for row in ("random", "full"):
+        difference = chosen["differences"].get(row)
+        if difference is None:
+            continue
+        other = next(
+            e for e in entries if e["row"] == row and set(e["trials"]) & set(chosen["trials"])
+        )
+        verdict = {1: "better", -1: "worse", 0: f"not settled; {seeds_text(difference)}"}
+        text = f"Against {other['name']}: {points(difference)}, {verdict[difference['settled']]}"
+        if other[by] is not None and chosen[by] is not None:
+            text += f" ({cost_text(chosen[by], by)} against {cost_text(other[by], by)})"
+        if row == "random" and difference["settled"] <= 0:
+            text += ". So this does not show that choosing images pays over drawing them"
+        found.append(f"{text}.")
+    return found
+
+
+def _autoattack(chosen: Record, attack: str) -> list[str]:
+    entry = chosen["accuracy"].get("autoattack")
+    if attack == "autoattack":
+        return []
+    if entry is None:
+        return ["AutoAttack has not attacked it."]
+    seeds = entry["seeds"]
+    which = f"seed{'' if len(seeds) == 1 else 's'} {', '.join(map(str, seeds))}"
+    return [f"{entry['name']} accuracy: {entry['mean']:.1f} % ({which})."]
