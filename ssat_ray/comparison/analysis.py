@@ -12,9 +12,8 @@ import numpy as np
 from ssat_ray.comparison.differences import accuracy_interval, difference, pooled_noise
 from ssat_ray.comparison.effects import levels, main_effects
 from ssat_ray.comparison.naming import name_outcomes, varied
-from ssat_ray.comparison.outcomes import Outcome, Reading
+from ssat_ray.comparison.outcomes import BASELINES, Outcome, Reading
 from ssat_ray.comparison.recommendation import recommend
-from ssat_ray.comparison.sources import BASELINES
 from ssat_ray.comparison.statistics import LEVEL, Noise, as_json, pareto_front
 from ssat_ray.errors import UserError
 from ssat_ray.estimate import energy
@@ -222,7 +221,7 @@ def _export(name: str, entries: list[Record], runs: Path) -> str | None:
         return None
     trial, folder = entry["trials"][0], Path(entry["source"])
     option = "" if runs == Path("runs") else f" --runs {runs}"
-    if folder != runs / trial:
+    if Path(trial).is_absolute() or folder != runs / trial:
         trial, option = folder.name, f" --runs {folder.parent}"
     return f"ssat export {trial} --out {folder.name}.yaml{option}"
 

@@ -24,11 +24,10 @@ Record = dict[str, Any]
 
 def pooled_noise(outcomes: Sequence[Outcome], attack: str) -> Noise | None:
     """The noise of all outcomes under the seeds that all of them have; None without two of each."""
-    unique: dict[Any, Outcome] = {}
-    for number, one in enumerate(outcomes):
-        unique.setdefault(tuple(sorted(one.digests.items())) or number, one)
-    common = set.intersection(*(set(one.accuracy[attack]) for one in outcomes))
-    table = [one.values(attack, sorted(common)) for one in unique.values()]
+    common = sorted(set.intersection(*(set(one.accuracy[attack]) for one in outcomes)))
+    # The same training read from two places must not count twice.
+    unique = {(one.row, tuple(one.values(attack, common))): one for one in outcomes}
+    table = [one.values(attack, common) for one in unique.values()]
     return block_noise(np.array(table)) if common else None
 
 

@@ -61,9 +61,7 @@ def levels(values: list[Any]) -> Levels:
     index = np.searchsorted(np.array(cuts, np.float64), np.array(values, np.float64), side="right")
     names = []
     for group in range(3):
-        inside = [
-            value for value in found if np.searchsorted(cuts, value, side="right") == group
-        ]
+        inside = [value for value in found if np.searchsorted(cuts, value, side="right") == group]
         names.append(f"{text(inside[0])} to {text(inside[-1])}")
     return Levels(tuple(names), index.astype(np.int64))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ssat_ray.comparison.outcomes import (
+    BASELINES,
     Outcome,
     Reading,
     Unfinished,
@@ -24,7 +25,7 @@ FINISHED = "finished"
 
 
 def read_run(folder: Path, name: str, store: Path | None = None) -> Reading:
-    """The outcomes of a finished comparison's folder; every row may be a candidate.
+    """The outcomes of a finished comparison's folder; its baselines are no candidates.
 
     Args:
         name: of the run, for people.
@@ -75,38 +76,51 @@ def read_sweep(folder: Path, name: str, store: Path | None = None) -> Reading:
     path = folder / SWEEP
     content = read_json(path)
     try:
-        row, trials = str(content["file"]["row"]), list(content["trials"])
-        named = [(str(t["name"]), dict(t["settings"]), str(t["status"])) for t in trials]
-        finished = [
-            (f"{name}/{t['name']}", folder / str(t["run"]))
-            for t in trials
-            if t["status"] == FINISHED
-        ]
-    except (KeyError, TypeError, ValueError) as error:
+        trials = [_trial(trial, content["file"].get("row")) for trial in content["trials"]]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{path} is no sweep that this version can read: {type(error).__name__} {error}. It takes "
-            "file.row and, for every trial, name, settings, status and run."
+            "file, and for every trial name, settings, status and the row that is swept."
         ) from error
-    unfinished = [
-        Unfinished(f"{name}/{trial}", settings, status, str(entry.get("cause") or ""))
-        for entry, (trial, settings, status) in zip(trials, named, strict=True)
-        if status != FINISHED
-    ]
+    finished = [trial for trial in trials if trial["status"] == FINISHED]
     if not finished:
         raise UserError(
             f"{path}: none of its {len(trials)} trials is finished, so there is nothing to compare. Run "
             "its command again."
         )
     reading = Reading(
-        unfinished=tuple(unfinished),
-        keys=tuple(dict.fromkeys(key for _, settings, _ in named for key in settings)),
+        unfinished=tuple(
+            Unfinished(f"{name}/{t['name']}", t["settings"], t["status"], t["cause"])
+            for t in trials
+            if t["status"] != FINISHED
+        ),
+        keys=tuple(dict.fromkeys(key for trial in trials for key in trial["settings"])),
     )
-    for trial, run in finished:
-        reading += read_run(run, trial, store)
-    outcomes = tuple(replace(one, candidate=one.row == row) for one in reading.outcomes)
-    if not any(one.candidate for one in outcomes):
-        raise UserError(f"{path}: no finished trial has the row {row} that the sweep is about.")
-    return replace(reading, outcomes=outcomes)
+    for trial in finished:
+        found = read_run(folder / trial["run"], f"{name}/{trial['name']}", store)
+        if trial["row"] not in [one.row for one in found.outcomes]:
+            raise UserError(
+                f"{folder / trial['run']}: its results lack the swept row {trial['row']}."
+            )
+        own = [replace(one, candidate=one.row == trial["row"]) for one in found.outcomes]
+        reading += replace(found, outcomes=tuple(own))
+    return reading
+
+
+def _trial(trial: dict[str, Any], row: str | None) -> dict[str, Any]:
+    """What is needed of an entry of `sweep.json`; `row` is swept unless the trial has its own."""
+    settings = dict(trial["settings"])
+    own = settings.pop("row", None) or trial.get("row") or row
+    if own is None:
+        raise KeyError("row")
+    return {
+        "name": str(trial["name"]),
+        "run": str(trial.get("run") or trial["name"]),
+        "settings": settings,
+        "status": str(trial["status"]),
+        "cause": str(trial.get("cause") or ""),
+        "row": str(own),
+    }
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -167,7 +181,7 @@ def _outcome(
         row=row["row"],
         trials=(name,),
         source=source,
-        candidate=True,
+        candidate=row["row"] not in BASELINES,
         settings=settings_of(flatten(results["config"])),
         seeds=seeds,
         accuracy=accuracy,

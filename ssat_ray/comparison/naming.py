@@ -32,13 +32,13 @@ def name_outcomes(outcomes: Sequence[Outcome], keys: Sequence[str]) -> list[str]
         told = [f"{short[key]}={text(one.settings[key])}" for key in keys if key in one.settings]
         many = len(keys) > NAMED_SETTINGS
         names.append(f"{one.row} ({one.trials[0]})" if many else " ".join([one.row, *told]))
+    if len(keys) <= NAMED_SETTINGS:
+        names = _told_apart(names, [f"({one.trials[0]})" for one in outcomes])
+    names = _told_apart(names, [f"[{one.source}]" for one in outcomes])
+    return _told_apart(names, [f"#{number}" for number in range(1, len(names) + 1)])
+
+
+def _told_apart(names: list[str], more: list[str]) -> list[str]:
+    """Names with something added to those that occur more than once."""
     seen = Counter(names)
-    names = [
-        f"{name} ({one.trials[0]})" if seen[name] > 1 and not name.endswith(")") else name
-        for name, one in zip(names, outcomes, strict=True)
-    ]
-    seen = Counter(names)
-    return [
-        f"{name} [{one.source}]" if seen[name] > 1 else name
-        for name, one in zip(names, outcomes, strict=True)
-    ]
+    return [f"{n} {m}" if seen[n] > 1 else n for n, m in zip(names, more, strict=True)]

@@ -15,6 +15,8 @@ from ssat_ray.report import words
 Flags = npt.NDArray[np.bool_]
 NOT_SETTINGS = ("preset", "goal", "seeds", "rows", "evaluate.autoattack_seeds")
 """Keys of the configuration that say what is compared, not how."""
+BASELINES = ("none", "random", "full")
+"""Rows that others are measured by; they may be recommended only where there are no others."""
 TRAINED = ("intermediate", "pretrain", "finetune", "train")
 """Charged stages that a group of workers trains."""
 EMBEDDED = ("generate", "cluster", "score")
@@ -27,7 +29,7 @@ class Outcome:
 
     Attributes:
         row: of the method's tables.
-        trials: runs that have it, as people name them: `digits`, or `<sweep>/<trial>`.
+        trials: runs that have it: `digits`, `<sweep>/<trial>`, a path, or `<tracking URI>#<parent run>`.
         source: where it was read: a folder or a tracking URI.
         candidate: whether it may be recommended; baselines are not, where there is anything else.
         settings: dotted key to value, of everything that it depends on as far as is known.
@@ -176,17 +178,16 @@ def gpu_seconds(
 
 
 def merged(outcomes: Iterable[Outcome]) -> list[Outcome]:
-    """Outcomes with the same trainings, times and PGD accuracies become one, with what each knows.
+    """Outcomes with the same PGD accuracies by seed and the same seconds become one, with what each knows.
 
-    So a baseline that trials share is there once, and attacks that a later run added stand beside the
-    others. A setting in which the merged ones differ has no part in the outcome and is left out.
+    Two trainings never agree in both, to the microsecond, so they are of the same artefacts. So a baseline
+    that trials share is there once, and attacks that a later run added stand beside the others. A setting
+    in which the merged ones differ has no part in the outcome and is left out.
     """
     found: dict[Any, Outcome] = {}
-    for number, one in enumerate(outcomes):
-        known = one.digests and set(one.digests) == set(one.seeds)
-        trained = (tuple(sorted(one.digests.items())), round(one.seconds["total"], 6))
-        attacked = tuple(sorted(one.accuracy["pgd"].items()))
-        key = (one.row, trained, attacked) if known else number
+    for one in outcomes:
+        seconds = sorted((stage, round(s, 6)) for stage, s in one.seconds.items())
+        key = (one.row, tuple(sorted(one.accuracy["pgd"].items())), tuple(seconds))
         found[key] = _together(found[key], one) if key in found else one
     return list(found.values())
 
@@ -205,6 +206,11 @@ def _together(a: Outcome, b: Outcome) -> Outcome:
         accuracy=accuracy,
         names={**b.names, **a.names},
         gpu_seconds=b.gpu_seconds if a.gpu_seconds is None else a.gpu_seconds,
+        labelled=b.labelled if a.labelled is None else a.labelled,
+        pool=b.pool if a.pool is None else a.pool,
+        peak_memory=b.peak_memory if a.peak_memory is None else a.peak_memory,
         machines=tuple(dict.fromkeys(a.machines + b.machines)),
+        digests={**b.digests, **a.digests},
+        test_set=b.test_set if a.test_set is None else a.test_set,
         flags={**b.flags, **a.flags},
     )

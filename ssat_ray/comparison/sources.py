@@ -8,12 +8,9 @@ from pathlib import Path
 
 from ssat_ray.addresses import without_password
 from ssat_ray.comparison.folders import RESULTS, SWEEP, read_run, read_sweep
-from ssat_ray.comparison.outcomes import Outcome, Reading, merged
+from ssat_ray.comparison.outcomes import Reading, merged
 from ssat_ray.errors import UserError
 from ssat_ray.mistakes import nearest
-
-BASELINES = ("none", "random", "full")
-"""Rows that others are measured by; they may be recommended only where there are no others."""
 
 
 def read_sources(names: Iterable[str], runs: Path, store: Path | None = None) -> Reading:
@@ -53,23 +50,12 @@ def _read(name: str, runs: Path, store: Path | None) -> Reading:
         except ValueError as error:
             raise UserError(f"{error}.") from error
         uri, _, wanted = name.partition("#")
-        return _without_baselines(read_tracked(uri, wanted))
+        return read_tracked(uri, wanted)
     folder = folder_of(name, runs)
     if folder is None:
         raise UserError(_unknown(name, runs))
-    called = name if folder == runs / name else folder.absolute().name
-    if (folder / SWEEP).is_file():
-        return read_sweep(folder, called, store)
-    return _without_baselines(read_run(folder, called, store))
-
-
-def _without_baselines(reading: Reading) -> Reading:
-    """Baselines are no candidates."""
-
-    def marked(one: Outcome) -> Outcome:
-        return replace(one, candidate=one.row not in BASELINES)
-
-    return replace(reading, outcomes=tuple(map(marked, reading.outcomes)))
+    read = read_sweep if (folder / SWEEP).is_file() else read_run
+    return read(folder, name, store)
 
 
 def _unknown(name: str, runs: Path) -> str:

@@ -234,11 +234,10 @@ def pareto_front(costs: npt.ArrayLike, gain: npt.ArrayLike) -> Mask:
         (N,) bool; equal points are on the front together.
     """
     gains = np.asarray(gain, np.float64)
-    points = np.column_stack([np.asarray(costs, np.float64).reshape(len(gains), -1), -gains])
-    no_worse = (points[:, None] <= points).all(axis=2)
-    better = (points[:, None] < points).any(axis=2)
-    beaten: Mask = (no_worse & better).any(axis=0)
-    return np.logical_not(beaten)
+    points = np.column_stack([np.asarray(costs, np.float64), -gains])
+    no_worse = np.all(points[:, None] <= points, axis=2)
+    better = np.any(points[:, None] < points, axis=2)
+    return np.asarray(~np.any(no_worse & better, axis=0))
 
 
 def as_json(interval: Interval) -> dict[str, Any]:

@@ -6,7 +6,15 @@ import ast
 from collections.abc import Iterable
 from typing import Any
 
-from ssat_ray.comparison.outcomes import Outcome, Reading, gpu_seconds, settings_of
+from ssat_ray.comparison.outcomes import (
+    BASELINES,
+    Outcome,
+    Reading,
+    Unfinished,
+    gpu_seconds,
+    settings_of,
+)
+from ssat_ray.config import ROWS
 from ssat_ray.errors import UserError
 from ssat_ray.report.words import ATTACKS
 from ssat_ray.store import canonical_json
@@ -77,74 +85,97 @@ def _the_one(parents: list[Any], wanted: str, uri: str) -> Any:
 
 
 def _read_parent(parent: Any, children: Iterable[Any], uri: str) -> Reading:
-    """The finished nested runs of one parent, by configuration and row."""
-    name = str(parent.data.tags.get(NAME, parent.info.run_id))
+    """The finished nested runs of one parent, by configuration and row, and the trials that have none."""
+    name = f"{uri}#{parent.data.tags.get(NAME, parent.info.run_id)}"
+    of_sweep = parent.data.tags.get("kind") == "sweep"
     groups: dict[tuple[str, str], dict[int, Any]] = {}
-    commits, open_runs = set(), 0
+    unfinished: dict[str, Unfinished] = {}
+    commits: dict[str, None] = {}
     for run in children:
+        params, tags = run.data.params, run.data.tags
         if run.info.status != "FINISHED":
-            open_runs += 1
+            trial = _trial(name, run)
+            status = tags.get("status", run.info.status.lower())
+            unfinished[trial] = Unfinished(trial, {}, status, tags.get("cause", ""))
             continue
         missing = [metric for metric in NEEDED if metric not in run.data.metrics]
         if missing:
             raise UserError(
-                f"{uri}: the finished run {run.info.run_id} of {name} has no metric {missing[0]}."
+                f"{name}: its finished nested run {run.info.run_id} has no metric {missing[0]}."
             )
-        params = {key: value for key, value in run.data.params.items() if key not in OWN}
-        key = (canonical_json(params), run.data.params["row"])
-        groups.setdefault(key, {})[int(run.data.params["seed"])] = run
-        commits.add(run.data.tags.get("mlflow.source.git.commit", "unknown"))
-    warnings = [(name, f"{open_runs} nested runs are not finished and left out")]
-    outcomes = [_outcome(row, by_seed, name, uri) for (_, row), by_seed in groups.items()]
-    return Reading(
-        tuple(outcomes), warnings=tuple(warnings if open_runs else ()), commits=tuple(commits)
-    )
+        settings = {key: value for key, value in params.items() if key not in OWN}
+        key = (canonical_json(settings), params["row"])
+        groups.setdefault(key, {})[int(params["seed"])] = run
+        commits[tags.get("mlflow.source.git.commit", "unknown")] = None
+    outcomes = []
+    for (_, own), runs in groups.items():
+        for row in (own, *(row for row in ROWS if row != own)):
+            prefix = "" if row == own else f"{row}."
+            if all(f"{prefix}test.pgd" in run.data.metrics for run in runs.values()):
+                candidate = row == own if of_sweep else row not in BASELINES
+                outcomes.append(_outcome(row, prefix, runs, candidate, name, uri))
+    return Reading(tuple(outcomes), tuple(unfinished.values()), spent=None, commits=tuple(commits))
 
 
-def _outcome(row: str, runs: dict[int, Any], parent: str, uri: str) -> Outcome:
+def _outcome(
+    row: str, prefix: str, runs: dict[int, Any], candidate: bool, parent: str, uri: str
+) -> Outcome:
+    """One row of nested runs by seed; `prefix` is that of its metrics, empty for the runs' own row."""
     seeds = tuple(sorted(runs))
-    data = {seed: runs[seed].data for seed in seeds}
-    first = data[seeds[0]]
-    flat = {key: value_of(text) for key, text in first.params.items() if key not in OWN}
-    accuracy = {
-        attack: {
-            seed: float(d.metrics[f"test.{attack}"])
-            for seed, d in data.items()
-            if f"test.{attack}" in d.metrics
+    metrics = {
+        seed: {
+            key.removeprefix(prefix): value
+            for key, value in runs[seed].data.metrics.items()
+            if key.startswith(prefix)
         }
+        for seed in seeds
+    }
+    first, tags = metrics[seeds[0]], {seed: runs[seed].data.tags for seed in seeds}
+    params = runs[seeds[0]].data.params
+    flat = {key: value_of(text) for key, text in params.items() if key not in OWN}
+    accuracy = {
+        attack: {s: float(m[f"test.{attack}"]) for s, m in metrics.items() if f"test.{attack}" in m}
         for attack in ATTACKS
     }
     accuracy = {attack: by_seed for attack, by_seed in accuracy.items() if by_seed}
     seconds = {
-        name.removeprefix("seconds."): float(value)
-        for name, value in first.metrics.items()
-        if name.startswith("seconds.")
+        key.removeprefix("seconds."): float(value)
+        for key, value in first.items()
+        if key.startswith("seconds.")
     }
-    peaks = [d.metrics["memory.peak"] for d in data.values() if "memory.peak" in d.metrics]
-    sizes = [d.metrics.get("world_size") for d in data.values()]
+    peaks = [m["memory.peak"] for m in metrics.values() if "memory.peak" in m]
+    sizes = [int(m["world_size"]) if "world_size" in m else None for m in metrics.values()]
     runtime = {key: flat.get(f"runtime.{key}") for key in RUNTIME}
-    whole = [None if size is None else int(size) for size in sizes]
     known = all(value is not None for value in runtime.values())
-    machines = dict.fromkeys(d.tags["machine"] for d in data.values() if "machine" in d.tags)
+    own = tags if not prefix else {}
     return Outcome(
         row=row,
-        trials=(_trial(parent, first.tags.get(NAME, ""), row, seeds[0]),),
+        trials=(_trial(parent, runs[seeds[0]]),),
         source=uri,
-        candidate=True,
+        candidate=candidate,
         settings=settings_of(flat),
         seeds=seeds,
         accuracy=accuracy,
-        names={attack: first.tags.get(f"attack.{attack}", attack) for attack in accuracy},
+        names={a: tags[seeds[0]].get(f"attack.{a}", _attack_name(a, flat)) for a in accuracy},
         seconds=seconds,
-        labelled=_count(first.metrics.get("images.labelled")),
-        pool=_count(first.metrics.get("images.pool")),
+        labelled=_count(first.get("images.labelled")),
+        pool=_count(first.get("images.pool")),
         peak_memory=max(peaks, default=None),
-        gpu_seconds=gpu_seconds(seconds, runtime, whole) if known else None,
-        machines=tuple(machines),
-        digests={s: d.tags["digest.train"] for s, d in data.items() if "digest.train" in d.tags},
-        test_set=first.tags.get("digest.labelled"),
-        lower_bounds=tuple(s for s, d in data.items() if d.metrics.get("hit_max_steps")),
+        gpu_seconds=gpu_seconds(seconds, runtime, sizes) if known else None,
+        machines=tuple(dict.fromkeys(t["machine"] for t in tags.values() if "machine" in t)),
+        digests={seed: t["digest.train"] for seed, t in own.items() if "digest.train" in t},
+        test_set=tags[seeds[0]].get("digest.labelled"),
+        lower_bounds=tuple(seed for seed, m in metrics.items() if m.get("hit_max_steps")),
     )
+
+
+def _attack_name(attack: str, flat: dict[str, Any]) -> str:
+    """What an attack may be called where the run does not say; never AutoAttack on a guess."""
+    if attack == "pgd" and "evaluate.pgd_steps" in flat:
+        restarts = flat.get("evaluate.pgd_restarts", 1)
+        more = f" ({restarts} restarts)" if restarts > 1 else ""
+        return f"PGD-{flat['evaluate.pgd_steps']}{more}"
+    return {"autoattack": "strongest ensemble"}.get(attack, attack)
 
 
 def value_of(text: str) -> Any:
@@ -159,7 +190,7 @@ def _count(value: float | None) -> int | None:
     return None if value is None else int(value)
 
 
-def _trial(parent: str, name: str, row: str, seed: int) -> str:
-    """`<parent>`, or `<parent>/<trial>` where the nested run is named `<trial> [row] seed <seed>`."""
-    rest = name.removesuffix(f"seed {seed}").strip().removesuffix(row).strip()
-    return f"{parent}/{rest}" if rest else parent
+def _trial(parent: str, run: Any) -> str:
+    """`<parent>/<trial>` of a sweep's nested run, otherwise `<parent>`."""
+    trial = run.data.tags.get("trial")
+    return f"{parent}/{trial}" if trial else parent
