@@ -50,8 +50,9 @@ def analyse(reading: Reading, question: Question) -> Record:
         UserError: no outcome has the attack, or none says what it cost.
     """
     attack = question.attack
-    outcomes = [one for one in reading.outcomes if attack in one.accuracy]
-    candidates = [one for one in outcomes if one.candidate]
+    measured = [one for one in reading.outcomes if attack in one.accuracy]
+    candidates = [one for one in measured if one.candidate]
+    outcomes = candidates + [one for one in measured if not one.candidate]
     if not candidates:
         known = sorted({name for one in reading.outcomes for name in one.accuracy})
         raise UserError(
@@ -136,9 +137,9 @@ def _energy(seconds: float, question: Question) -> Record:
 
 
 def _baseline(one: Outcome, row: str, outcomes: Sequence[Outcome]) -> Outcome | None:
-    """The outcome of that row in a run that has this one too."""
+    """The one outcome of that row in the runs that have this one too; `full` may have several `random`."""
     shared = [o for o in outcomes if o.row == row and set(o.trials) & set(one.trials)]
-    return shared[0] if shared else None
+    return shared[0] if len(shared) == 1 else None
 
 
 def _fronts(outcomes: Sequence[Outcome], attack: str) -> dict[str, list[bool]]:

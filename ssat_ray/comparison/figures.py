@@ -16,6 +16,7 @@ from ssat_ray.report.drawing import (
     INK,
     MUTED,
     STYLE,
+    Float,
     chart,
     row_colour,
     spread,
@@ -39,7 +40,7 @@ def front(content: Record, by: str) -> Markup | None:
     attack, chosen = content["attack"], content["recommended"]["name"]
     with matplotlib.rc_context(STYLE):
         figure, axes = chart((5.4, 3.7))
-        costs = np.array([entry[by] / UNITS[by] for entry in shown])
+        costs, logarithmic = _side_by_side(np.array([entry[by] / UNITS[by] for entry in shown]))
         means = np.array([entry[attack]["mean"] for entry in shown])
         on_front = np.array([by in entry["fronts"] for entry in shown])
         named = []
@@ -59,7 +60,7 @@ def front(content: Record, by: str) -> Markup | None:
         order = np.lexsort((-means[on_front], costs[on_front]))
         line: dict[str, Any] = {"color": MUTED, "linewidth": 1.0, "drawstyle": "steps-post"}
         axes.plot(costs[on_front][order], means[on_front][order], zorder=0.5, **line)
-        _scale(axes, costs)
+        _scale(axes, costs, logarithmic)
         axes.margins(x=0.08, y=0.06)
         thin(axes, AXES[by], f"{content['attack_name']} accuracy, %")
         _names(axes, named)
@@ -69,9 +70,21 @@ def front(content: Record, by: str) -> Markup | None:
         return to_svg(figure, f"front-{by}", alt)
 
 
-def _scale(axes: Axes, costs: Any) -> None:
-    """A logarithmic axis where the costs span more than a factor of ten; whole numbers on it."""
-    if costs.min() > 0 and costs.max() > 10 * costs.min():
+def _side_by_side(costs: Float) -> tuple[Float, bool]:
+    """Costs that are equal moved apart a little, so that intervals stay visible; whether the axis is logarithmic."""
+    logarithmic = bool(costs.min() > 0 and costs.max() > 10 * costs.min())
+    scale = np.log(costs) if logarithmic else costs
+    step = 0.016 * (float(np.ptp(scale)) or 1.0)
+    moved = np.empty_like(scale)
+    for i, place in enumerate(scale):
+        same = np.flatnonzero(np.abs(scale - place) < 0.5 * step)
+        moved[i] = place + step * (np.searchsorted(same, i) - (len(same) - 1) / 2)
+    return (np.exp(moved) if logarithmic else moved), logarithmic
+
+
+def _scale(axes: Axes, costs: Float, logarithmic: bool) -> None:
+    """Few ticks, whole numbers on them."""
+    if logarithmic:
         axes.set_xscale("log")
         ticks: list[float] = []
         for cost in sorted(costs.tolist()):

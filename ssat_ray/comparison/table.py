@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from ssat_ray.comparison.words import accuracy_text, noise_text, points, seeds_text, spent_text
+from ssat_ray.comparison.words import accuracy_text, noise_text, points, spent_text
 from ssat_ray.report.words import ATTACKS, duration, signed, size
 
 Record = dict[str, Any]
@@ -62,17 +62,22 @@ def _difference(difference: Record | None) -> str:
 
 
 def comparison_lines(content: Record) -> list[str]:
-    """The intervals' basis, effects, what is not settled, trials without results, cost and recommendation."""
+    """What the intervals rest on, effects, what is open, trials without results, time and the recommendation."""
     lines = [f"intervals of 95 % {noise_text(content['noise'])}"]
     for setting in content["effects"]["settings"]:
         lines.append(_effect_line(setting))
-    for entry in content["outcomes"]:
-        for row, difference in entry["differences"].items():
-            if entry["candidate"] and row != "none" and not difference["settled"]:
-                lines.append(
-                    f"{entry['name']} against {row}: {points(difference)}, not settled; "
-                    f"{seeds_text(difference)}"
-                )
+    differences = [
+        difference
+        for entry in content["outcomes"]
+        for row, difference in entry["differences"].items()
+        if entry["candidate"] and row != "none"
+    ]
+    undecided = sum(not difference["settled"] for difference in differences)
+    if undecided:
+        lines.append(
+            f"{undecided} of {len(differences)} differences to random and full are not settled; the page "
+            "says how many seeds would settle each"
+        )
     for trial in content["unfinished"]:
         cause = f": {trial['cause']}" if trial["cause"] else ""
         lines.append(f"{trial['name']} has no results, {trial['status']}{cause}")

@@ -140,9 +140,7 @@ def test_the_sweep_shows_its_grid_its_effects_and_what_failed(cases: Any) -> Non
     assert "Every combination was run, and the intervals are over seeds" in text
     assert "over seeds and images" in text
     assert content["recommended"]["export"] in text
-    assert "200 W over the total time , at a price of 0.3 a kWh" in text.replace("  ", " ") or (
-        "200 W over the total time, at a price of 0.3 a kWh" in text
-    )
+    assert "kWh: 200 W over the total time, at a price of 0.3 a kWh." in text
     assert "AutoAttack, %" in text and "1 of 2 seeds" in text
     found = grid(content)
     assert found is not None
