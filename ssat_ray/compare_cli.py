@@ -73,7 +73,7 @@ def compare(
     from ssat_ray.comparison.html import render
     from ssat_ray.comparison.sources import folder_of, read_sources
     from ssat_ray.comparison.table import comparison_lines, outcomes_table
-    from ssat_ray.store import write_atomic
+    from ssat_ray.places import write_atomic
 
     names = list(dict.fromkeys(sources))
     reading = read_sources(names, runs, store)

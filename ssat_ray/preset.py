@@ -12,7 +12,7 @@ from ssat_ray.config import RuntimeConfig
 from ssat_ray.errors import UserError
 from ssat_ray.loading import resolve
 from ssat_ray.mistakes import nearest
-from ssat_ray.store import write_atomic
+from ssat_ray.places import write_atomic
 
 RUN = "run.json"
 SUFFIXES = (".yaml", ".yml")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssat_ray.estimate import Measurements, PerImage, StageCost, Target, estimate
+from ssat_ray.estimate import Measurements, PerImage, StageCost, Target, energy, estimate
 
 MIB = 2**20
 POOL = StageCost(
@@ -156,6 +156,8 @@ def test_energy_and_cost() -> None:
     assert found.cost == pytest.approx(0.3 * found.kwh)
     assert estimate(MEASURED, Target(10**8, watts=200.0)).cost is None
     assert estimate(MEASURED, Target(10**8)).kwh is None
+    assert energy(7200.0, 500.0, 0.25) == pytest.approx((1.0, 0.25))
+    assert energy(7200.0, None, 0.25) == (None, None) and energy(3600.0, 500.0, None)[1] is None
 
 
 @given(st.integers(1, 10**10), st.integers(1, 10**10))

@@ -15,7 +15,16 @@ from ssat_ray.errors import UserError
     [
         (["digits", "--out", "new"], r"runs/digits is no run; there are no runs there"),
         (["digits", "--out", "new", "--runs", "other"], "other/digits is no run"),
-        (["runs/digits", "--out", "new"], r"RUN 'runs/digits': it must be a plain file name"),
+        (["sweep/digits", "--out", "new"], "runs/sweep/digits is no run; there are no runs there"),
+        (["../digits", "--out", "new"], r"SWEEP '\.\.': it must be a plain file name"),
+        (["a/b/digits", "--out", "new"], "SWEEP 'a/b': it must be a plain file name"),
+        (["sweep/", "--out", "new"], "RUN '': it must be a plain file name"),
+        (["sweep/trial", "--out", "new.yaml"], "runs/sweep/trial is no run"),
+        (["digits", "--out", "full/file.yml"], "--out full/file.yml exists; give another name"),
+        (
+            ["digits", "--out", "a.yaml", "--seed", "0"],
+            "--seed is of a classifier, and --out a.yaml",
+        ),
         (["digits", "--out", "full"], "--out full is not empty"),
         (["digits", "--out", "full", "--force"], "is no run"),
     ],
@@ -26,6 +35,7 @@ def test_mistakes(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("")
+    (tmp_path / "full" / "file.yml").write_text("")
     with pytest.raises(UserError, match=said):
         cli.app(["export", *arguments], standalone_mode=False)
-    assert not (tmp_path / "new").exists()
+    assert not (tmp_path / "new").exists() and not list(tmp_path.glob("*.yaml"))
