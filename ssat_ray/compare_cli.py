@@ -22,6 +22,7 @@ class Attack(StrEnum):
     pgd = "pgd"
     apgd_ce = "apgd-ce"
     autoattack = "autoattack"
+    validation = "validation"
 
 
 class By(StrEnum):
@@ -45,7 +46,9 @@ def compare(
         typer.Option(help="the page; default: compare.html in the one folder, or here"),
     ] = None,
     json_file: JsonFile = None,
-    attack: Annotated[Attack, typer.Option(help="whose accuracy counts")] = Attack.pgd,
+    attack: Annotated[
+        Attack, typer.Option(help="whose accuracy counts; validation: PGD there")
+    ] = Attack.pgd,
     by: Annotated[By, typer.Option(help="the cost that the recommendation keeps low")] = By.time,
     watts: Annotated[float | None, typer.Option(min=0, help="drawn while it runs")] = None,
     price: Annotated[float | None, typer.Option(min=0, help="of a kWh; needs --watts")] = None,

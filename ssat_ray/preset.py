@@ -43,7 +43,11 @@ def write_preset(run: str, runs: Path, out: Path, force: bool = False) -> None:
             for p in runs.glob(f"{depth}/{RUN}")
         ]
         raise UserError(f"{runs / run} is no run{nearest(run, sorted(known))}.")
-    text = preset_text(json.loads(path.read_text())["config"], run)
+    try:
+        config = json.loads(path.read_text())["config"]
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{path} is damaged ({error}); run its command again.") from error
+    text = preset_text(config, run)
     try:
         write_atomic(out, text)
     except OSError as error:

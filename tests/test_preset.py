@@ -104,5 +104,9 @@ def test_mistakes(tmp_path: Path) -> None:
     content = json.loads(path.read_text())
     content["config"]["select"]["ratios"] = 1
     path.write_text(json.dumps(content))
+    (runs / "odd").mkdir()
+    (runs / "odd" / "run.json").write_text("{")
+    with pytest.raises(UserError, match=r"odd/run\.json is damaged"):
+        write_preset("odd", runs, tmp_path / "odd.yaml")
     with pytest.raises(UserError, match=r"unknown key 'select\.ratios'"):
         write_preset("sweep/trial", runs, out, force=True)

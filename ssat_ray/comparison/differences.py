@@ -43,23 +43,23 @@ def difference(a: Outcome, b: Outcome, attack: str, noise: Noise | None) -> Reco
     if not seeds:
         return None
     first, second = a.values(attack, seeds), b.values(attack, seeds)
-    images = 0.0
+    images = None
     if a.test_set is not None and a.test_set == b.test_set:
         flags = a.load_flags(attack, seeds), b.load_flags(attack, seeds)
         if flags[0] is not None and flags[1] is not None and flags[0].shape == flags[1].shape:
             images = image_variance(flags[0], flags[1])
     noise = block_noise(np.stack([first, second])) if noise is None else noise
-    found = difference_interval(first, second, noise=noise, image_variance=images)
+    found = difference_interval(first, second, noise=noise, image_variance=images or 0.0)
     over = ["seeds"] if noise is not None else []
     alone = seed_interval(first - second)
     needed = None
     if noise is not None and not found.settled:
-        needed = seeds_needed(found.mean, noise, image_variance=images)
+        needed = seeds_needed(found.mean, noise, image_variance=images or 0.0)
     return {
         **as_json(found),
         "seeds": seeds,
         "by_seed": (first - second).tolist(),
-        "over": over + (["images"] if images > 0 else []),
+        "over": over + ([] if images is None else ["images"]),
         "alone": {"low": alone.low, "high": alone.high},
         "seeds_needed": needed,
     }

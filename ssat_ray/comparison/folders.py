@@ -9,6 +9,7 @@ from typing import Any
 
 from ssat_ray.comparison.outcomes import (
     BASELINES,
+    VALIDATION,
     Outcome,
     Reading,
     Unfinished,
@@ -163,6 +164,10 @@ def _outcome(
     }
     if set(accuracy["pgd"]) != set(seeds):
         raise KeyError(f"PGD accuracy of row {row['row']} for the seeds {list(seeds)}")
+    names = {attack: str(entry["name"]) for attack, entry in entries.items()}
+    if row.get("validation"):
+        accuracy[VALIDATION] = dict(zip(seeds, map(float, row["validation"]), strict=True))
+        names[VALIDATION] = "validation PGD"
     mine = {(seed, stage): path for (r, seed, stage), path in places.items() if r == row["row"]}
     labelled = mine.get((seeds[0], "labelled"))
     flags = {
@@ -185,7 +190,7 @@ def _outcome(
         settings=settings_of(flatten(results["config"])),
         seeds=seeds,
         accuracy=accuracy,
-        names={attack: entry["name"] for attack, entry in entries.items()},
+        names=names,
         seconds={"total": seconds["total"], **seconds},
         labelled=int(row["images"]["labelled"]),
         pool=int(row["images"]["pool"]),

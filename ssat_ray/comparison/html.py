@@ -7,6 +7,7 @@ from typing import Any
 from ssat_ray.comparison import figures as draw
 from ssat_ray.comparison.analysis import COSTS
 from ssat_ray.comparison.effects import distinct, text, value_key
+from ssat_ray.comparison.outcomes import VALIDATION
 from ssat_ray.comparison.words import (
     IN_WORDS,
     accuracy_text,
@@ -38,7 +39,11 @@ def render(content: Record, name: str, created: str) -> str:
         created=created,
         chosen=_named(content, content["recommended"]["name"]),
         best=_named(content, content["recommended"]["best"]),
-        attacks=[a for a in words.ATTACKS if any(a in e["accuracy"] for e in outcomes)],
+        attacks=[
+            attack
+            for attack in (*words.ATTACKS, VALIDATION)
+            if any(attack in entry["accuracy"] for entry in outcomes)
+        ],
         attack_names={a: e["accuracy"][a]["name"] for e in outcomes for a in e["accuracy"]},
         baselines=[
             row for row in ("random", "full") if any(row in e["differences"] for e in outcomes)

@@ -13,6 +13,8 @@ import numpy.typing as npt
 from ssat_ray.report import words
 
 Flags = npt.NDArray[np.bool_]
+VALIDATION = "validation"
+"""Measure that stands beside the attacks: PGD on the validation images, by which nothing of the test set is chosen."""
 NOT_SETTINGS = ("preset", "goal", "seeds", "rows", "evaluate.autoattack_seeds")
 """Keys of the configuration that say what is compared, not how."""
 BASELINES = ("none", "random", "full")
@@ -34,7 +36,7 @@ class Outcome:
         candidate: whether it may be recommended; baselines are not, where there is anything else.
         settings: dotted key to value, of everything that it depends on as far as is known.
         seeds: of the row.
-        accuracy: attack to seed to percent.
+        accuracy: attack, or `validation`, to seed to percent.
         names: attack to what it may be called.
         seconds: charged stage to seconds, mean over seeds, and `total`.
         labelled, pool: images that it trained on; None where not recorded.
@@ -195,7 +197,7 @@ def merged(outcomes: Iterable[Outcome]) -> list[Outcome]:
 def _together(a: Outcome, b: Outcome) -> Outcome:
     accuracy = {
         attack: {**b.accuracy.get(attack, {}), **a.accuracy.get(attack, {})}
-        for attack in words.ATTACKS
+        for attack in (*words.ATTACKS, VALIDATION)
         if attack in a.accuracy or attack in b.accuracy
     }
     return replace(

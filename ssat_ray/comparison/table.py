@@ -19,7 +19,8 @@ def outcomes_table(content: Record) -> Table:
         content: of `analysis.analyse`.
     """
     entries, attack = content["outcomes"], content["attack"]
-    others = [a for a in ATTACKS if a != attack and any(a in e["accuracy"] for e in entries)]
+    known = [a for a in ATTACKS if any(a in entry["accuracy"] for entry in entries)]
+    others = [a for a in known if a != attack]
     names = {a: e["accuracy"][a]["name"] for e in entries for a in e["accuracy"]}
     baselines = [row for row in ("random", "full") if any(row in e["differences"] for e in entries)]
     energy = content["watts"] is not None

@@ -57,7 +57,7 @@ def trained(config: Config, job: Job, row: str) -> dict[str, Any]:
         "plateau_step": 800,
         "hit_max_steps": row == "full",
         "flops": 1e12,
-        "val_pgd": 80.0,
+        "val_pgd": skill(config, row) + draw(job).normal(0, 0.5),
         "val_clean": 95.0,
         "history": [{"step": 1000, "seconds": 40.0, "val_pgd": 80.0}],
         "images": {"labelled": 300, "pool": pool},

@@ -255,6 +255,16 @@ def test_another_attack_counts_where_it_was_measured(invented: Any) -> None:
         analyse(read_sources(["grid"], invented.runs), Question(attack="autoattack"))
 
 
+def test_validation_may_choose_instead_of_the_test_images(reading: Reading) -> None:
+    found = analyse(reading, Question(attack="validation"))
+    entries = [entry for entry in found["outcomes"] if entry["candidate"]]
+    best = max(entries, key=lambda e: np.mean(e["accuracy"]["validation"]["by_seed"]))
+    assert found["recommended"]["best"] == best["name"]
+    assert found["attack_name"] == "validation PGD"
+    assert best["differences"]["random"]["over"] == ["seeds"], "there are no flags"
+    assert "pgd" in best["accuracy"]
+
+
 def test_warnings_say_what_makes_a_comparison_doubtful(outcome: Any) -> None:
     def about(*outcomes: Any, **more: Any) -> str:
         return "\n".join(analyse(Reading(outcomes=outcomes, **more), Question())["warnings"])

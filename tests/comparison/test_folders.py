@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ssat_ray.comparison.folders import read_run, read_sweep
-from ssat_ray.comparison.outcomes import gpu_seconds, merged
+from ssat_ray.comparison.outcomes import VALIDATION, gpu_seconds, merged
 from ssat_ray.comparison.sources import read_sources
 from ssat_ray.errors import UserError
 from ssat_ray.plan import build_plan
@@ -39,6 +39,7 @@ def test_an_outcome_has_the_numbers_of_results_json(invented: Any) -> None:
             assert list(one.accuracy[attack].values()) == entry["by_seed"]
             assert one.mean(attack) == pytest.approx(entry["mean"])
             assert one.names[attack] == entry["name"]
+        assert list(one.accuracy[VALIDATION].values()) == row["validation"]
         assert one.seconds == row["seconds"]
         assert one.images == row["images"]["labelled"] + row["images"]["pool"]
         assert one.peak_memory == row["peak_memory_bytes"]["max"]

@@ -71,10 +71,14 @@ def cases(invented: Any, outcome: Callable[..., Any]) -> dict[str, tuple[dict[st
         "one outcome": shown(Reading(outcomes=(seed,), spent=None)),
         "settings together": shown(Reading(outcomes=tuple(gpus))),
         "watts only": shown(read_sources(["plain"], invented.runs), watts=100.0),
+        "by validation": shown(read_sources(["grid"], invented.runs), attack="validation"),
     }
 
 
-@pytest.fixture(params=["sweep", "run", "one outcome", "settings together", "watts only"])
+NAMES = ("sweep", "run", "one outcome", "settings together", "watts only", "by validation")
+
+
+@pytest.fixture(params=NAMES)
 def case(request: Any, cases: Any) -> tuple[dict[str, Any], str]:
     found: tuple[dict[str, Any], str] = cases[request.param]
     return found
@@ -85,7 +89,8 @@ def test_every_outcome_shows_its_numbers(case: Any) -> None:
     text = text_of(page)
     for entry in content["outcomes"]:
         assert entry["name"] in text
-        assert f"{entry['pgd']['mean']:.1f}" in text
+        assert f"{entry[content['attack']]['mean']:.1f}" in text
+        assert f"{entry['accuracy']['pgd']['mean']:.1f}" in text
         assert duration(entry["time"]) in text
         if entry["images"] is not None:
             assert count(entry["images"]).replace("\u202f", " ") in text
