@@ -52,9 +52,9 @@ def compare(
     by: Annotated[By, typer.Option(help="the cost that the recommendation keeps low")] = By.time,
     watts: Annotated[float | None, typer.Option(min=0, help="drawn while it runs")] = None,
     price: Annotated[float | None, typer.Option(min=0, help="of a kWh; needs --watts")] = None,
-    runs: Annotated[Path, typer.Option(help="the runs' folder")] = Path("runs"),
+    runs: Annotated[str, typer.Option(help="the runs' folder or URI")] = "runs",
     store: Annotated[
-        Path | None, typer.Option(help="of per-image results; default: the runs'")
+        str | None, typer.Option(help="of per-image results; default: the runs'")
     ] = None,
 ) -> None:
     """Compare finished runs, or a sweep's trials: table, Pareto fronts, effects, differences, a recommendation.
@@ -76,13 +76,14 @@ def compare(
     from ssat_ray.comparison.html import render
     from ssat_ray.comparison.sources import folder_of, read_sources
     from ssat_ray.comparison.table import comparison_lines, outcomes_table
-    from ssat_ray.places import write_atomic
+    from ssat_ray.places import named, write_atomic
 
     names = list(dict.fromkeys(sources))
-    reading = read_sources(names, runs, store)
-    content = analyse(reading, Question(attack.value, by.value, watts, price, runs))
+    there = named(runs)
+    reading = read_sources(names, there, named(store) if store else None)
+    content = analyse(reading, Question(attack.value, by.value, watts, price, there))
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    only = folder_of(names[0], runs) if len(names) == 1 else None
+    only = folder_of(names[0], there) if len(names) == 1 else None
     page = out or (only or Path()) / PAGE
     try:
         write_atomic(page, render(content, " · ".join(names), created.replace("T", " ")))

@@ -22,19 +22,21 @@ def export(
         str | None, typer.Option(metavar="MODEL", help="make it a version of a model in MLflow")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="replace files in --out")] = False,
-    runs: Annotated[Path, typer.Option(help="the runs' folder")] = Path("runs"),
-    store: Annotated[Path | None, typer.Option(help="the store; default: the run's")] = None,
+    runs: Annotated[str, typer.Option(help="the runs' folder or URI")] = "runs",
+    store: Annotated[str | None, typer.Option(help="the store; default: the run's")] = None,
 ) -> None:
     """Write a classifier of a finished run as safetensors, as a RobustBench file and with a model card.
 
     Without --row or --seed it is the one with the best PGD accuracy on the validation images. With --out
     FILE.yaml it writes the run's configuration instead, as a preset that gives the same digests.
     """
+    from ssat_ray.places import named
     from ssat_ray.preset import SUFFIXES, write_preset
     from ssat_ray.start import check_name
 
+    found_in = named(runs)
     sweep, _, trial = run.rpartition("/")
-    folder = runs / check_name(sweep, "SWEEP") if sweep else runs
+    folder = found_in / check_name(sweep, "SWEEP") if sweep else found_in
     check_name(trial, "RUN")
     if out.suffix in SUFFIXES:
         given = {"--row": row, "--seed": seed, "--name": name, "--register": register}
@@ -43,7 +45,7 @@ def export(
             raise UserError(
                 f"{option} is of a classifier, and --out {out} asks for the run's preset; give a folder."
             )
-        write_preset(run, runs, out, force)
+        write_preset(run, found_in, out, force)
         print(f"{out}: ssat run {out} repeats {run}")
         return
 
@@ -52,7 +54,7 @@ def export(
     from ssat_ray.report.card import summary
 
     exporting.check_target(out, force)
-    found = exporting.FinishedRun.open(trial, folder, store)
+    found = exporting.FinishedRun.open(trial, folder, named(store) if store else None)
     chosen, why = exporting.choose(found, row, seed)
     child = f"{chosen[0]} seed {chosen[1]}"
     default = f"{run.replace('/', '-')}-{chosen[0]}-seed{chosen[1]}"

@@ -12,13 +12,13 @@ from ssat_ray.config import RuntimeConfig
 from ssat_ray.errors import UserError
 from ssat_ray.loading import resolve
 from ssat_ray.mistakes import nearest
-from ssat_ray.places import write_atomic
+from ssat_ray.places import Place, write_atomic
 
 RUN = "run.json"
 SUFFIXES = (".yaml", ".yml")
 
 
-def write_preset(run: str, runs: Path, out: Path, force: bool = False) -> None:
+def write_preset(run: str, runs: Place, out: Path, force: bool = False) -> None:
     """Write the configuration of a run, or of a sweep's trial, as a YAML file.
 
     It has every key but those of `runtime`, which change no result, so later defaults change nothing in it
@@ -37,11 +37,8 @@ def write_preset(run: str, runs: Path, out: Path, force: bool = False) -> None:
         raise UserError(f"--out {out} exists; give another name, or --force to replace it.")
     path = runs / run / RUN
     if not path.is_file():
-        known = [
-            str(p.parent.relative_to(runs))
-            for depth in ("*", "*/*")
-            for p in runs.glob(f"{depth}/{RUN}")
-        ]
+        known = [p.parent.name for p in runs.glob(f"*/{RUN}")]
+        known += [f"{p.parent.parent.name}/{p.parent.name}" for p in runs.glob(f"*/*/{RUN}")]
         raise UserError(f"{runs / run} is no run{nearest(run, sorted(known))}.")
     try:
         config = json.loads(path.read_text())["config"]

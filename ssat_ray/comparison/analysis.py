@@ -17,6 +17,7 @@ from ssat_ray.comparison.recommendation import recommend
 from ssat_ray.comparison.statistics import LEVEL, Noise, as_json, pareto_front
 from ssat_ray.errors import UserError
 from ssat_ray.estimate import energy
+from ssat_ray.places import Place
 
 SCHEMA = 1
 Record = dict[str, Any]
@@ -40,7 +41,7 @@ class Question:
     by: str = "time"
     watts: float | None = None
     price: float | None = None
-    runs: Path = Path("runs")
+    runs: Place = Path("runs")
 
 
 def analyse(reading: Reading, question: Question) -> Record:
@@ -215,7 +216,7 @@ def _effects(candidates: Sequence[Outcome], attack: str, keys: Sequence[str]) ->
     }
 
 
-def _export(name: str, entries: list[Record], runs: Path) -> str | None:
+def _export(name: str, entries: list[Record], runs: Place) -> str | None:
     """The command that makes the recommended trial a preset; None where no folder is at hand."""
     entry = next(entry for entry in entries if entry["name"] == name)
     if "://" in entry["source"]:

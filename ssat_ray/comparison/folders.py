@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from ssat_ray.comparison.outcomes import (
@@ -18,6 +17,7 @@ from ssat_ray.comparison.outcomes import (
     settings_of,
 )
 from ssat_ray.errors import UserError
+from ssat_ray.places import Place
 from ssat_ray.report import words
 from ssat_ray.store import Store
 
@@ -25,7 +25,7 @@ RESULTS, RUN, SWEEP = "results.json", "run.json", "sweep.json"
 FINISHED = "finished"
 
 
-def read_run(folder: Path, name: str, store: Path | None = None) -> Reading:
+def read_run(folder: Place, name: str, store: Place | None = None) -> Reading:
     """The outcomes of a finished comparison's folder; its baselines are no candidates.
 
     Args:
@@ -62,7 +62,7 @@ def read_run(folder: Path, name: str, store: Path | None = None) -> Reading:
     return Reading(outcomes, (), (), tuple(warnings), spent, tuple(made_by.get("commits", ())))
 
 
-def read_sweep(folder: Path, name: str, store: Path | None = None) -> Reading:
+def read_sweep(folder: Place, name: str, store: Place | None = None) -> Reading:
     """The outcomes of a sweep's finished trials, and which trials have none.
 
     Candidates are the outcomes of the row that the sweep is about; the rows beside it are baselines.
@@ -124,7 +124,7 @@ def _trial(trial: dict[str, Any], row: str | None) -> dict[str, Any]:
     }
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Place) -> dict[str, Any]:
     """A JSON object; UserError if the file is missing or is none."""
     try:
         content = json.loads(path.read_text())
@@ -143,7 +143,7 @@ def _without_runtime(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key != "runtime"}
 
 
-def _places(run: dict[str, Any], store: Path | None) -> dict[tuple[str, int, str], Path]:
+def _places(run: dict[str, Any], store: Place | None) -> dict[tuple[str, int, str], Place]:
     """(row, seed, stage) -> folder of the artefact."""
     root = Store(store or run["config"]["runtime"]["store"]).root
     return {(j["row"], int(j["seed"]), j["stage"]): root / j["folder"] for j in run["jobs"]}
@@ -152,7 +152,7 @@ def _places(run: dict[str, Any], store: Path | None) -> dict[tuple[str, int, str
 def _outcome(
     row: dict[str, Any],
     results: dict[str, Any],
-    places: dict[tuple[str, int, str], Path],
+    places: dict[tuple[str, int, str], Place],
     runtime: dict[str, Any] | None,
     name: str,
     source: str,

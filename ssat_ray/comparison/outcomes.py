@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ssat_ray.places import Place, local_copy
 from ssat_ray.report import words
 
 Flags = npt.NDArray[np.bool_]
@@ -65,7 +65,7 @@ class Outcome:
     machines: tuple[str, ...] = ()
     digests: dict[int, str] = field(default_factory=dict)
     test_set: str | None = None
-    flags: dict[tuple[str, int], Path] = field(default_factory=dict)
+    flags: dict[tuple[str, int], Place] = field(default_factory=dict)
     lower_bounds: tuple[int, ...] = ()
 
     @property
@@ -88,7 +88,9 @@ class Outcome:
         paths = [self.flags.get((attack, seed)) for seed in seeds]
         if not paths or any(path is None for path in paths):
             return None
-        loaded = [np.load(path, allow_pickle=False) for path in paths if path is not None]
+        loaded = [
+            np.load(local_copy(path), allow_pickle=False) for path in paths if path is not None
+        ]
         return np.stack(loaded) if len({len(flags) for flags in loaded}) == 1 else None
 
 

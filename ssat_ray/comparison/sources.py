@@ -11,9 +11,10 @@ from ssat_ray.comparison.folders import RESULTS, SWEEP, read_run, read_sweep
 from ssat_ray.comparison.outcomes import Reading, merged
 from ssat_ray.errors import UserError
 from ssat_ray.mistakes import nearest
+from ssat_ray.places import Place
 
 
-def read_sources(names: Iterable[str], runs: Path, store: Path | None = None) -> Reading:
+def read_sources(names: Iterable[str], runs: Place, store: Place | None = None) -> Reading:
     """Everything that the names stand for, equal outcomes once.
 
     Args:
@@ -33,7 +34,7 @@ def read_sources(names: Iterable[str], runs: Path, store: Path | None = None) ->
     return replace(reading, outcomes=tuple(outcomes))
 
 
-def folder_of(name: str, runs: Path) -> Path | None:
+def folder_of(name: str, runs: Place) -> Place | None:
     """The folder of a run or a sweep, by its name in `runs` or by its path; None where there is none."""
     for folder in (runs / name, Path(name)):
         if (folder / SWEEP).is_file() or (folder / RESULTS).is_file():
@@ -41,7 +42,7 @@ def folder_of(name: str, runs: Path) -> Path | None:
     return None
 
 
-def _read(name: str, runs: Path, store: Path | None) -> Reading:
+def _read(name: str, runs: Place, store: Place | None) -> Reading:
     if "://" in name:
         from ssat_ray.comparison.tracked import read_tracked
 
@@ -58,7 +59,7 @@ def _read(name: str, runs: Path, store: Path | None) -> Reading:
     return read(folder, name, store)
 
 
-def _unknown(name: str, runs: Path) -> str:
+def _unknown(name: str, runs: Place) -> str:
     if (runs / name).is_dir() or Path(name).is_dir():
         return f"{name} has neither {RESULTS} nor {SWEEP}: it is unfinished, or no run. Run its command again."
     known = sorted(path.parent.name for file in (RESULTS, SWEEP) for path in runs.glob(f"*/{file}"))

@@ -22,6 +22,8 @@ from ssat_ray.stages.base import StageContext
 from ssat_ray.store import LEFTOVERS, RECORD, Store
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
+CANARY = "canary-7d0c5a6e2b"
+"""A secret, which must be in nothing that a run writes: logs, artefacts, report, MLflow."""
 
 
 @pytest.fixture
@@ -97,8 +99,28 @@ def test_a_whole_run(
         command += ["--set", f"runtime.{key}='{value}'"]
     work = tmp_path / "work"
     work.mkdir()
-    done = subprocess.run(command, cwd=work, capture_output=True, text=True, timeout=1500)
+    secrets = (
+        "AWS_SECRET_ACCESS_KEY",
+        "MLFLOW_TRACKING_PASSWORD",
+        "MLFLOW_TRACKING_TOKEN",
+        "HF_TOKEN",
+    )
+    done = subprocess.run(
+        command,
+        cwd=work,
+        env=os.environ | dict.fromkeys(secrets, CANARY),
+        capture_output=True,
+        text=True,
+        timeout=1500,
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    written = [(tmp_path / "mlflow.db").read_bytes()]
+    written += [p.read_bytes() for p in work.rglob("*") if p.is_file()]
+    written += [
+        s3.client.get_object(Bucket=bucket, Key=key)["Body"].read() for key in s3.keys(bucket)
+    ]
+    assert len(written) > 40 and not any(CANARY.encode() in content for content in written)
+    assert CANARY not in done.stdout + done.stderr
     assert os.listdir(work) in ([], ["mlruns"])
     found = Store(store)
     for job in build_plan(load_config(str(tiny_preset), [rows])).unique:
