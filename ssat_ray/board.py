@@ -67,6 +67,7 @@ class ProgressBoard:
 
     def __init__(self) -> None:
         self._jobs: dict[str, dict[str, Any]] = {}
+        self._histories: dict[str, list[dict[str, float]]] = {}
         self._metrics = Metrics()
 
     def post(self, job: str, done: float, total: float, unit: str, note: str = "") -> None:
@@ -87,6 +88,14 @@ class ProgressBoard:
     def accuracy(self, job: str, attack: str, value: float) -> None:
         """A job has measured an accuracy."""
         self._metrics.accuracy(job, attack, value)
+
+    def paused(self, digest: str, history: list[dict[str, float]]) -> None:
+        """A training has paused after the last of these evaluations."""
+        self._histories[digest] = history
+
+    def histories(self, digests: list[str]) -> dict[str, list[dict[str, float]]]:
+        """Evaluations of those of these trainings that have paused."""
+        return {digest: self._histories[digest] for digest in digests if digest in self._histories}
 
     def read(self) -> dict[str, dict[str, Any]]:
         return self._jobs

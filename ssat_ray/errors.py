@@ -1,4 +1,4 @@
-"""The two ways a command ends badly: the user can mend it (exit 2) or the run failed (exit 1)."""
+"""The two ways a command ends badly: the user can mend it (exit 2) or the run failed (exit 1), by diverging too."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ class RunFailed(Exception):
     """A run that started and could not finish; what had finished stays in the store; exit code 1."""
 
     exit_code = 1
+
+
+class Diverged(RunFailed):
+    """A training whose loss became NaN or infinite: the settings are at fault, and another try ends alike."""
 
 
 _FAULT = re.compile(rf"^{re.escape(UserError.__module__)}\.UserError: (.*)", re.MULTILINE)

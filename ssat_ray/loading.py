@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import types
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
@@ -37,7 +38,8 @@ _Loader.add_implicit_resolver(
 _Loader.add_constructor("tag:yaml.org,2002:float", _number)
 
 
-def _read_yaml(text: str) -> Any:
+def read_yaml(text: str) -> Any:
+    """The value of a YAML text, numbers as above; yaml.YAMLError or ValueError if it is none."""
     return yaml.load(text, _Loader)  # a SafeLoader
 
 
@@ -49,8 +51,13 @@ def preset_names() -> list[str]:
     )
 
 
-def load_config(preset: str, overrides: tuple[str, ...] | list[str] = ()) -> Config:
+def load_config(
+    preset: str, overrides: Sequence[str] = (), settings: Mapping[str, Any] | None = None
+) -> Config:
     """Resolve a preset (a name or a YAML file) with `key.path=value` overrides.
+
+    Args:
+        settings: further overrides, as dotted key -> value; of the same key they win.
 
     Raises:
         UserError: unknown preset or key, or a value of the wrong type or out of range; the message
@@ -80,30 +87,36 @@ def load_config(preset: str, overrides: tuple[str, ...] | list[str] = ()) -> Con
             preset,
         )
     try:
-        tree = _read_yaml(text) or {}
+        tree = read_yaml(text) or {}
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
         where = " ".join(str(error).split())
         raise UserError(f"preset {preset} is not valid YAML: {where}.") from error
     if not isinstance(tree, dict):
         raise UserError(f"preset {preset} must be a mapping of keys, found {type(tree).__name__}.")
-    return resolve({**tree, "preset": name}, overrides)
+    return resolve({**tree, "preset": name}, overrides, settings)
 
 
-def resolve(tree: dict[str, Any], overrides: tuple[str, ...] | list[str] = ()) -> Config:
-    """The configuration of a tree of keys with `key.path=value` overrides; UserError as `load_config`."""
-    for override in overrides:
-        key, sep, value = override.partition("=")
-        if not sep:
-            raise UserError(f"--set {override}: expected key=value, for example select.ratio=0.1.")
-        try:
-            parsed = _read_yaml(value)
-        except (yaml.YAMLError, ValueError) as error:
-            raise UserError(f"--set {override}: {value!r} is not a YAML value.") from error
-        _assign(tree, key.strip().split("."), parsed)
+def resolve(
+    tree: dict[str, Any], overrides: Sequence[str] = (), settings: Mapping[str, Any] | None = None
+) -> Config:
+    """The configuration of a tree of keys with overrides, as `load_config`; UserError likewise."""
+    for key, value in (*map(parse_override, overrides), *(settings or {}).items()):
+        _assign(tree, key.split("."), value)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
         raise UserError(_explain(error)) from error
+
+
+def parse_override(override: str) -> tuple[str, Any]:
+    """Key and value of `key=value`, of which the value is YAML; UserError if it is not of this form."""
+    key, sep, value = override.partition("=")
+    if not sep:
+        raise UserError(f"--set {override}: expected key=value, for example select.ratio=0.1.")
+    try:
+        return key.strip(), read_yaml(value)
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"--set {override}: {value!r} is not a YAML value.") from error
 
 
 def _assign(tree: dict[str, Any], path: list[str], value: Any) -> None:

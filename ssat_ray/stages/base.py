@@ -18,11 +18,25 @@ STATE = "state"
 
 
 @dataclass(frozen=True)
+class Rungs:
+    """Where trainings pause, so that somebody may end them all: each of `digests` reaches a rung before any goes on.
+
+    Args:
+        digests: of the jobs that pause.
+        steps: the rungs, ascending; a pause is at the first validation from there on.
+    """
+
+    digests: frozenset[str]
+    steps: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class StageContext:
     """What a stage needs beside its jobs."""
 
     store: Store
     runtime: RuntimeConfig
+    rungs: Rungs | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +101,7 @@ class Session:
         due: whether to save one after so many steps; the same answer on every rank.
         progress: called with steps done, steps expected, and a note.
         read_retries: further attempts to read a pool shard.
+        pause: steps after which training pauses, at a validation; None: it does not.
     """
 
     world: World
@@ -95,6 +110,7 @@ class Session:
     due: Callable[[int], bool]
     progress: Callable[[int, int, str], None]
     read_retries: int = 0
+    pause: int | None = None
 
     @classmethod
     def alone(cls, folder: Place) -> Session:
@@ -104,4 +120,7 @@ class Session:
 
 
 TrainFunction = Callable[[Task, Session], tuple[dict[str, bytes], dict[str, Any]]]
-"""Trains one job; returns the artefact's files and what to record. Runs on every rank."""
+"""Trains one job; returns the artefact's files and what to record. Runs on every rank.
+
+It raises `training.state.Paused`, on every rank, where the session asks for it.
+"""

@@ -46,7 +46,7 @@ def fit_classifier(
         session.engine,
     )
     with contextlib.closing(trainer.feed):
-        result = trainer.run(session.states, session.due, session.progress)
+        result = trainer.run(session.states, session.due, session.progress, session.pause)
     pool = unlabelled[1] if isinstance(unlabelled, tuple) else unlabelled or ()
     images = {"labelled": len(labelled.splits["labelled"][1]), "pool": len(pool)}
     files = classifier_files(trainer.ema.model, model_config, shape, num_classes)

@@ -6,6 +6,7 @@ import hashlib
 import os
 import signal
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import psutil
@@ -19,14 +20,14 @@ from ray.train.torch import TorchTrainer
 from ssat_ray.board import board
 from ssat_ray.config import RuntimeConfig
 from ssat_ray.data.folder import Folder
-from ssat_ray.errors import RunFailed, UserError
+from ssat_ray.errors import Diverged, RunFailed, UserError
 from ssat_ray.places import Place, Remote, remove_tree, write_atomic
 from ssat_ray.runtime import Meter, release_memory, use_threads
-from ssat_ray.stages.base import STATE, Session, StageContext, Task, TrainFunction
+from ssat_ray.stages.base import STATE, Rungs, Session, StageContext, Task, TrainFunction
 from ssat_ray.stages.process_group import GroupConfig
 from ssat_ray.store import RAY_TRAIN, Job
 from ssat_ray.training.cadence import Cadence
-from ssat_ray.training.state import States
+from ssat_ray.training.state import Paused, States
 from ssat_ray.training.step import Engine
 from ssat_ray.training.world import World
 
@@ -47,8 +48,10 @@ def run_group(functions: dict[str, TrainFunction], jobs: list[Job], context: Sta
     number of times, with as many workers as there is room for; jobs already published are skipped and the
     one under way continues at its last state.
 
+    With `context.rungs`, jobs pause at each rung until all that pause there have reached it; the board is told.
+
     Raises:
-        RunFailed: the group could not finish, or a job's loss became NaN (the others still finish).
+        RunFailed: the group could not finish. Diverged: a job's loss became NaN (the others still finish).
             A diverging recipe of a search is a result instead: its record says so.
         UserError: the input of a job is at fault (the others still finish).
     """
@@ -66,6 +69,7 @@ def run_group(functions: dict[str, TrainFunction], jobs: list[Job], context: Sta
             "functions": functions,
             "tasks": tasks,
             "runtime": runtime,
+            "rungs": context.rungs,
             "since": time.time(),
             "started": started,
         },
@@ -100,7 +104,7 @@ def run_group(functions: dict[str, TrainFunction], jobs: list[Job], context: Sta
 
 def _raise_notes(tasks: list[Task]) -> None:
     """The error that the workers' notes ask for, if there are any."""
-    for name, kind in ((FAULT, UserError), (FAILED, RunFailed)):
+    for name, kind in ((FAULT, UserError), (FAILED, Diverged)):
         notes = [(task.job.label, task.folder / name) for task in tasks]
         found = [f"{label}: {note.read_text()}" for label, note in notes if note.exists()]
         if found:
@@ -114,7 +118,7 @@ def _worker(config: dict[str, Any]) -> None:
     engine = engine_of(runtime)
     world, progress_board = World.current(engine.device), board()
     startup = _startup_seconds(config["since"], config["started"], world)
-    for task in config["tasks"]:
+    for task, pause in turns(config["tasks"], config["rungs"]):
         world.barrier()  # all ranks see the same published jobs
         if settled(task, world, runtime):
             continue
@@ -132,10 +136,15 @@ def _worker(config: dict[str, Any]) -> None:
             due=Cadence(world, runtime.checkpoint_minutes, _preempted).due,
             progress=progress,
             read_retries=runtime.read_retries,
+            pause=pause,
         )
         try:
             with Meter() as meter:
                 files, record = config["functions"][task.job.stage](task, session)
+        except Paused as found:  # on every rank alike
+            if world.rank == 0:
+                progress_board.paused.remote(task.job.digest, found.history)
+            continue
         except FloatingPointError as error:  # raised on every rank alike
             if world.rank == 0 and task.job.params.get("search"):
                 task.publish({DIVERGED: str(error), "seconds": meter.seconds})
@@ -182,6 +191,14 @@ def settled(task: Task, world: World, runtime: RuntimeConfig) -> bool:
             states_of(task, runtime).drop()
         return True
     return any((task.folder / note).exists() for note in (FAILED, FAULT))
+
+
+def turns(tasks: list[Task], rungs: Rungs | None) -> Iterator[tuple[Task, int | None]]:
+    """In which order jobs are trained, and how far: those that pause rung by rung, then every one to its end."""
+    if rungs is not None:
+        for step in rungs.steps:
+            yield from ((task, step) for task in tasks if task.job.digest in rungs.digests)
+    yield from ((task, None) for task in tasks)
 
 
 def engine_of(runtime: RuntimeConfig) -> Engine:

@@ -10,7 +10,7 @@ import torch
 
 from ssat_ray.config import ObjectiveConfig, TrainConfig
 from ssat_ray.data.windows import WindowOrder, rows_a_window
-from ssat_ray.errors import RunFailed
+from ssat_ray.errors import Diverged
 from ssat_ray.models.files import DESCRIPTION, WEIGHTS
 from ssat_ray.stages.base import Session, Stage, StageContext, Task
 from ssat_ray.stages.fit import fit_classifier
@@ -110,14 +110,14 @@ def keep_best(task: Task) -> None:
     """Publish the checkpoint of the recipe with the highest final validation PGD accuracy.
 
     Raises:
-        RunFailed: every recipe diverged.
+        Diverged: every recipe did.
     """
     start = time.perf_counter()
     tried = {name: record_of(task, name) for name in sorted(task.inputs)}
     diverged = {name: record[DIVERGED] for name, record in tried.items() if DIVERGED in record}
     records = {name: record for name, record in tried.items() if name not in diverged}
     if not records:
-        raise RunFailed(f"{task.job.label}: every recipe diverged: {next(iter(diverged.values()))}")
+        raise Diverged(f"{task.job.label}: every recipe diverged: {next(iter(diverged.values()))}")
     best = max(records, key=lambda name: (records[name]["val_pgd"], name))
     source = task.inputs[best]
     written = task.write({name: (source / name).read_bytes() for name in (WEIGHTS, DESCRIPTION)})

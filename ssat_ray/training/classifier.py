@@ -18,7 +18,7 @@ from ssat_ray.training.feed import Feed
 from ssat_ray.training.keep import Keeper
 from ssat_ray.training.schedule import rule_of
 from ssat_ray.training.sources import Images, Stream
-from ssat_ray.training.state import States
+from ssat_ray.training.state import Paused, States
 from ssat_ray.training.step import Engine, TrainingStep
 from ssat_ray.training.validation import Validation
 from ssat_ray.training.world import World
@@ -150,10 +150,19 @@ class ClassifierTrainer:
     def finished(self) -> bool:
         return self.rule.last_step is not None and self.step >= self.rule.last_step
 
-    def run(self, states: States, due: Callable[[int], bool], progress: Progress) -> dict[str, Any]:
+    def run(
+        self,
+        states: States,
+        due: Callable[[int], bool],
+        progress: Progress,
+        pause: int | None = None,
+    ) -> dict[str, Any]:
         """Train to the end, going on from the last of `states` if there is one. Returns the result.
 
         A state is saved after every step, told as their number, that is `due`.
+
+        Raises:
+            Paused: `pause` steps were validated, and more are to come; the state is saved.
         """
         self.restore(states.load(self.world))
         every = (
@@ -163,6 +172,10 @@ class ClassifierTrainer:
         )
         started = time.perf_counter() - self.seconds
         while not self.finished:
+            if pause is not None and self.history and self.history[-1]["step"] >= pause:
+                self.seconds = time.perf_counter() - started
+                self.save(states)
+                raise Paused(self.history)
             self.advance()
             if self.step % every == 0 or self.step == self.rule.max_steps or self.finished:
                 losses = self.mean_losses()

@@ -15,6 +15,18 @@ from ssat_ray.training.world import World
 _DIGEST_BYTES = 32
 
 
+class Paused(Exception):
+    """A training has saved its state and ended before its end, as it was asked to.
+
+    Args:
+        history: its evaluations so far, as in a record.
+    """
+
+    def __init__(self, history: list[dict[str, float]]) -> None:
+        super().__init__(f"paused after step {history[-1]['step']:.0f}")
+        self.history = history
+
+
 class States:
     """The saved states of one training run.
 
