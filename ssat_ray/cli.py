@@ -1,4 +1,4 @@
-"""`ssat`: run a comparison, a selection or one stage; measure, compare, show a configuration, collect garbage."""
+"""`ssat`: run a comparison, a selection, a sweep or one stage; measure, compare, show a configuration, collect garbage."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from ssat_ray.start import (
     json_line,
     stamped,
 )
+from ssat_ray.sweep_cli import sweep
 
 if TYPE_CHECKING:
     from ssat_ray.plan import Plan
@@ -47,6 +48,7 @@ app.add_typer(jobs_app)
 app.command()(export)
 app.command()(compare)
 app.command("plan")(plan_command)
+app.command()(sweep)
 INTERRUPTED = 130
 """Exit code after Ctrl-C, which typer gives too instead of passing on the KeyboardInterrupt."""
 STAGE_VERBS = {

@@ -10,21 +10,23 @@ from collections.abc import Iterable
 from ssat_ray.errors import UserError
 from ssat_ray.leases import LEASE, SCRATCH, lease_of, remove_all
 from ssat_ray.places import Place, Remote, folder_bytes, remove_tree
-from ssat_ray.store import LEFTOVERS, RAY_TRAIN, RECORD, Store
+from ssat_ray.store import LEFTOVERS, RAY_TRAIN, RAY_TUNE, RECORD, RUN_FILES, Store
+
+_SCRATCH_FOLDERS = (RAY_TRAIN, RAY_TUNE)
 
 
 def collect_garbage(
     store: Store, runs: Place, *, dry_run: bool = False, min_age: float = 3600.0
 ) -> tuple[list[Place], int]:
-    """Remove artefacts that no `run.json` under `runs` refers to (it names inputs too).
+    """Remove artefacts that no `run.json` under `runs` refers to (it names inputs too), a sweep's trials included.
 
     Leased artefacts and those changed within `min_age` seconds stay: a starting run may be about to refer
-    to them. What killed processes left behind goes too: folders of Ray Train groups, half-written files
-    older than `min_age`, and in published artefacts without a live lease what their stage had kept while
+    to them. What killed processes left behind goes too: folders of Ray Train groups and of Ray Tune,
+    half-written files older than `min_age`, and in published artefacts without a live lease what their stage had kept while
     it ran. Returns the removed folders, and the bytes of all that was removed.
     """
     keep: set[str] = set()
-    for path in runs.glob("*/run.json"):
+    for path in (path for pattern in RUN_FILES for path in runs.glob(pattern)):
         try:
             keep.update(json.loads(path.read_text())["digests"])
         except (json.JSONDecodeError, KeyError) as error:
@@ -36,7 +38,7 @@ def collect_garbage(
     if not any(
         lease_of(path).held_by_other() for path in store.root.glob(f"*/*/{LEASE}")
     ):  # no training group can be alive
-        folders += (store.root / RAY_TRAIN).glob("*")
+        folders += [f for name in _SCRATCH_FOLDERS for f in (store.root / name).glob("*")]
     removable = [
         f
         for f in folders
@@ -44,10 +46,11 @@ def collect_garbage(
         and time.time() - changed(f) > min_age
         and not lease_of(f / LEASE).held_by_other()
     ]
-    kept = [f for f in folders if f not in set(removable) and f.parent.name != RAY_TRAIN]
+    kept = [f for f in folders if f not in set(removable) and f.parent.name not in _SCRATCH_FOLDERS]
     size = sum(folder_bytes(f) for f in removable)
     size += sum(_sweep(f, dry_run, min_age) for f in kept)
-    size += remove_all(_scratch(runs.glob(f"*/{SCRATCH}"), min_age), dry_run)
+    for pattern in (f"*/{SCRATCH}", f"*/*/{SCRATCH}"):
+        size += remove_all(_scratch(runs.glob(pattern), min_age), dry_run)
     if not dry_run:
         for folder in removable:
             (folder / RECORD).unlink(missing_ok=True)  # unpublished first: never half an artefact

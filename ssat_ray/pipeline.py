@@ -21,7 +21,7 @@ from ssat_ray.report.markdown import markdown_table
 from ssat_ray.report.selection import render_selection
 from ssat_ray.run_folder import MEMORY, RunFolder
 from ssat_ray.stages import pool
-from ssat_ray.stages.base import StageContext
+from ssat_ray.stages.base import Rungs, StageContext
 from ssat_ray.stages.group import run_group
 from ssat_ray.stages.report import REPORT, RESULTS, read_results
 from ssat_ray.stages.robustbench import write_model_info
@@ -214,11 +214,7 @@ def run(
         return Outcome(folder.home, results, len(missing), len(wanted))
     if plan.report is None or store.record(plan.report) is None:
         return Outcome(folder.home, None, len(missing), len(wanted))
-    for file in (RESULTS, REPORT):
-        write_atomic(folder.home / file, (store.folder(plan.report) / file).read_bytes())
-    results = read_results(folder.home)
-    write_atomic(folder.home / TABLE, markdown_table(results))
-    write_model_info(results, folder.home)
+    results = collect(plan.report, store, folder.home)
     outcome = Outcome(folder.home, results, len(missing), len(wanted))
     try:
         tracking.log_run(config, plan, store, results, folder.home)
@@ -226,6 +222,44 @@ def run(
         traceback.print_exc()
         return replace(outcome, untracked=tracking.reason(error))
     return outcome
+
+
+def run_in_session(
+    config: Config, plan: Plan, folder: Path, watcher: Watcher, rungs: Rungs | None = None
+) -> dict[str, Any]:
+    """The same for a comparison in a Ray session that has a board; memory is not watched, nothing is tracked.
+
+    Args:
+        folder: of the run.
+        rungs: where trainings pause.
+
+    Returns:
+        The results.
+
+    Raises:
+        UserError, RunFailed: as `run`.
+    """
+    assert plan.report is not None
+    store = Store(config.runtime.store)
+    write_run(config, plan, folder)
+    context = StageContext(store, config.runtime, folder / "run.log", rungs)
+    missing = [job for job in plan.unique if store.record(job) is None]
+    watcher.planned(plan.unique, missing)
+    pool.follow(plan.unique, store)
+    execute([job for job in missing if job.stage in ON_DRIVER], context, watcher)
+    preflight(config, plan, store)
+    execute(missing, context, watcher)
+    return collect(plan.report, store, folder)
+
+
+def collect(report: Job, store: Store, folder: Place) -> dict[str, Any]:
+    """Put a published report into its run's folder, with what is made of it; returns the results."""
+    for file in (RESULTS, REPORT):
+        write_atomic(folder / file, (store.folder(report) / file).read_bytes())
+    results = read_results(folder)
+    write_atomic(folder / TABLE, markdown_table(results))
+    write_model_info(results, folder)
+    return results
 
 
 def preflight(config: Config, plan: Plan, store: Store) -> None:

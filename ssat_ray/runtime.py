@@ -42,13 +42,18 @@ def ray_session(config: RuntimeConfig) -> Iterator[None]:
     except UserError:
         ray.shutdown()
         raise
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
+    quiet_data()
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def quiet_data() -> None:
+    """Keep Ray Data from drawing progress bars, in this process."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
 
 
 def _start(config: RuntimeConfig, address: str | None) -> None:

@@ -17,7 +17,10 @@ from ssat_ray.places import Place, place, write_atomic
 from ssat_ray.provenance import made_by
 
 RECORD = "stage.json"
-RAY_TRAIN = "ray-train"
+RAY_TRAIN, RAY_TUNE = "ray-train", "ray-tune"
+"""Folders of what Ray Train and Ray Tune write; nothing of it is needed once they have ended."""
+RUN_FILES = ("*/run.json", "*/*/run.json")
+"""Where runs are below the runs' folder: a sweep's trials are one folder deeper."""
 LEFTOVERS = ("parts", "state", LEASE, "failed.txt")
 """What a stage keeps in its folder while it runs (`stages.parts`, `stages.group`)."""
 

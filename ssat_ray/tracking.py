@@ -1,4 +1,4 @@
-"""MLflow: one parent run a comparison, one child a row and seed, through one client with explicit ids."""
+"""MLflow: one parent run a comparison or sweep, children below it, through one client with explicit ids."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "ssat_ray"
 STATE = "mlflow.json"
+DATABASE, ARTIFACTS = "mlflow.db", "mlflow-artifacts"
 KEY = "ssat_ray.key"
 """Tag by which a later command finds the runs that a killed one created."""
 BATCH = 1000
@@ -74,7 +75,7 @@ def tracking_uri(uri: str | None, store: Store) -> str:
             f"runtime.tracking_uri=null is a file in the store, and {store.root} can hold no database; give "
             "the URI of an MLflow server."
         )
-    return uri or f"{SQLITE}{store.root / 'mlflow.db'}"
+    return uri or f"{SQLITE}{store.root / DATABASE}"
 
 
 def reason(error: BaseException) -> str:
@@ -178,7 +179,7 @@ def log_run(
     parent = tracker.open(folder.name)
     state["parent"] = parent.info.run_id
     write_atomic(state_path, json.dumps(state))
-    tracker.describe(parent, _flatten(config.model_dump(mode="json")), _report_tags(plan))
+    tracker.describe(parent, flatten(config.model_dump(mode="json")), _report_tags(plan))
     for row in results["rows"]:
         for index, seed in enumerate(row["seeds"]):
             name = f"{row['row']} seed {seed}"
@@ -196,15 +197,20 @@ class Tracker:
     """One MLflow client with explicit ids: no active run, no tracking URI of the whole process.
 
     Everything it does may be done again, to go on where a killed process stopped.
+
+    Args:
+        uri: of the tracking store; None: the store's own file.
+        key: by which this comparison's or sweep's runs are found again.
+        local: whether artifacts of a new experiment go to the store, as they do without a URI.
     """
 
-    def __init__(self, uri: str | None, store: Store, key: str) -> None:
+    def __init__(self, uri: str | None, store: Store, key: str, local: bool = False) -> None:
         import mlflow
 
         _quiet()
         self.store, self.key = store, key
         root = store.root if isinstance(store.root, Path) else cache_of(store.root)
-        location = None if uri else (root / "mlflow-artifacts").as_uri()
+        location = (root / ARTIFACTS).as_uri() if local or uri is None else None
         with file_lock(root / ".mlflow.lock"):  # two processes must not create one database
             self.client = mlflow.MlflowClient(tracking_uri(uri, store))
             found = self.client.get_experiment_by_name(EXPERIMENT)
@@ -240,21 +246,28 @@ class Tracker:
 
     def fill(self, run: Any, config: Config, plan: Plan, row: dict[str, Any], index: int) -> None:
         """One row and seed: parameters, digests, metrics by step, results and the model."""
-        from mlflow.entities import Metric
-
         run_id, seed = run.info.run_id, row["seeds"][index]
-        jobs = {
-            stage: job for (r, s, stage), job in plan.jobs.items() if (r, s) == (row["row"], seed)
-        }
-        digests = {f"digest.{stage}".replace(":", "."): job.digest for stage, job in jobs.items()}
+        jobs = jobs_of(plan, row["row"], seed)
         params = {"row": row["row"], "seed": seed, "recipe": row["recipe"][index]}
-        params |= _flatten(config.model_dump(mode="json"))
-        record = self.store.record(jobs["train"])
-        assert record is not None
-        names = {f"attack.{attack}": entry["name"] for attack, entry in row["accuracy"].items()}
-        tags = {"machine": machine_name(record["made_by"]["machine"]), **names}
-        self.describe(run, params, {**_version_tags(), **digests, **tags})
+        params |= flatten(config.model_dump(mode="json"))
+        self.describe(run, params, {**version_tags(), **digest_tags(jobs)})
         model = self._model(run_id, params)
+        self.measure(run_id, jobs["train"], row, index, model.model_id)
+        if model.status != "READY":
+            self._log_model(run_id, model, self.store.folder(jobs["train"]))
+        self.client.set_terminated(run_id)
+
+    def measure(
+        self, run_id: str, train: Job, row: dict[str, Any], index: int, model: str | None = None
+    ) -> None:
+        """Metrics by step of one seed's training, and its results, which are of `model` if there is one."""
+        from mlflow.entities import Metric, RunTag
+
+        record = self.store.record(train)
+        assert record is not None
+        tags = {f"attack.{attack}": entry["name"] for attack, entry in row["accuracy"].items()}
+        tags["machine"] = machine_name(record["made_by"]["machine"])
+        self.client.log_batch(run_id, tags=[RunTag(k, str(v)) for k, v in tags.items()])
         metrics = []
         for entry in record["history"]:
             when = int(1000 * entry["seconds"])
@@ -263,24 +276,10 @@ class Tracker:
                 for k, v in entry.items()
                 if k not in ("step", "seconds")
             ]
-        final = {
-            f"test.{attack}": entry["by_seed"][entry["seeds"].index(seed)]
-            for attack, entry in row["accuracy"].items()
-            if seed in entry["seeds"]
-        }
-        final |= {f"seconds.{stage}": value for stage, value in row["seconds"].items()}
-        final |= {f"images.{kind}": number for kind, number in row["images"].items()}
-        final |= {"steps": row["steps"]["total"][index]}
-        final |= {"hit_max_steps": row["steps"]["hit_max_steps"][index]}
-        final |= {"memory.peak": row["peak_memory_bytes"]["max"]}
-        size = row["world_size"][index]
-        final |= {} if size is None else {"world_size": size}
-        metrics += [Metric(k, float(v), 0, 0, model.model_id) for k, v in final.items()]
+        final = final_metrics(row, index).items()
+        metrics += [Metric(k, float(v), 0, 0, model) for k, v in final]
         for start in range(0, len(metrics), BATCH):
             self.client.log_batch(run_id, metrics=metrics[start : start + BATCH])
-        if model.status != "READY":
-            self._log_model(run_id, model, self.store.folder(jobs["train"]))
-        self.client.set_terminated(run_id)
 
     def _model(self, run_id: str, params: dict[str, Any]) -> Any:
         """The run's one logged model, with or without its files."""
@@ -352,6 +351,35 @@ class Tracker:
         self.client.set_terminated(run_id)
 
 
+def jobs_of(plan: Plan, row: str, seed: int) -> dict[str, Job]:
+    """stage -> job of one row and seed."""
+    return {stage: job for (r, s, stage), job in plan.jobs.items() if (r, s) == (row, seed)}
+
+
+def digest_tags(jobs: dict[str, Job]) -> dict[str, str]:
+    """Digests of a row's artefacts, as tags."""
+    return {f"digest.{stage}".replace(":", "."): job.digest for stage, job in jobs.items()}
+
+
+def final_metrics(row: dict[str, Any], index: int) -> dict[str, float]:
+    """What came out of one seed of a row of `results.json`."""
+    seed = row["seeds"][index]
+    final = {
+        f"test.{attack}": entry["by_seed"][entry["seeds"].index(seed)]
+        for attack, entry in row["accuracy"].items()
+        if seed in entry["seeds"]
+    }
+    final |= {f"seconds.{stage}": value for stage, value in row["seconds"].items()}
+    final |= {f"images.{kind}": number for kind, number in row["images"].items()}
+    final |= {
+        "steps": row["steps"]["total"][index],
+        "hit_max_steps": row["steps"]["hit_max_steps"][index],
+        "memory.peak": row["peak_memory_bytes"]["max"],
+    }
+    size = row["world_size"][index]
+    return final if size is None else {**final, "world_size": size}
+
+
 def read_state(report: str, folder: Place) -> dict[str, Any]:
     """What a run's `mlflow.json` says of the report of this digest; empty if it is of another one."""
     path = folder / STATE
@@ -365,18 +393,20 @@ def _report(plan: Plan) -> Job:
 
 
 def _report_tags(plan: Plan) -> dict[str, Any]:
-    return {"digest": _report(plan).digest, **_version_tags()}
+    return {"digest": _report(plan).digest, **version_tags()}
 
 
-def _version_tags() -> dict[str, str]:
+def version_tags() -> dict[str, str]:
+    """Versions of the libraries, as tags."""
     return {f"version.{name}": found for name, found in library_versions().items()}
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value of a tree."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict) and value:
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
     return flat

@@ -1,0 +1,84 @@
+"""`ssat sweep`: the pipeline over many settings, as a sweep file says."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ssat_ray.errors import RunFailed, UserError
+from ssat_ray.options import Overrides
+from ssat_ray.start import check_inputs, check_name, json_line, stamped
+from ssat_ray.sweeps.space import read_sweep
+
+
+def sweep(
+    file: Annotated[Path, typer.Argument(help="sweep file (YAML): docs/sweeps.md")],
+    overrides: Overrides = None,
+    name: Annotated[str | None, typer.Option(help="sweep's name; default: the file's")] = None,
+) -> None:
+    """Run the pipeline at every setting of a space, sharing what they have in common. Run it again to resume.
+
+    Exit code: 1 if a trial failed, 2 for a mistake in the file or the input.
+    """
+    since = time.time()
+    space = read_sweep(file, overrides or [])
+    own = check_name(file.stem) if name is None else check_name(name)
+    runtime = space.base.runtime
+    folder = Path(runtime.runs).absolute() / own
+    check_inputs(space.base)
+    if (folder / "run.json").exists():
+        raise UserError(
+            f"{folder} is a run, so no sweep can have its name; give another by --name."
+        )
+    as_json = runtime.log_format == "json"
+    print(json_line(own, "starting") if as_json else stamped(f"starting {own}", since), flush=True)
+
+    from rich.console import Console
+
+    from ssat_ray.store import Store
+    from ssat_ray.sweeps import sweep as sweeping
+    from ssat_ray.sweeps.log import PATIENCE, Log
+    from ssat_ray.sweeps.record import FAILED, FILE
+    from ssat_ray.sweeps.show import Lines, sweep_table
+    from ssat_ray.view import quiet_output
+
+    Store(runtime.store).check_writable()
+    log_file = folder / sweeping.LOG
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"runtime.runs: {folder} cannot be written ({error.strerror}).") from error
+    record = None
+    with quiet_output(log_file) as screen:
+        lines = Lines(runtime.log_format, own, since, screen)
+        log = Log(folder, space, lines)
+        try:
+            record = sweeping.run(space, folder, lines, log)
+        except RunFailed as error:
+            raise RunFailed(
+                f"{error} Ended trials are kept; run the same command to continue. Log: {log_file}"
+            ) from error
+        finally:
+            untracked = log.close(record, PATIENCE if record else 0.0)
+        files = {"results": str(folder / FILE)}
+        if as_json:
+            lines.say("finished", "", trials=len(record.trials), **files)
+        else:
+            console = Console(file=screen, width=None if screen.isatty() else 160)
+            console.print(sweep_table(record))
+            console.print(f"trials: {folder / FILE}", highlight=False, soft_wrap=True)
+    failed = record.of(FAILED)
+    problems = [f"trial {trial['name']} failed: {trial['cause']}" for trial in failed[:3]]
+    if len(failed) > len(problems):
+        problems.append(f"{len(failed) - len(problems)} more failed")
+    if untracked:
+        problems.append(f"logging to MLflow failed: {untracked}")
+    if problems:
+        sys.stdout.flush()
+        raise RunFailed(
+            f"{'; '.join(problems)}. The same command tries again. Log: {log_file}, and run.log of each trial"
+        )

@@ -1,0 +1,199 @@
+"""A sweep in MLflow: a parent run, below it one run a trial and seed; logged again and again until the server takes it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import queue
+import threading
+import time
+import traceback
+import uuid
+from pathlib import Path
+from typing import Any
+
+from ssat_ray.plan import build_plan
+from ssat_ray.stages.report import REPORT, RESULTS, read_results
+from ssat_ray.store import Store, file_lock, write_atomic
+from ssat_ray.sweeps.record import FILE, FINISHED, Record, Trial
+from ssat_ray.sweeps.server import Server
+from ssat_ray.sweeps.show import Lines
+from ssat_ray.sweeps.space import Space, title
+from ssat_ray.sweeps.tracker import SweepTracker
+from ssat_ray.tracking import (
+    ARTIFACTS,
+    DATABASE,
+    QUICK,
+    STATE,
+    check,
+    flatten,
+    reason,
+    version_tags,
+)
+
+RETRY_SECONDS = 5.0
+PATIENCE = 300.0
+"""Seconds after the last trial until a server that does not answer is given up; the same command tries again."""
+GRACE = 30.0
+"""Seconds more for what is under way by then."""
+
+
+class Log:
+    """Logs trials from a thread of its own, so that a server that is away holds up nothing.
+
+    What is logged is read from the trial's folder and the store, so it can be logged at any time later. `mlflow.json` says
+    what has been. Without `runtime.tracking_uri` it starts a server on the store's database, for as long as the sweep runs.
+
+    Args:
+        folder: `runs/<sweep>`.
+        lines: told once when the server is away, and when it is back.
+    """
+
+    def __init__(self, folder: Path, space: Space, lines: Lines) -> None:
+        os.environ.update({name: os.environ.get(name, value) for name, value in QUICK.items()})
+        self.folder, self.space, self.lines = folder, space, lines
+        runtime = space.base.runtime
+        self.store, self.uri = Store(runtime.store), runtime.tracking_uri
+        self._server: Server | None = None
+        self._tracker: SweepTracker | None = None
+        self._failure: str | None = None
+        self._queue: queue.Queue[Trial | Record | None] = queue.Queue()
+        self._deadline = float("inf")
+        self._state = self._read_state()
+        self._added = False
+        self._thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Before any work: UserError if the configured server does not answer."""
+        if self.uri is not None:
+            check(self.uri, self.store)
+
+    def add(self, trial: Trial) -> None:
+        """A trial that has ended; one that is logged already is not logged again."""
+        if self._state["trials"].get(trial["name"]) != _version(trial):
+            self._added = True
+            self._queue.put(copy.deepcopy(trial))
+
+    def close(self, record: Record | None, patience: float = PATIENCE) -> str | None:
+        """Wait until all is logged, the sweep as a whole too if `record` is given; then stop the own server.
+
+        Returns:
+            Why something could not be logged, if so.
+        """
+        if record is not None and (self._added or not self._state.get("finished")):
+            self._queue.put(record)
+        self._queue.put(None)
+        self._deadline = time.monotonic() + patience
+        self._thread.join(patience + GRACE)
+        if self._thread.is_alive() and self._failure is None:
+            self._failure = "it takes too long"
+        if self._server is not None:
+            self._server.stop()
+        return self._failure
+
+    # -- the thread -----------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while (found := self._queue.get()) is not None:
+            if not self._until_logged(found):
+                return
+
+    def _until_logged(self, found: Trial | Record) -> bool:
+        """Try until it works; False if it did not until the deadline."""
+        while True:
+            try:
+                if isinstance(found, Record):
+                    self._log_sweep(found)
+                else:
+                    self._log_trial(found)
+            except Exception as error:  # MLflow raises whatever its store or server raises
+                if self._failure is None:
+                    traceback.print_exc()
+                    text = f"MLflow: {reason(error)}; trying again until it works"
+                    self.lines.say("tracking_failed", text, cause=reason(error))
+                self._failure, self._tracker = reason(error), None
+            else:
+                if self._failure is not None:
+                    self.lines.say("tracking_back", "MLflow: it works again")
+                self._failure = None
+                return True
+            if time.monotonic() > self._deadline:
+                return False
+            time.sleep(RETRY_SECONDS)
+
+    def _connect(self) -> SweepTracker:
+        """A client of a server that answers."""
+        if self._tracker is not None:
+            return self._tracker
+        uri = self.uri
+        if uri is None:
+            with file_lock(self.store.root / ".mlflow.lock"):  # it may have to make the database
+                if self._server is None:
+                    root = self.store.root
+                    log = self.folder / "mlflow.log"
+                    self._server = Server(root / DATABASE, root / ARTIFACTS, log)
+                    self.lines.say("tracking", f"MLflow: {self._server.uri}", uri=self._server.uri)
+                self._server.wait()
+            uri = self._server.uri
+        self._tracker = SweepTracker(uri, self.store, self._state["key"], local=self.uri is None)
+        return self._tracker
+
+    def _parent(self, tracker: SweepTracker) -> str:
+        """The sweep's run."""
+        parent = tracker.open(self.folder.name)
+        run: str = parent.info.run_id
+        if self._state.get("parent") != run:
+            file = self.space.sweep.model_dump(mode="json", by_alias=True)
+            config = self.space.base.model_dump(mode="json")
+            params = {**flatten({"sweep": file}), **flatten(config)}
+            tracker.describe(parent, params, {**version_tags(), "kind": "sweep"})
+            self._note(parent=run)
+        return run
+
+    def _log_trial(self, trial: Trial) -> None:
+        tracker = self._connect()
+        parent = self._parent(tracker)
+        point = self.space.point(trial["settings"])
+        plan, folder = build_plan(point.config), self.folder / trial["name"]
+        finished = trial["status"] == FINISHED
+        results = read_results(folder) if finished else None
+        files = (folder / RESULTS, folder / REPORT) if finished else ()
+        for seed in point.config.seeds:
+            run = tracker.open(f"{title(trial['settings'])} seed {seed}", parent)
+            tags = {"trial": trial["name"], "sweep": self.folder.name, "seed": seed}
+            tags |= {key: trial[key] for key in ("status", "step", "cause") if trial[key]}
+            tracker.reports(run.info.run_id, trial["reports"])
+            tracker.fill_trial(run, point.config, plan, point.row, seed, tags, results, files)
+        trials = {**self._state["trials"], trial["name"]: _version(trial)}
+        self._note(trials=trials, finished=False)
+
+    def _log_sweep(self, record: Record) -> None:
+        tracker = self._connect()
+        parent = self._parent(tracker)
+        counts: dict[str, int] = {}
+        for trial in record.trials.values():
+            counts[trial["status"]] = counts.get(trial["status"], 0) + 1
+        tracker.finish_sweep(parent, counts, self.folder / FILE)
+        self._note(finished=True)
+
+    # -- mlflow.json ----------------------------------------------------------------------------------
+
+    def _read_state(self) -> dict[str, Any]:
+        """What has been logged to this tracking store; the key is on disk before the first run is created."""
+        path = self.folder / STATE
+        state: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        if state.get("uri", "") != self.uri:
+            state = {"key": uuid.uuid4().hex, "uri": self.uri, "trials": {}}
+            write_atomic(path, json.dumps(state))
+        return state
+
+    def _note(self, **changes: Any) -> None:
+        self._state |= changes
+        write_atomic(self.folder / STATE, json.dumps(self._state))
+
+
+def _version(trial: Trial) -> str:
+    """How a trial ended: what is logged once."""
+    return f"{trial['status']} {trial['cause'] or ''}".strip()

@@ -1,0 +1,197 @@
+"""`sweep.json`: what a sweep asks for, its trials and their results; written whole after every change (docs/sweeps.md)."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ssat_ray.errors import UserError
+from ssat_ray.provenance import git_commit, machine
+from ssat_ray.stages.report import RESULTS, read_results
+from ssat_ray.store import write_atomic
+from ssat_ray.sweeps.space import Point, Space
+
+FILE, SCHEMA = "sweep.json", 1
+WAITING, RUNNING = "waiting", "running"
+FINISHED, STOPPED, FAILED, DIVERGED = "finished", "stopped", "failed", "diverged"
+ENDED = (FINISHED, STOPPED, DIVERGED)
+"""Trials that no later command runs again. A failed one it does: its cause may be mended by then."""
+Trial = dict[str, Any]
+
+
+class Record:
+    """The trials of a sweep, as far as they are known, and how each stands.
+
+    A trial of an earlier command is found again by its name, which is a digest of its settings. One that the file no longer
+    asks for is left out; its folder stays.
+
+    Args:
+        folder: `runs/<sweep>`.
+        space: of the sweep file.
+
+    Raises:
+        UserError: `sweep.json` is damaged.
+    """
+
+    def __init__(self, folder: Path, space: Space) -> None:
+        self.folder, self.space = folder, space
+        self.points: dict[str, Point] = {}
+        self.trials: dict[str, Trial] = {}
+        before = _read(folder / FILE)
+        self._before = {trial["name"]: trial for trial in before.get("trials", [])}
+        self._sessions: list[dict[str, float]] = before.get("sessions", [])
+        self._started = time.time()
+        self._origin = {
+            "created": before.get("created") or datetime.now(UTC).isoformat(timespec="seconds"),
+            "git_commit": git_commit(),
+            "machine": machine(),
+        }
+        self.sharing: dict[str, Any] = before.get("sharing", {})
+        for point in space.points:
+            self.add(point)
+        if space.sweep.search == "bayesian":
+            for name, trial in self._before.items():
+                if trial["settings"].keys() == space.sweep.space.keys():
+                    point = space.point(trial["settings"])
+                    if point.name == name:  # of this preset and these fixed settings
+                        self.add(point)
+
+    def add(self, point: Point) -> Trial:
+        """The trial of a point, with what an earlier command has noted; one that had not ended waits again."""
+        if point.name in self.trials:
+            return self.trials[point.name]
+        self.points[point.name] = point
+        new = {
+            "name": point.name,
+            "settings": point.settings,
+            "row": point.row,
+            "status": WAITING,
+            "step": None,
+            "cause": None,
+            "seconds": 0.0,
+            "reports": [],
+            "results": None,
+        }
+        trial = {**new, **self._before.get(point.name, {})}
+        done = trial["status"] in ENDED
+        if trial["status"] == FINISHED and not (self.folder / point.name / RESULTS).exists():
+            done = False
+        if not done:
+            trial |= {"status": WAITING, "step": None, "cause": None, "reports": []}
+        self.trials[point.name] = trial
+        return trial
+
+    @property
+    def due(self) -> list[Point]:
+        """What is still to be run, in the order of the search."""
+        return [self.points[name] for name, t in self.trials.items() if t["status"] == WAITING]
+
+    def of(self, *statuses: str) -> list[Trial]:
+        return [trial for trial in self.trials.values() if trial["status"] in statuses]
+
+    # -- what happens to a trial ----------------------------------------------------------------------
+
+    def start(self, name: str) -> None:
+        self.trials[name] |= {"status": RUNNING, "started": time.time()}
+        self.write()
+
+    def report(self, name: str, step: int, value: float) -> None:
+        """A trial's mean validation robust accuracy (percent) over its seeds at a rung."""
+        self.trials[name]["reports"].append([step, value])
+        self.write()
+
+    def finish(self, name: str) -> Trial:
+        """Take the results from the trial's folder."""
+        return self._end(name, FINISHED, results=summary(read_results(self.folder / name)))
+
+    def stop(self, name: str) -> Trial:
+        """It was stopped for what it reported last."""
+        return self._end(name, STOPPED, step=self.trials[name]["reports"][-1][0])
+
+    def fail(self, name: str, status: str, cause: str) -> Trial:
+        """It ended without results; `status` is `failed` or `diverged`."""
+        return self._end(name, status, cause=cause)
+
+    def _end(self, name: str, status: str, **about: Any) -> Trial:
+        trial = self.trials[name]
+        since = trial.pop("started", None)
+        spent = 0.0 if since is None else time.time() - since
+        trial |= {"status": status, "seconds": trial["seconds"] + spent, **about}
+        self.write()
+        return trial
+
+    # -- the file -------------------------------------------------------------------------------------
+
+    def write(self) -> None:
+        write_atomic(self.folder / FILE, json.dumps(self.content(), indent=1))
+
+    def content(self) -> dict[str, Any]:
+        """All of `sweep.json`."""
+        sweep = self.space.sweep
+        file = sweep.model_dump(mode="json", by_alias=True)
+        own = {"started": self._started, "seconds": time.time() - self._started}
+        return {
+            "schema": SCHEMA,
+            "kind": "sweep",
+            "name": self.folder.name,
+            **self._origin,
+            "file": {**file, "set": self.space.fixed},
+            "config": self.space.base.model_dump(mode="json", exclude={"runtime"}),
+            "seeds": list(sweep.seeds),
+            "baselines": list(sweep.baselines),
+            "keys": list(sweep.space),
+            "trials": list(self.trials.values()),
+            "sessions": [*self._sessions, own],
+            "sharing": self.sharing,
+        }
+
+
+def summary(results: dict[str, Any]) -> dict[str, Any]:
+    """What `sweep.json` keeps of a trial's `results.json`: row -> the numbers that settings are compared by."""
+    kept = {}
+    for row in results["rows"]:
+        accuracy = {
+            attack: {key: entry[key] for key in ("mean", "low", "high", "by_seed", "seeds")}
+            for attack, entry in row["accuracy"].items()
+        }
+        kept[row["row"]] = {
+            "accuracy": accuracy,
+            "differences": row["differences"],
+            "validation": row["validation"],
+            "images": row["images"]["pool"],
+            "seconds": row["seconds"]["total"],
+            "seconds_train": row["seconds_train"],
+            "steps": row["steps"]["total"],
+            "flops": row["flops"],
+            "memory_bytes": row["peak_memory_bytes"]["max"],
+        }
+    return kept
+
+
+def objectives(results: dict[str, Any], row: str) -> dict[str, float]:
+    """What a search looks at, of the swept row's entry in a summary. None of it is of the test set."""
+    own = results[row]
+    return {
+        "validation": sum(own["validation"]) / len(own["validation"]),
+        "seconds": own["seconds"],
+        "images": float(own["images"]),
+        "memory": float(own["memory_bytes"]),
+        "flops": own["flops"],
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}); delete it: the same command takes finished trials from their folders."
+        ) from error
+    if found.get("schema") != SCHEMA:
+        raise UserError(f"{path} has schema {found.get('schema')}, this version writes {SCHEMA}.")
+    return found

@@ -1,0 +1,117 @@
+"""The MLflow server that a sweep starts on the store's database, so that no two processes share the file.
+
+Run as a module it is the server's keeper: it starts the server again if it ends, and ends it once its own standard input does,
+which is when the sweep is gone, however that came.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+START_SECONDS = 180.0
+PAUSE = 2.0
+HOST = "127.0.0.1"
+
+
+class Server:
+    """A server at `http://127.0.0.1:<port>`, which only this machine reaches.
+
+    Args:
+        database: SQLite file of the tracking store.
+        artifacts: folder of artifacts of new experiments.
+        log: what the server prints.
+    """
+
+    def __init__(self, database: Path, artifacts: Path, log: Path) -> None:
+        with socket.socket() as free:
+            free.bind((HOST, 0))
+            port = free.getsockname()[1]
+        self.uri = f"http://{HOST}:{port}"
+        database.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "ssat_ray.sweeps.server", str(port), str(database)]
+        with log.open("ab") as output:
+            self._keeper = subprocess.Popen(
+                [*command, str(artifacts)],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    def wait(self, seconds: float = START_SECONDS) -> None:
+        """Until it answers.
+
+        Raises:
+            TimeoutError: it does not.
+        """
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"{self.uri}/health", timeout=5).close()
+                return
+            time.sleep(0.5)
+        raise TimeoutError(f"the MLflow server at {self.uri} did not answer within {seconds:.0f} s")
+
+    def stop(self) -> None:
+        """End the server and its keeper."""
+        assert self._keeper.stdin is not None
+        self._keeper.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._keeper.wait(30)
+            return
+        os.killpg(self._keeper.pid, signal.SIGKILL)
+        self._keeper.wait()
+
+
+def command(port: str, database: str, artifacts: str) -> list[str]:
+    """The server as a command."""
+    return [
+        *(
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--host",
+            HOST,
+            "--port",
+            port,
+            "--workers",
+            "1",
+        ),
+        *("--backend-store-uri", f"sqlite:///{database}"),
+        *("--default-artifact-root", Path(artifacts).as_uri()),
+    ]
+
+
+def keep(port: str, database: str, artifacts: str) -> None:
+    """Keep a server going until standard input ends; then end all processes of this one's group."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which is meant for the others of the group
+    gone = threading.Event()
+
+    def listen() -> None:
+        sys.stdin.buffer.read()
+        gone.set()
+
+    threading.Thread(target=listen, name="parent", daemon=True).start()
+    while not gone.is_set():
+        server = subprocess.Popen(command(port, database, artifacts), stdin=subprocess.DEVNULL)
+        while server.poll() is None and not gone.wait(PAUSE):
+            pass
+        gone.wait(PAUSE)
+    os.killpg(0, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        server.wait(15)
+    os.killpg(0, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    keep(*sys.argv[1:])

@@ -1,0 +1,354 @@
+"""The sweep file: what is searched and how, checked as a whole before anything starts. No Ray, no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+
+from ssat_ray.config import ROWS, Config, Positive, Row, Section
+from ssat_ray.errors import UserError
+from ssat_ray.loading import all_keys, load_config, parse_override, read_yaml
+from ssat_ray.mistakes import nearest
+from ssat_ray.store import canonical_json
+
+Objective = Literal["validation", "seconds", "images", "memory", "flops"]
+"""What a Bayesian search looks at; the first is to be high, the others low."""
+RANGES = ("uniform", "log_uniform", "integer", "log_integer")
+ROW = "row"
+"""The one key of a space that is none of the configuration: which row is swept."""
+OWN = {
+    "rows": "row and baselines say which",
+    "seeds": "seeds says which",
+    "goal": "a sweep compares",
+    "preset": "preset says which",
+    "evaluate.autoattack_seeds": "AutoAttack is for the setting that the sweep recommends",
+}
+"""Keys of the configuration that the sweep file itself decides, and how."""
+ALSO_CALLED = {"select.method": ROW, "select.layer": "embed.layer"}
+"""What people may look for, and the key that it has."""
+NAME_DIGITS = 10
+MOST_CORNERS = 256
+MOST_DRAWS = 1000
+"""Draws a wanted point, until a random search is said to have fewer points than that."""
+
+
+class Asha(Section):
+    """Asynchronous successive halving on validation robust accuracy (Li et al. 2020, arXiv 1810.05934)."""
+
+    grace: Positive = Field(description="training steps before anything is stopped")
+    reduction: int = Field(
+        3, ge=2, description="a rung keeps the best 1/reduction of what reached it"
+    )
+
+
+class Stopping(Section):
+    """What ends configurations before their end."""
+
+    asha: Asha
+
+
+class Axis(Section):
+    """The values of one key: some, or a range.
+
+    Args:
+        kind: `choice`, or one of `RANGES`.
+        values: what is chosen from, or the two ends of the range, both of them in it.
+    """
+
+    kind: Literal["choice", "uniform", "log_uniform", "integer", "log_integer"]
+    values: tuple[Any, ...] = Field(strict=False)
+
+    def draw(self, u: float) -> Any:
+        """The value at `u`, uniform in [0, 1): floats with four digits, integers as many times each."""
+        if self.kind == "choice":
+            return self.values[int(u * len(self.values))]
+        low, high = self.values
+        if self.kind == "integer":
+            return low + int(u * (high - low + 1))
+        if self.kind == "log_integer":
+            return min(high, int(low * ((high + 1) / low) ** u))
+        value = low + u * (high - low) if self.kind == "uniform" else low * (high / low) ** u
+        return min(max(float(f"{value:.4g}"), low), high)
+
+
+class Sweep(Section):
+    """A sweep file."""
+
+    preset: str = Field(
+        description="name of a preset, or a YAML file, here or beside the sweep file"
+    )
+    fixed: dict[str, Any] = Field(default_factory=dict, alias="set")
+    row: Row | None = Field(None, description="the row that is swept, unless the space has `row`")
+    baselines: tuple[Row, ...] = Field(("random", "full"), strict=False)
+    seeds: tuple[int, ...] = Field((0,), min_length=1, strict=False)
+    space: dict[str, Axis] = Field(min_length=1)
+    search: Literal["grid", "random", "bayesian"] = "grid"
+    trials: Positive | None = Field(None, description="of random and bayesian")
+    objectives: tuple[Objective, ...] = Field(
+        ("validation", "seconds"), min_length=1, strict=False, description="of bayesian"
+    )
+    search_seed: int = Field(0, ge=0)
+    stopping: Stopping | None = None
+    concurrent: Positive | None = Field(None, description="trials at once; null: from the cluster")
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _axes(cls, space: Any) -> Any:
+        if not isinstance(space, dict):
+            raise ValueError("space must be a mapping: key -> list of values, or a range")
+        return {str(key): _axis(str(key), found) for key, found in space.items()}
+
+    @model_validator(mode="after")
+    def _one_row(self) -> Sweep:
+        if (self.row is None) == (ROW not in self.space):
+            raise ValueError(
+                "row: say which row is swept, here or as `row` in space"
+                + (", not in both" if self.row else "")
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _search_fits(self) -> Sweep:
+        if self.search == "grid":
+            ranges = [key for key, axis in self.space.items() if axis.kind != "choice"]
+            if ranges:
+                raise ValueError(
+                    f"space.{ranges[0]} is a range, of which search=grid has no values: give a list, "
+                    "or search=random or bayesian"
+                )
+            if self.trials is not None:
+                raise ValueError(f"trials={self.trials} goes with search=random or bayesian")
+        elif self.trials is None:
+            raise ValueError(f"search={self.search} needs trials, their number")
+        if self.search == "bayesian" and self.stopping is not None:
+            raise ValueError(
+                "stopping goes with search=grid or random: a trial that was stopped has no "
+                "objectives to tell a Bayesian search"
+            )
+        return self
+
+    @property
+    def asha(self) -> Asha | None:
+        return None if self.stopping is None else self.stopping.asha
+
+
+@dataclass(frozen=True)
+class Point:
+    """One configuration of the space: a trial, with all its seeds.
+
+    Args:
+        settings: key -> value, in the order of the space.
+        row: the swept one.
+        config: with the rows of the trial, the swept one first.
+    """
+
+    settings: dict[str, Any]
+    row: str
+    config: Config
+
+    @cached_property
+    def name(self) -> str:
+        """Hex digits of a digest of all that determines the trial's result, and of nothing else."""
+        tree = self.config.model_dump(mode="json", exclude={"runtime"})
+        return hashlib.sha256(canonical_json(tree).encode()).hexdigest()[:NAME_DIGITS]
+
+    @property
+    def title(self) -> str:
+        return title(self.settings)
+
+
+class Space:
+    """A sweep file with the overrides of the command line: every point as a checked configuration.
+
+    Raises:
+        UserError: a key or value that is not allowed, in the file or at a point.
+    """
+
+    def __init__(self, sweep: Sweep, preset: str, overrides: Iterable[str] = ()) -> None:
+        self.sweep, self.preset = sweep, preset
+        load_config(preset)  # whatever is wrong with it is said of it, not of a point
+        given = dict(map(parse_override, overrides))
+        for source, keys in (("set", sweep.fixed), ("--set", given)):
+            for key in keys:
+                self._refuse(f"{source}: {key}", key, ("",))
+                if key in sweep.space:
+                    raise UserError(f"{source}: {key} is in space, which gives it its values.")
+        for key in sweep.space:
+            if key != ROW:
+                self._refuse(f"space: {key}", key, ("runtime.",))
+        self.fixed = {**sweep.fixed, **given}
+        known = sweep.search != "bayesian"
+        self.points = [self.point(settings) for settings in points(sweep)] if known else []
+        """In the order of the search; none of a Bayesian one, which finds them as it goes."""
+        checked = self.points or [self.point(settings) for settings in self._corners()]
+        self.base = checked[0].config
+        """Whose section `runtime` is that of all."""
+
+    @staticmethod
+    def _refuse(where: str, key: str, sections: tuple[str, ...]) -> None:
+        """UserError for a key that there is not, that the sweep decides, or that changes no result."""
+        known = [*_leaves(), ROW]
+        if key not in known and not key.startswith("train.none_recipes."):
+            found = ALSO_CALLED.get(key)
+            near = f" (did you mean {found!r}?)" if found else nearest(key, known)
+            raise UserError(f"{where}: there is no such key{near}.")
+        if key in OWN:
+            raise UserError(f"{where} cannot be set in a sweep: {OWN[key]}.")
+        if any(section and key.startswith(section) for section in sections):
+            raise UserError(f"{where} changes no result, so it cannot be swept; put it into set.")
+
+    def _corners(self) -> Iterator[dict[str, Any]]:
+        """Points that stand for all: ends of ranges with all choices, some of them where there are many."""
+        keys, axes = list(self.sweep.space), self.sweep.space.values()
+        corners = itertools.product(*(axis.values for axis in axes))
+        for values in itertools.islice(corners, MOST_CORNERS):
+            yield dict(zip(keys, values, strict=True))
+
+    def point(self, settings: Mapping[str, Any]) -> Point:
+        """The point of these settings.
+
+        Raises:
+            UserError: the configuration refuses them; the message names the point.
+        """
+        own = {key: settings[key] for key in self.sweep.space}
+        row = str(own.get(ROW, self.sweep.row))
+        rows = [row, *(other for other in self.sweep.baselines if other != row)]
+        swept = {key: value for key, value in own.items() if key != ROW}
+        try:
+            config = load_config(
+                self.preset,
+                settings={
+                    **self.fixed,
+                    **swept,
+                    "rows": rows,
+                    "seeds": list(self.sweep.seeds),
+                    "goal": "comparison",
+                    "evaluate.autoattack_seeds": [],
+                },
+            )
+        except UserError as error:
+            raise UserError(f"space, at {title(own)}: {error}") from error
+        return Point(own, row, config)
+
+
+def read_sweep(path: Path, overrides: Iterable[str] = ()) -> Space:
+    """A sweep file, checked down to every point.
+
+    Raises:
+        UserError: it cannot be read, or something in it is not allowed; the message says what is.
+    """
+    try:
+        tree = read_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"sweep file {path} cannot be read ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"sweep file {path} is not UTF-8 text.") from error
+    except (yaml.YAMLError, ValueError) as error:
+        where = " ".join(str(error).split())
+        raise UserError(f"sweep file {path} is not valid YAML: {where}.") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"sweep file {path} must be a mapping of keys.")
+    try:
+        sweep = Sweep.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"sweep file {path}: {_explain(error)}") from error
+    preset = sweep.preset
+    beside = path.parent / Path(preset).name
+    if preset.endswith((".yaml", ".yml")) and not Path(preset).is_file() and beside.is_file():
+        preset = str(beside)
+    return Space(sweep, preset, overrides)
+
+
+def points(sweep: Sweep) -> list[dict[str, Any]]:
+    """The settings of a grid, in the order of the file, or of a random search, a function of its seed."""
+    keys, axes = list(sweep.space), list(sweep.space.values())
+    if sweep.search == "grid":
+        values = itertools.product(*(axis.values for axis in axes))
+        return [dict(zip(keys, one, strict=True)) for one in values]
+    assert sweep.search == "random" and sweep.trials is not None
+    rng, found = random.Random(sweep.search_seed), dict[str, dict[str, Any]]()
+    for _ in range(MOST_DRAWS * sweep.trials):
+        one = {key: axis.draw(rng.random()) for key, axis in zip(keys, axes, strict=True)}
+        found.setdefault(canonical_json(one), one)
+        if len(found) == sweep.trials:
+            return list(found.values())
+    raise UserError(
+        f"trials={sweep.trials}: {MOST_DRAWS * sweep.trials} draws found {len(found)} different points "
+        "of the space; lower trials, or give search=grid."
+    )
+
+
+def title(settings: Mapping[str, Any]) -> str:
+    """`cluster.k=5 select.ratio=0.05`"""
+    return " ".join(f"{key}={value}" for key, value in settings.items())
+
+
+def _axis(key: str, found: Any) -> Axis | dict[str, Any]:
+    """What the file has for a key, as an axis; ValueError says what is wrong with it."""
+    if isinstance(found, Axis):
+        return found
+    if isinstance(found, dict) and len(found) == 1:
+        ((kind, values),) = found.items()
+    else:
+        kind, values = "choice", found
+    allowed = ("choice", *RANGES)
+    if kind not in allowed:
+        raise ValueError(
+            f"space.{key}: unknown kind {kind!r}{nearest(str(kind), list(allowed))}; it is a list of values, "
+            f"or {{KIND: [...]}} with one of {', '.join(allowed)}"
+        )
+    if not isinstance(values, list):
+        raise ValueError(f"space.{key}={values!r}: it is a list of values, for example [{values}]")
+    if not values:
+        raise ValueError(f"space.{key} has no values, so there is nothing to search")
+    if kind == "choice":
+        texts = [canonical_json(value) for value in values]
+        if len(set(texts)) < len(texts):
+            raise ValueError(f"space.{key} has a value twice: {values}")
+        return {"kind": kind, "values": values}
+    numbers = [value for value in values if isinstance(value, int | float) and math.isfinite(value)]
+    if len(values) != 2 or len(numbers) != 2 or not numbers[0] < numbers[1]:
+        raise ValueError(f"space.{key}: {kind} needs [LOW, HIGH] with LOW < HIGH, found {values}")
+    if kind.endswith("integer") and not all(isinstance(value, int) for value in numbers):
+        raise ValueError(f"space.{key}: {kind} needs whole numbers, found {values}")
+    if kind.startswith("log") and numbers[0] <= 0:
+        raise ValueError(f"space.{key}: {kind} needs numbers above 0, found {values}")
+    return {"kind": kind, "values": values}
+
+
+def _leaves(section: type[BaseModel] = Config) -> list[str]:
+    """Every dotted key that has a value, sections not among them."""
+    keys = all_keys(section)
+    return [key for key in keys if not any(other.startswith(f"{key}.") for other in keys)]
+
+
+def _explain(error: ValidationError) -> str:
+    """One sentence a problem: key, value found, what is allowed."""
+    names = [field.alias or name for name, field in Sweep.model_fields.items()]
+    lines = []
+    for item in error.errors():
+        key = ".".join(map(str, item["loc"]))
+        if item["type"] == "extra_forbidden":
+            lines.append(f"unknown key {key!r}{nearest(key, names)}.")
+        elif item["type"] == "value_error":
+            lines.append(f"{item['msg'].removeprefix('Value error, ')}.")
+        elif item["type"] == "missing":
+            lines.append(f"{key} is missing.")
+        elif item["loc"][0] in (ROW, "baselines"):
+            near = nearest(str(item["input"]), list(ROWS))
+            lines.append(f"{key}={item['input']!r}: there is no such row{near}.")
+        elif key == "space":
+            lines.append("space is empty, so there is nothing to search.")
+        else:
+            lines.append(f"{key}={item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}.")
+    return " ".join(dict.fromkeys(lines))

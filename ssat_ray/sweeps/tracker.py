@@ -1,0 +1,76 @@
+"""What a sweep logs to MLflow beyond a comparison: one run a trial and seed, and how trials ended."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import Metric
+
+from ssat_ray.config import Config
+from ssat_ray.plan import Plan
+from ssat_ray.tracking import (
+    Tracker,
+    digest_tags,
+    final_metrics,
+    flatten,
+    jobs_of,
+    version_tags,
+)
+
+
+class SweepTracker(Tracker):
+    """A tracker of which everything, again, may be done again."""
+
+    def fill_trial(
+        self,
+        run: Any,
+        config: Config,
+        plan: Plan,
+        row: str,
+        seed: int,
+        tags: dict[str, Any],
+        results: dict[str, Any] | None,
+        files: tuple[Path, ...] = (),
+    ) -> None:
+        """One trial of a sweep and seed: parameters, digests, metrics by step, its and the baselines' results.
+
+        The model is not logged: it is in the store, and a sweep has many.
+
+        Args:
+            results: of the trial; None: it has none, and the run ends as failed.
+            files: artifacts.
+        """
+        jobs = jobs_of(plan, row, seed)
+        params = {"row": row, "seed": seed, **flatten(config.model_dump(mode="json"))}
+        self.describe(run, params, {**version_tags(), **digest_tags(jobs), **tags})
+        run_id = run.info.run_id
+        if results is None:
+            self.client.set_terminated(run_id, "FAILED" if tags.get("cause") else "KILLED")
+            return
+        for entry in results["rows"]:
+            index = entry["seeds"].index(seed)
+            if entry["row"] == row:
+                self.measure(run_id, jobs["train"], entry, index)
+            else:
+                found = final_metrics(entry, index).items()
+                metrics = [Metric(f"{entry['row']}.{k}", float(v), 0, 0) for k, v in found]
+                self.client.log_batch(run_id, metrics=metrics)
+        for path in files:
+            self.client.log_artifact(run_id, str(path))
+        self.client.set_terminated(run_id)
+
+    def reports(self, run_id: str, reports: list[list[float]]) -> None:
+        """What a trial reported at its rungs: [step, mean validation robust accuracy over its seeds]."""
+        metrics = [Metric("val_pgd.mean", float(value), 0, int(step)) for step, value in reports]
+        self.client.log_batch(run_id, metrics=metrics)
+
+    def finish_sweep(self, run_id: str, counts: dict[str, int], file: Path) -> None:
+        """The number of trials by status, and `sweep.json`."""
+        metrics = [
+            Metric(f"trials.{k}", float(v), int(1000 * time.time()), 0) for k, v in counts.items()
+        ]
+        self.client.log_batch(run_id, metrics=metrics)
+        self.client.log_artifact(run_id, str(file))
+        self.client.set_terminated(run_id)

@@ -1,0 +1,167 @@
+"""One trial: a pipeline run in an actor of its own, and the function that Ray Tune calls, which looks after it.
+
+The function reserves nothing but a thousandth of its node's own resource: Ray Tune puts all that a trial starts into the
+trial's placement group, so the pipeline runs outside of it, and its stages ask the cluster for what they need.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from ssat_ray.errors import Diverged, RunFailed, UserError
+from ssat_ray.store import Store
+from ssat_ray.sweeps.space import Point
+
+POLL_SECONDS = 1.0
+SHARE = 0.001
+"""Of the resource `node:<address>`, of which every node has 1: as many trials can be on one."""
+STEP, VALUE = "step", "val_pgd"
+"""What a trial reports at a rung: its steps, and the mean validation robust accuracy of its seeds in percent."""
+STATUS, CAUSE = "status", "cause"
+"""What it reports at its end."""
+History = list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a trial has to do.
+
+    Args:
+        point: the configuration.
+        folder: of the run.
+        cwd: that relative paths of the configuration are about.
+        rungs: steps at which trainings of the swept row pause; none: they do not.
+        trained: of these trainings, digest -> the artefact's folder.
+    """
+
+    point: Point
+    folder: Path
+    cwd: Path
+    rungs: tuple[int, ...] = ()
+    trained: dict[str, Path] | None = None
+
+
+@ray.remote(num_cpus=0)
+class Runner:
+    """Runs a trial's pipeline in the main thread of a process, whose output goes to the run's log."""
+
+    def run(self, order: Order) -> dict[str, Any]:
+        """`status`, and `cause` or the objectives; an error of the pipeline is a result here."""
+        from ssat_ray import pipeline, runtime
+        from ssat_ray.plan import build_plan
+        from ssat_ray.stages.base import Rungs
+        from ssat_ray.sweeps.record import DIVERGED, FAILED, FINISHED, objectives, summary
+        from ssat_ray.sweeps.show import Lines
+        from ssat_ray.view import quiet_output
+
+        os.chdir(order.cwd)
+        runtime.quiet_data()
+        config, folder = order.point.config, order.folder
+        rungs = Rungs(frozenset(order.trained or ()), order.rungs) if order.rungs else None
+        with quiet_output(folder / "run.log"):
+            try:
+                watcher = Lines(config.runtime.log_format, folder.name)
+                plan = build_plan(config)
+                results = pipeline.run_in_session(config, plan, folder, watcher, rungs)
+            except Diverged as error:
+                return {STATUS: DIVERGED, CAUSE: str(error)}
+            except (UserError, RunFailed) as error:
+                return {STATUS: FAILED, CAUSE: str(error)}
+            except Exception as error:  # ours, and the other trials go on
+                traceback.print_exc()
+                return {STATUS: FAILED, CAUSE: f"{type(error).__name__}: {error}"}
+        return {STATUS: FINISHED, **objectives(summary(results), order.point.row)}
+
+
+def trainable(order_of: Callable[[dict[str, Any]], Order], board: Any) -> Any:
+    """The function that Ray Tune calls with a trial's settings, with what it reserves.
+
+    Args:
+        order_of: settings -> what to do.
+        board: the session's progress board.
+    """
+
+    def trial(config: dict[str, Any]) -> None:
+        order = order_of(config)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        runner = Runner.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+        try:
+            outcome = _watch(runner.run.remote(order), order, board)
+        finally:  # also if Ray Tune stops this trial, which ends its thread by SystemExit
+            ray.kill(runner)
+        tune.report(outcome)
+        if outcome.get(CAUSE) is not None:  # so that a search knows that it failed
+            raise RunFailed(outcome[CAUSE])
+
+    return tune.with_resources(trial, {"cpu": 0, _node_resource(): SHARE})
+
+
+def _watch(done: Any, order: Order, board: Any) -> dict[str, Any]:
+    """Wait for the runner, and report every rung that all seeds have reached meanwhile."""
+    left = list(order.rungs)
+    while not ray.wait([done], timeout=POLL_SECONDS)[0]:
+        if left:
+            histories, finished = _progress(order, board)
+            while left and (value := rung_value(histories, finished, left[0])) is not None:
+                tune.report({STEP: left.pop(0), VALUE: value})
+    try:
+        outcome: dict[str, Any] = ray.get(done)
+    except ray.exceptions.RayError as error:  # the process is gone, for lack of memory for example
+        reason = " ".join(str(error).split())[:300]
+        return {STATUS: "failed", CAUSE: f"the trial's process died: {reason}"}
+    return outcome
+
+
+def _progress(order: Order, board: Any) -> tuple[list[History], list[bool]]:
+    """Evaluations of every seed's training so far, and whether it has ended."""
+    trained = order.trained or {}
+    paused = ray.get(board.histories.remote(list(trained)))
+    records = {digest: Store.read_record(folder) for digest, folder in trained.items()}
+    histories = [
+        paused.get(digest, []) if record is None else record["history"]
+        for digest, record in records.items()
+    ]
+    return histories, [record is not None for record in records.values()]
+
+
+def rung_value(histories: list[History], finished: list[bool], rung: int) -> float | None:
+    """Mean over seeds of the validation robust accuracy (percent) at the first evaluation from `rung` steps on.
+
+    A training that ended before counts with its last evaluation. None if one is not there yet, or if all have ended: there
+    is nothing left to stop.
+    """
+    if all(finished):
+        return None
+    values = []
+    for history, ended in zip(histories, finished, strict=True):
+        reached = [entry for entry in history if entry[STEP] >= rung]
+        if not reached and not ended:
+            return None
+        values.append((reached[0] if reached else history[-1])[VALUE])
+    return sum(values) / len(values)
+
+
+def rungs_of(grace: int, reduction: int, longest: int) -> tuple[int, ...]:
+    """grace, grace * reduction, … below `longest` steps."""
+    found = []
+    while grace < longest:
+        found.append(grace)
+        grace *= reduction
+    return tuple(found)
+
+
+def _node_resource() -> str:
+    """The resource that this node alone has."""
+    here = ray.get_runtime_context().get_node_id()
+    node = next(node for node in ray.nodes() if node["NodeID"] == here)
+    names = [name for name in node["Resources"] if name.startswith("node:")]
+    return next(name for name in names if not name.startswith("node:__"))
