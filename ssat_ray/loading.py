@@ -63,6 +63,11 @@ def load_config(
         UserError: unknown preset or key, or a value of the wrong type or out of range; the message
             names the key, the value found, what is allowed and the nearest valid key.
     """
+    return resolve(read_preset(preset), overrides, settings)
+
+
+def read_preset(preset: str) -> dict[str, Any]:
+    """The tree of keys of a preset (a name or a YAML file), not checked; UserError if there is none."""
     if preset.endswith((".yaml", ".yml")):
         path = Path(preset)
         if not path.is_file():
@@ -93,7 +98,7 @@ def load_config(
         raise UserError(f"preset {preset} is not valid YAML: {where}.") from error
     if not isinstance(tree, dict):
         raise UserError(f"preset {preset} must be a mapping of keys, found {type(tree).__name__}.")
-    return resolve({**tree, "preset": name}, overrides, settings)
+    return {**tree, "preset": name}
 
 
 def resolve(

@@ -64,7 +64,7 @@ class Record:
         if point.name in self.trials:
             return self.trials[point.name]
         self.points[point.name] = point
-        new = {
+        new: Trial = {
             "name": point.name,
             "settings": point.settings,
             "row": point.row,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import math
@@ -17,7 +18,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from ssat_ray.config import ROWS, Config, Positive, Row, Section
 from ssat_ray.errors import UserError
-from ssat_ray.loading import all_keys, load_config, parse_override, read_yaml
+from ssat_ray.loading import all_keys, parse_override, read_preset, read_yaml, resolve
 from ssat_ray.mistakes import nearest
 from ssat_ray.store import canonical_json
 
@@ -170,13 +171,18 @@ class Point:
 class Space:
     """A sweep file with the overrides of the command line: every point as a checked configuration.
 
+    It holds the preset as it was read, so that a file that is edited later changes nothing.
+
+    Args:
+        preset: the sweep's, where it is.
+
     Raises:
         UserError: a key or value that is not allowed, in the file or at a point.
     """
 
     def __init__(self, sweep: Sweep, preset: str, overrides: Iterable[str] = ()) -> None:
-        self.sweep, self.preset = sweep, preset
-        load_config(preset)  # whatever is wrong with it is said of it, not of a point
+        self.sweep, self._tree = sweep, read_preset(preset)
+        self._resolve({})  # whatever is wrong with the preset is said of it, not of a point
         given = dict(map(parse_override, overrides))
         for source, keys in (("set", sweep.fixed), ("--set", given)):
             for key in keys:
@@ -225,20 +231,22 @@ class Space:
         rows = [row, *(other for other in self.sweep.baselines if other != row)]
         swept = {key: value for key, value in own.items() if key != ROW}
         try:
-            config = load_config(
-                self.preset,
-                settings={
+            config = self._resolve(
+                {
                     **self.fixed,
                     **swept,
                     "rows": rows,
                     "seeds": list(self.sweep.seeds),
                     "goal": "comparison",
                     "evaluate.autoattack_seeds": [],
-                },
+                }
             )
         except UserError as error:
             raise UserError(f"space, at {title(own)}: {error}") from error
         return Point(own, row, config)
+
+    def _resolve(self, settings: dict[str, Any]) -> Config:
+        return resolve(copy.deepcopy(self._tree), settings=copy.deepcopy(settings))
 
 
 def read_sweep(path: Path, overrides: Iterable[str] = ()) -> Space:

@@ -166,6 +166,10 @@ class _Trials(tune.Callback):
         self.rungs = () if self.asha is None else self._rungs()
         self._outcomes: dict[str, dict[str, Any]] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Ray Tune saves its callbacks, with which nobody ever goes on: `sweep.json` is there for that."""
+        return {}
+
     @property
     def base(self) -> Config:
         return self.record.space.base
@@ -257,8 +261,9 @@ class _Trials(tune.Callback):
 
 def _last(trial: TuneTrial) -> str:
     """The last line of a trial's error."""
-    lines = str(trial.get_error() or "").strip().splitlines() or ["unknown"]
-    return lines[-1][:300]
+    path = trial.error_file
+    text = Path(path).read_text() if path and Path(path).exists() else ""
+    return (text.strip().splitlines() or ["unknown"])[-1][:300]
 
 
 def _tune(trials: _Trials, scratch: Path, left: int) -> None:
