@@ -16,7 +16,7 @@ from typing import Any
 from ssat_ray.plan import build_plan
 from ssat_ray.stages.report import REPORT, RESULTS, read_results
 from ssat_ray.store import Store, file_lock, write_atomic
-from ssat_ray.sweeps.record import FILE, FINISHED, Record, Trial
+from ssat_ray.sweeps.record import ENDED, FAILED, FILE, FINISHED, Record, Trial
 from ssat_ray.sweeps.server import Server
 from ssat_ray.sweeps.show import Lines
 from ssat_ray.sweeps.space import Space, title
@@ -145,9 +145,8 @@ class Log:
         parent = tracker.open(self.folder.name)
         run: str = parent.info.run_id
         if self._state.get("parent") != run:
-            file = self.space.sweep.model_dump(mode="json", by_alias=True)
             config = self.space.base.model_dump(mode="json")
-            params = {**flatten({"sweep": file}), **flatten(config)}
+            params = {**flatten({"sweep": self.space.sweep.written}), **flatten(config)}
             tracker.describe(parent, params, {**version_tags(), "kind": "sweep"})
             self._note(parent=run)
         return run
@@ -163,7 +162,7 @@ class Log:
         for seed in point.config.seeds:
             run = tracker.open(f"{title(trial['settings'])} seed {seed}", parent)
             tags = {"trial": trial["name"], "sweep": self.folder.name, "seed": seed}
-            tags |= {key: trial[key] for key in ("status", "step", "cause") if trial[key]}
+            tags |= {key: trial[key] or "" for key in ("status", "step", "cause")}
             tracker.reports(run.info.run_id, trial["reports"])
             tracker.fill_trial(run, point.config, plan, point.row, seed, tags, results, files)
         trials = {**self._state["trials"], trial["name"]: _version(trial)}
@@ -172,9 +171,7 @@ class Log:
     def _log_sweep(self, record: Record) -> None:
         tracker = self._connect()
         parent = self._parent(tracker)
-        counts: dict[str, int] = {}
-        for trial in record.trials.values():
-            counts[trial["status"]] = counts.get(trial["status"], 0) + 1
+        counts = {status: len(record.of(status)) for status in (*ENDED, FAILED)}
         tracker.finish_sweep(parent, counts, self.folder / FILE)
         self._note(finished=True)
 

@@ -131,14 +131,13 @@ class Record:
     def content(self) -> dict[str, Any]:
         """All of `sweep.json`."""
         sweep = self.space.sweep
-        file = sweep.model_dump(mode="json", by_alias=True)
         own = {"started": self._started, "seconds": time.time() - self._started}
         return {
             "schema": SCHEMA,
             "kind": "sweep",
             "name": self.folder.name,
             **self._origin,
-            "file": {**file, "set": self.space.fixed},
+            "file": {**sweep.written, "set": self.space.fixed},
             "config": self.space.base.model_dump(mode="json", exclude={"runtime"}),
             "seeds": list(sweep.seeds),
             "baselines": list(sweep.baselines),

@@ -69,6 +69,12 @@ class Axis(Section):
     kind: Literal["choice", "uniform", "log_uniform", "integer", "log_integer"]
     values: tuple[Any, ...] = Field(strict=False)
 
+    @property
+    def written(self) -> Any:
+        """As a sweep file has it."""
+        values = list(self.values)
+        return values if self.kind == "choice" else {self.kind: values}
+
     def draw(self, u: float) -> Any:
         """The value at `u`, uniform in [0, 1): floats with four digits, integers as many times each."""
         if self.kind == "choice":
@@ -137,6 +143,12 @@ class Sweep(Section):
                 "objectives to tell a Bayesian search"
             )
         return self
+
+    @property
+    def written(self) -> dict[str, Any]:
+        """As a sweep file has it, with all defaults."""
+        tree = self.model_dump(mode="json", by_alias=True)
+        return {**tree, "space": {key: axis.written for key, axis in self.space.items()}}
 
     @property
     def asha(self) -> Asha | None:
