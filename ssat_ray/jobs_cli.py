@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.core import TyperGroup
 
+from ssat_ray.config import Config
 from ssat_ray.errors import UserError
 from ssat_ray.loading import load_config
 from ssat_ray.mistakes import nearest
 from ssat_ray.options import Overrides, Preset
 from ssat_ray.report.words import duration
 from ssat_ray.start import check_name, default_name
+from ssat_ray.sweeps.space import read_sweep
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails
@@ -38,7 +40,7 @@ LOCAL = ("show", "presets", "gc", "export", "submit", "status", "stop")
 @app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True})
 def submit(
     context: typer.Context,
-    command: Annotated[str, typer.Argument(help="run, drift, plan or a stage")],
+    command: Annotated[str, typer.Argument(help="run, sweep, drift, plan or a stage")],
     arguments: Annotated[list[str], typer.Argument(help="of that command, as on this machine")],
     address: Address = None,
     detach: Annotated[bool, typer.Option("--detach", help="do not wait for its end")] = False,
@@ -58,17 +60,14 @@ def submit(
     Options of `submit` come before the command, those of the command after it. Store, runs, data and pool must
     be on storage that all nodes share; relative paths are taken from here.
     """
-    preset, overrides, name = _checked(context, command, arguments)
-    config = load_config(preset, overrides)
-    run = name or default_name(config)
+    config, run, named = _checked(context, command, arguments)
 
     from ssat_ray import jobs
 
     places = [part for place in jobs.placed(config) for part in ("--set", place)]
-    files = list(upload or [])
-    if Path(preset).suffix in (".yaml", ".yml"):
-        files.append(Path(preset))
-        arguments = [Path(preset).name if one == preset else one for one in arguments]
+    files = [*(upload or []), *named]
+    uploaded = {str(path): path.name for path in named}
+    arguments = [uploaded.get(one, one) for one in arguments]
     with tempfile.TemporaryDirectory(prefix="ssat-submit-") as folder:
         jobs.pack(Path(folder), files)
         client = jobs.connect(address)
@@ -96,8 +95,8 @@ def submit(
 
 def _checked(
     context: typer.Context, command: str, arguments: list[str]
-) -> tuple[str, list[str], str | None]:
-    """Preset, overrides and run name of a command, parsed as it will parse them; UserError if it is none."""
+) -> tuple[Config, str, list[Path]]:
+    """Configuration, run name and files of a command, parsed as it will parse them; UserError if it is none."""
     assert context.parent is not None
     group = context.parent.command
     assert isinstance(group, TyperGroup)
@@ -114,7 +113,18 @@ def _checked(
         raise UserError(
             f"--json {parsed['json_file']}: a job's working folder goes with the job; give an absolute path."
         )
-    return parsed["preset"], parsed["overrides"] or [], parsed.get("name")
+    overrides, name = parsed["overrides"] or [], parsed.get("name")
+    if command == "sweep":
+        space = read_sweep(parsed["file"], overrides)
+        files = [parsed["file"], *(path for path in [Path(space.preset)] if _is_yaml(path))]
+        return space.base, name or parsed["file"].stem, files
+    config = load_config(parsed["preset"], overrides)
+    preset = Path(parsed["preset"])
+    return config, name or default_name(config), [preset] if _is_yaml(preset) else []
+
+
+def _is_yaml(path: Path) -> bool:
+    return path.suffix in (".yaml", ".yml")
 
 
 def _write(text: str) -> None:

@@ -14,18 +14,21 @@ ROOT = Path(__file__).resolve().parents[2]
 KUBERAY = Path("cluster/kuberay")
 HOME = "/opt/ssat"
 """Where the image has the repository."""
-CONFIG = "/etc/ssat/run.yaml"
-"""Where the ConfigMap `ssat-run` is mounted."""
+CONFIG, SWEEP = "/etc/ssat/run.yaml", "/etc/ssat/sweep.yaml"
+"""Where the ConfigMap `ssat-run` is mounted: the configuration of all jobs, and what `sweep` does with it."""
 PRESET = "digits"
+SWEEP_FILE = Path("sweeps/digits.yaml")
+SWEEP_NAME = "digits-sweep"
 OVERLAYS = ("cpu", "gpu", "queue")
 SCRIPTS = {
     **{verb: (verb, about) for verb, about in STAGE_VERBS.items()},
     "pipeline": ("run", "compute what is missing of a comparison or selection"),
+    "sweep": ("sweep", "run the pipeline at every setting of a space"),
     "drift": ("drift", "score what was appended to the pool, and compare"),
 }
 """Script in `jobs/`: its verb of `ssat`, and what that does."""
-RAYJOBS = (*STAGE_VERBS, "pipeline")
-"""Scripts with a RayJob. A sweep gets its place here once `jobs/sweep.py` exists; `drift` is submitted by the CronJob."""
+RAYJOBS = (*STAGE_VERBS, "pipeline", "sweep")
+"""Scripts with a RayJob; `drift` is submitted by the CronJob."""
 RUNTIME = {
     "store": "/mnt/ssat/store",
     "runs": "/mnt/ssat/runs",
@@ -46,6 +49,7 @@ def generated() -> dict[Path, str]:
     for overlay in OVERLAYS:
         folder = KUBERAY / "overlays" / overlay
         files[folder / "platform/run.yaml"] = _config(overlay != "cpu")
+        files[folder / "platform/sweep.yaml"] = _sweep()
         for name in RAYJOBS:
             files[folder / "jobs" / name / "kustomization.yaml"] = _job(name)
     return files
@@ -62,13 +66,14 @@ if __name__ == "__main__":
 
 
 def _patch(name: str) -> str:
+    arguments = f"{SWEEP} --name {SWEEP_NAME}" if name == "sweep" else f"{CONFIG} --name {PRESET}"
     return f"""{NOTE}apiVersion: kustomize.config.k8s.io/v1alpha1
 kind: Component
 patches:
   - target: {{kind: RayJob}}
     patch: |-
       - {{op: replace, path: /metadata/name, value: ssat-{name}}}
-      - {{op: replace, path: /spec/entrypoint, value: python {HOME}/jobs/{name}.py {CONFIG} --name {PRESET}}}
+      - {{op: replace, path: /spec/entrypoint, value: python {HOME}/jobs/{name}.py {arguments}}}
 """
 
 
@@ -87,6 +92,13 @@ def _config(gpus: bool) -> str:
     runtime = [f"  {key}: {value}" for key, value in values.items()]
     first = f"# The preset `{PRESET}`, and the places and numbers of this overlay."
     return "\n".join([NOTE.rstrip(), first, *lines, "runtime:", *runtime, ""])
+
+
+def _sweep() -> str:
+    """The repository's sweep file, over the configuration beside it."""
+    lines = (ROOT / SWEEP_FILE).read_text().splitlines()
+    kept = [line for line in lines if not line.startswith(("#", "preset:"))]
+    return "\n".join([NOTE.rstrip(), "preset: run.yaml", *kept, ""])
 
 
 def main() -> None:

@@ -193,7 +193,7 @@ class Space:
     """
 
     def __init__(self, sweep: Sweep, preset: str, overrides: Iterable[str] = ()) -> None:
-        self.sweep, self._tree = sweep, read_preset(preset)
+        self.sweep, self.preset, self._tree = sweep, preset, read_preset(preset)
         self._resolve({})  # whatever is wrong with the preset is said of it, not of a point
         given = dict(map(parse_override, overrides))
         for source, keys in (("set", sweep.fixed), ("--set", given)):

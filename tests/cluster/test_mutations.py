@@ -137,7 +137,7 @@ OF_RULES = [
         "ray-version", OF_JOB, JOB,
         "spec submitterPodTemplate spec containers 0 image", "ssat-ray:0.1.0-ray2.9.0-cpu",
     ),
-    Mutation("entrypoint", OF_JOB, JOB, "spec entrypoint", "python /opt/ssat/jobs/sweep.py /etc/ssat/run.yaml --name digits"),
+    Mutation("entrypoint", OF_JOB, JOB, "spec entrypoint", "python /opt/ssat/jobs/sweeep.py /etc/ssat/run.yaml --name digits"),
     Mutation("entrypoint", OF_JOB, JOB, "spec entrypoint", "python /opt/ssat/jobs/pipeline.py /etc/ssat/run.yaml"),
     Mutation("entrypoint", OF_JOB, JOB, "spec entrypoint", "python /opt/ssat/jobs/pipeline.py /etc/other/run.yaml --name digits"),
     Mutation("capacity", OF_JOB, JOB, f"{WORKER} minReplicas", 1),

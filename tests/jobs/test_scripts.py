@@ -26,9 +26,9 @@ def shared() -> ModuleType:
     return module
 
 
-def test_the_scripts_are_the_stages_the_pipeline_and_drift() -> None:
+def test_the_scripts_are_the_stages_the_pipeline_the_sweep_and_drift() -> None:
     names = {path.stem for path in JOBS.glob("*.py")} - {"_ssat"}
-    assert names == {*cli.STAGE_VERBS, "pipeline", "drift"}
+    assert names == {*cli.STAGE_VERBS, "pipeline", "sweep", "drift"}
 
 
 @pytest.mark.parametrize("installed", [True, False])
@@ -51,6 +51,7 @@ def test_the_clone_is_on_the_path_only_if_nothing_is_installed(
         ("select", ["--help"], 0, "Usage: ssat select"),
         ("pipeline", ["digits", "--set", "select.ratoi=1"], 2, "did you mean 'select.ratio'"),
         ("drift", ["digits"], 2, "pool.source=generate"),
+        ("sweep", ["missing.yaml"], 2, "sweep file missing.yaml cannot be read"),
     ],
 )
 def test_a_script_is_its_verb(
