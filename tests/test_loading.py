@@ -293,3 +293,12 @@ def test_negative_seeds_are_refused() -> None:
 def test_a_right_leaf_in_a_wrong_place_suggests_the_right_place() -> None:
     assert "select.ratio" in _message("ratio=0.1")
     assert "patience" in _message("select.patience=3")
+
+
+def test_settings_win_over_overrides_and_are_checked_alike() -> None:
+    config = load_config("digits", ["select.ratio=0.3"], {"select.ratio": 0.1, "cluster.k": 7})
+    assert (config.select.ratio, config.cluster.k) == (0.1, 7)
+    with pytest.raises(UserError, match=r"unknown key 'select.ratoi'.*'select.ratio'"):
+        load_config("digits", settings={"select.ratoi": 0.1})
+    with pytest.raises(UserError, match=r"select.ratio=2"):
+        load_config("digits", settings={"select.ratio": 2})

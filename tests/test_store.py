@@ -383,6 +383,25 @@ def test_gc_keeps_what_runs_name_leased_and_young_and_removes_the_rest(tmp_path:
     assert set(collect_garbage(store, runs)[0]) == {leased, group}
 
 
+def test_gc_keeps_what_a_sweeps_trials_name_and_the_folder_of_a_sweep_at_work(
+    tmp_path: Path,
+) -> None:
+    store, runs = Store(tmp_path / "store"), tmp_path / "runs"
+    named, orphan = (_artefact(store, replace(JOB, version=v)) for v in (1, 2))
+    write_atomic(runs / "sweep" / "trial" / "run.json", json.dumps({"digests": [named.name]}))
+    scratch = runs / "sweep" / "trial" / ".results.json.0123.tmp"
+    scratch.write_bytes(b"12345")
+    at_work, left = store.root / "ray-tune" / "one", store.root / "ray-tune" / "two"
+    _write_lease(at_work / "lease.json", owner="other")
+    left.mkdir()
+    _age(scratch, at_work, left)
+    assert store.collect_garbage(runs)[0] == [orphan]
+    assert named.exists() and at_work.exists() and not scratch.exists()
+    (at_work / "lease.json").unlink()
+    _age(at_work)
+    assert set(store.collect_garbage(runs)[0]) == {at_work, left}
+
+
 def test_gc_min_age_decides_what_is_young(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     folder = _artefact(store, JOB, age=50)

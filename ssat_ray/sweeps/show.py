@@ -70,7 +70,7 @@ class Lines(Watcher):
         self.say("connecting", "starting Ray")
 
     def connected(self, board: Any) -> None:
-        """Say every minute what was worked at last."""
+        """Say every minute what is worked at."""
         self._thread = threading.Thread(
             target=self._poll, args=(board,), name="progress", daemon=True
         )
@@ -82,11 +82,14 @@ class Lines(Watcher):
             self._thread.join()
 
     def _poll(self, board: Any) -> None:
+        before: dict[str, float] = {}
         while not self._stop.wait(LINE_SECONDS):
             with suppress(Exception):  # a board that is gone must not end the sweep
                 jobs = read_board(board)
-                under_way = {k: v for k, v in jobs.items() if v["done"] < v["total"]}
-                if under_way:
+                moved = {k: v for k, v in jobs.items() if v["done"] != before.get(k)}
+                before = {k: v["done"] for k, v in jobs.items()}
+                under_way = {k: v for k, v in moved.items() if v["done"] < v["total"]}
+                if under_way:  # not what a trial that was stopped has left there
                     name, entry = max(under_way.items(), key=lambda item: item[1]["since"])
                     done = {key: entry[key] for key in ("done", "total", "unit", "note")}
                     text = f"  {name}  {entry['done']:,.0f}/{entry['total']:,.0f} {entry['unit']}"

@@ -24,7 +24,7 @@ from ssat_ray.data.batches import generator
 from ssat_ray.data.labelled import read_labelled
 from ssat_ray.models.registry import build_classifier
 from ssat_ray.training.classifier import ClassifierTask, ClassifierTrainer
-from ssat_ray.training.state import States
+from ssat_ray.training.state import Paused, States
 from ssat_ray.training.world import World
 
 SMALL = ModelConfig(widths=(4, 8), strides=(2, 2))
@@ -312,6 +312,25 @@ def test_a_killed_run_continues_to_the_same_bits(tmp_path: Path, kind: str, kill
     for key in expected.keys() - {"seconds", "history"}:
         assert found[key] == expected[key]
     assert found["seconds"] >= state["seconds"] > 0, "time survives a resume"
+
+
+def test_a_run_that_pauses_continues_to_the_same_bits(tmp_path: Path) -> None:
+    whole, folder = _trainer(_train()), tmp_path / "paused"
+    expected = _run(whole, tmp_path / "whole")
+    for pause, step in (
+        (1, 5),
+        (5, 5),
+        (7, 10),
+    ):  # at the first validation from there on; a second time at once
+        with pytest.raises(Paused) as found:
+            _trainer(_train()).run(States(folder), lambda _: False, _quiet, pause)
+        assert [row["step"] for row in found.value.history] == list(range(5, step + 1, 5))
+        state = States(folder).load()
+        assert state is not None and state["step"] == step and state["seconds"] > 0
+    again = _trainer(_train(), model=build_classifier(SMALL, (1, 8, 8), 10, 99))
+    ended = again.run(States(folder), lambda _: False, _quiet, 10_000)
+    _assert_identical(whole, again)
+    assert _untimed(ended["history"]) == _untimed(expected["history"])
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(tmp_path: Path) -> None:

@@ -1,0 +1,267 @@
+"""A sweep in MLflow: a parent, one run a trial and seed, nothing twice, nothing lost while the server is away."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+
+from ssat_ray.errors import UserError
+from ssat_ray.sweeps import log as logging
+from ssat_ray.sweeps.log import Log
+from ssat_ray.sweeps.server import Server, command
+from ssat_ray.sweeps.show import Lines
+from ssat_ray.tracking import ARTIFACTS, DATABASE, EXPERIMENT
+
+
+@pytest.fixture
+def tracked(invented: Any) -> Any:
+    """The sweep with a SQLite file of its own: the server's tests are slow."""
+    invented.store.root.mkdir(parents=True)
+    return invented.again(f"runtime.tracking_uri=sqlite:///{invented.root / 'own.db'}")
+
+
+def log_of(invented: Any) -> Log:
+    invented.folder.mkdir(parents=True, exist_ok=True)
+    return Log(invented.folder, invented.space, Lines("text", "invented"))
+
+
+def runs(uri: str) -> dict[str, Any]:
+    """Every run there is; a second one of a name would fail here."""
+    client = mlflow.MlflowClient(uri)
+    found = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
+    assert len({run.info.run_name for run in found}) == len(found)
+    return {run.info.run_name: run for run in found}
+
+
+def one_of_each(invented: Any) -> Any:
+    """A record with a finished trial and a stopped one."""
+    record, (first, second) = invented.record(), invented.space.points
+    invented.publish(first, 70.0)
+    record.finish(first.name)
+    record.start(second.name)
+    record.report(second.name, 40, 33.0)
+    record.stop(second.name)
+    return record
+
+
+NAMES = {f"select.ratio={ratio} seed {seed}" for ratio in (0.1, 0.2) for seed in (0, 1)}
+
+
+def test_a_parent_and_a_run_a_trial_and_seed(tracked: Any) -> None:
+    record, log = one_of_each(tracked), log_of(tracked)
+    for trial in record.trials.values():
+        log.add(trial)
+    assert log.close(record) is None
+    found = runs(tracked.space.base.runtime.tracking_uri)
+    assert set(found) == {"invented", *NAMES}
+    parent = found.pop("invented")
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics == {
+        "trials.finished": 1.0,
+        "trials.stopped": 1.0,
+        "trials.diverged": 0.0,
+        "trials.failed": 0.0,
+    }
+    assert {run.data.tags["mlflow.parentRunId"] for run in found.values()} == {parent.info.run_id}
+    finished, stopped = found["select.ratio=0.1 seed 1"], found["select.ratio=0.2 seed 1"]
+    assert (finished.info.status, stopped.info.status) == ("FINISHED", "KILLED")
+    assert finished.data.metrics["test.pgd"] == 71.0
+    assert finished.data.metrics["full.test.pgd"] == 71.0
+    assert finished.data.params["select.ratio"] == "0.1"
+    tags = finished.data.tags
+    assert (tags["seed"], tags["status"], tags["cause"]) == ("1", "finished", "")
+    assert tags["trial"] == tracked.space.points[0].name and len(tags["digest.train"]) == 20
+    client = mlflow.MlflowClient(tracked.space.base.runtime.tracking_uri)
+    history = client.get_metric_history(finished.info.run_id, "val_pgd")
+    assert [(m.step, m.value) for m in history] == [(40, 51.0), (80, 52.0)]
+    assert stopped.data.metrics == {"val_pgd.mean": 33.0}
+    assert stopped.data.tags["step"] == "40"
+
+
+def test_nothing_is_logged_twice(tracked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    record, log = one_of_each(tracked), log_of(tracked)
+    for trial in record.trials.values():
+        log.add(trial)
+    assert log.close(record) is None
+
+    def fail(*args: Any, **options: Any) -> None:
+        raise AssertionError("it was logged already")
+
+    for method in ("create_run", "log_batch", "log_artifact"):
+        monkeypatch.setattr(mlflow.MlflowClient, method, fail)
+    again = log_of(tracked)
+    for trial in record.trials.values():
+        again.add(trial)
+    assert again.close(record, 0.0) is None
+
+
+def test_a_failed_trial_that_finishes_later_has_one_run(tracked: Any) -> None:
+    record, first = tracked.record(), tracked.space.points[0]
+    log = log_of(tracked)
+    log.add(record.fail(first.name, "failed", "its disk was full"))
+    assert log.close(record) is None
+    uri = tracked.space.base.runtime.tracking_uri
+    failed = runs(uri)["select.ratio=0.1 seed 0"]
+    assert (failed.info.status, failed.data.tags["cause"]) == ("FAILED", "its disk was full")
+    tracked.publish(first, 70.0)
+    again = log_of(tracked)
+    again.add(record.finish(first.name))
+    assert again.close(record) is None
+    found = runs(uri)
+    assert found["select.ratio=0.1 seed 0"].info.status == "FINISHED"
+    assert found["select.ratio=0.1 seed 0"].data.tags["status"] == "finished"
+    assert found["invented"].data.metrics["trials.failed"] == 0.0
+
+
+def test_a_store_that_fails_for_a_while_gets_everything(
+    tracked: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging, "RETRY_SECONDS", 0.01)
+    original, calls = mlflow.MlflowClient.log_batch, 0
+
+    def sometimes(self: Any, *args: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls % 3:
+            raise ConnectionError("the server is away")
+        return original(self, *args, **options)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", sometimes)
+    record, log = one_of_each(tracked), log_of(tracked)
+    record.trials = {k: v for k, v in record.trials.items() if v["status"] == "stopped"}
+    for trial in record.trials.values():
+        log.add(trial)
+    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", original)
+    assert log.close(record) is None
+    assert {name for name in runs(tracked.space.base.runtime.tracking_uri) if "0.2" in name} == {
+        "select.ratio=0.2 seed 0",
+        "select.ratio=0.2 seed 1",
+    }
+
+
+def test_what_never_works_is_said_and_tried_by_the_next_command(
+    tracked: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging, "RETRY_SECONDS", 0.01)
+    original = mlflow.MlflowClient.create_run
+
+    def fail(*args: Any, **options: Any) -> None:
+        raise ConnectionError("the server is away")
+
+    monkeypatch.setattr(mlflow.MlflowClient, "create_run", fail)
+    record, log = one_of_each(tracked), log_of(tracked)
+    for trial in record.trials.values():
+        log.add(trial)
+    assert log.close(record, 0.1) == "the server is away"
+    monkeypatch.setattr(mlflow.MlflowClient, "create_run", original)
+    again = log_of(tracked)
+    for trial in record.trials.values():
+        again.add(trial)
+    assert again.close(record) is None
+    assert set(runs(tracked.space.base.runtime.tracking_uri)) == {"invented", *NAMES}
+
+
+def test_a_configured_server_that_does_not_answer_is_refused_first(invented: Any) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{free.getsockname()[1]}"
+    log = log_of(invented.again(f"runtime.tracking_uri={uri}"))
+    with pytest.raises(UserError, match=rf"runtime\.tracking_uri={uri}"):
+        log.check()
+    log.close(None, 0.0)
+
+
+@pytest.mark.slow
+def test_the_sweeps_own_server_writes_to_the_store(invented: Any) -> None:
+    record, log = one_of_each(invented), log_of(invented)
+    for trial in record.trials.values():
+        log.add(trial)
+    assert log.close(record) is None
+    assert log._server is not None
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", int(log._server.uri.rpartition(":")[2])), 5)
+    found = runs(f"sqlite:///{invented.store.root / DATABASE}")
+    assert set(found) == {"invented", *NAMES}
+    client = mlflow.MlflowClient(f"sqlite:///{invented.store.root / DATABASE}")
+    run = found["select.ratio=0.1 seed 0"]
+    assert {a.path for a in client.list_artifacts(run.info.run_id)} == {
+        "results.json",
+        "report.html",
+    }
+    assert run.info.artifact_uri.startswith((invented.store.root / ARTIFACTS).as_uri())
+    state = json.loads((invented.folder / "mlflow.json").read_text())
+    assert state["finished"] and state["uri"] is None
+
+
+@pytest.mark.slow
+def test_a_server_that_is_away_for_a_while_gets_everything(
+    invented: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging, "RETRY_SECONDS", 0.5)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    uri = f"http://127.0.0.1:{port}"
+    arguments = command(port, str(invented.root / "away.db"), str(invented.root / "artifacts"))
+
+    def start() -> subprocess.Popen[bytes]:
+        quiet = subprocess.DEVNULL
+        return subprocess.Popen(arguments, stdout=quiet, stderr=quiet, start_new_session=True)
+
+    running = start()
+    try:
+        answer(uri)
+        away = invented.again(f"runtime.tracking_uri={uri}")
+        record, log = one_of_each(away), log_of(away)
+        log.check()
+        first, second = record.trials.values()
+        log.add(first)
+        os.killpg(running.pid, signal.SIGKILL)  # in the middle of the first trial
+        running.wait()
+        log.add(second)
+        time.sleep(5)
+        running = start()
+        assert log.close(record) is None
+        found = runs(uri)
+        assert set(found) == {"invented", *NAMES}
+        history = mlflow.MlflowClient(uri).get_metric_history(
+            found["select.ratio=0.1 seed 0"].info.run_id, "val_pgd"
+        )
+        assert [(m.step, m.value) for m in history] == [(40, 51.0), (80, 52.0)]
+        assert found["select.ratio=0.1 seed 0"].data.metrics["test.pgd"] == 69.0
+    finally:
+        os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
+
+
+def answer(uri: str, seconds: float = 120.0) -> None:
+    """Wait until a server answers."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            mlflow.MlflowClient(uri).search_experiments()
+            return
+        except Exception:
+            time.sleep(0.5)
+    raise AssertionError(f"{uri} never answered")
+
+
+@pytest.mark.slow
+def test_the_server_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    server = Server(tmp_path / "mlflow.db", tmp_path / "artifacts", tmp_path / "mlflow.log")
+    server.wait()
+    keeper = server._keeper
+    assert keeper.stdin is not None
+    keeper.stdin.close()  # as the system does for a killed process
+    keeper.wait(60)
+    with pytest.raises(ProcessLookupError):
+        os.killpg(keeper.pid, 0)

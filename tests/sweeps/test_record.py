@@ -1,0 +1,136 @@
+"""sweep.json: what it holds after every event, and what the next command makes of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ssat_ray.errors import UserError
+from ssat_ray.sweeps.record import FILE, Record, objectives, summary
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def written(invented: Any) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((invented.folder / FILE).read_text())
+    return content
+
+
+def test_trials_wait_in_the_order_of_the_search(invented: Any) -> None:
+    record = invented.record()
+    record.write()
+    content = written(invented)
+    assert [t["settings"] for t in content["trials"]] == [
+        {"select.ratio": 0.1},
+        {"select.ratio": 0.2},
+    ]
+    assert {t["status"] for t in content["trials"]} == {"waiting"}
+    assert (content["kind"], content["name"], content["keys"]) == (
+        "sweep",
+        "invented",
+        ["select.ratio"],
+    )
+    assert content["file"]["space"] == {"select.ratio": [0.1, 0.2]}
+    assert [p.name for p in record.due] == [t["name"] for t in content["trials"]]
+
+
+def test_every_event_is_on_disk_at_once(invented: Any) -> None:
+    record, (first, second) = invented.record(), invented.space.points
+    record.start(first.name)
+    assert written(invented)["trials"][0]["status"] == "running"
+    record.report(first.name, 40, 55.5)
+    assert written(invented)["trials"][0]["reports"] == [[40, 55.5]]
+    record.stop(first.name)
+    stopped = written(invented)["trials"][0]
+    assert (stopped["status"], stopped["step"], stopped["results"]) == ("stopped", 40, None)
+    invented.publish(second, 70.0)
+    record.start(second.name)
+    record.finish(second.name)
+    finished = written(invented)["trials"][1]
+    assert finished["status"] == "finished" and finished["seconds"] >= 0
+    assert finished["results"]["random"]["accuracy"]["pgd"]["mean"] == 70.0
+    assert finished["results"]["full"]["images"] == 1000
+
+
+def test_ended_trials_are_kept_and_others_wait_again(invented: Any) -> None:
+    record, (first, second) = invented.record(), invented.space.points
+    invented.publish(first, 70.0)
+    record.start(first.name)
+    record.finish(first.name)
+    record.start(second.name)
+    record.report(second.name, 40, 50.0)
+    again = invented.record()  # the first command was killed here
+    assert [p.name for p in again.due] == [second.name]
+    assert again.trials[second.name]["reports"] == []
+    assert again.trials[first.name] == record.trials[first.name]
+    again.start(second.name)
+    again.fail(second.name, "failed", "its disk was full")
+    assert written(invented)["trials"][1]["cause"] == "its disk was full"
+    third = invented.record()
+    assert [p.name for p in third.due] == [second.name], "its cause may be mended"
+    third.fail(second.name, "diverged", "NaN")
+    assert invented.record().due == [], "it would diverge again"
+    assert len(written(invented)["sessions"]) == 3
+
+
+def test_a_finished_trial_without_its_folder_is_run_again(invented: Any) -> None:
+    record, first = invented.record(), invented.space.points[0]
+    invented.publish(first, 70.0)
+    record.finish(first.name)
+    (invented.folder / first.name / "results.json").unlink()
+    assert first.name in [p.name for p in invented.record().due]
+
+
+def test_a_grid_that_grows_keeps_its_trials(invented: Any) -> None:
+    first = invented.space.points[0]
+    invented.publish(first, 70.0)
+    invented.record().finish(first.name)
+    grown = invented.again(space={"select.ratio": [0.05, 0.1]}).record()
+    assert [t["status"] for t in grown.trials.values()] == ["waiting", "finished"]
+    other = invented.again("train.lr=0.01").record()
+    assert [t["status"] for t in other.trials.values()] == ["waiting", "waiting"]
+
+
+def test_a_bayesian_search_takes_up_its_own_trials(invented: Any) -> None:
+    search = {"space": {"select.ratio": {"uniform": [0.1, 0.5]}}, "search": "bayesian", "trials": 3}
+    bayesian = invented.again(**search)
+    record, point = bayesian.record(), bayesian.space.point({"select.ratio": 0.3})
+    record.add(point)
+    record.start(point.name)
+    again = bayesian.record()
+    assert [p.name for p in again.due] == [point.name]
+    assert invented.again("train.lr=0.01", **search).record().trials == {}
+
+
+def test_a_damaged_file_is_named(invented: Any) -> None:
+    invented.folder.mkdir(parents=True)
+    (invented.folder / FILE).write_text("{")
+    with pytest.raises(UserError, match=r"sweep\.json is damaged"):
+        invented.record()
+    (invented.folder / FILE).write_text('{"schema": 99}')
+    with pytest.raises(UserError, match="schema 99"):
+        invented.record()
+
+
+def test_objectives_are_not_of_the_test_set(result: Any) -> None:
+    found = objectives(summary({"rows": [result("random", 70.0)]}), "random")
+    assert found == {
+        "validation": 61.0,
+        "seconds": 7.0,
+        "images": 1000.0,
+        "memory": 20.0,
+        "flops": 1e9,
+    }
+
+
+def test_the_document_names_every_field(invented: Any, result: Any) -> None:
+    record = Record(invented.folder, invented.space)
+    text = (ROOT / "docs/sweeps.md").read_text()
+    named = set(re.findall(r"`([\w.]+)`", text))
+    trial = next(iter(record.trials.values()))
+    row = summary({"rows": [result("random", 70.0)]})["random"]
+    assert set(record.content()) | set(trial) | set(row) <= named
