@@ -68,6 +68,7 @@ class ProgressBoard:
     def __init__(self) -> None:
         self._jobs: dict[str, dict[str, Any]] = {}
         self._histories: dict[str, list[dict[str, float]]] = {}
+        self._decisions: dict[tuple[str, int], bool] = {}
         self._metrics = Metrics()
 
     def post(self, job: str, done: float, total: float, unit: str, note: str = "") -> None:
@@ -96,6 +97,14 @@ class ProgressBoard:
     def histories(self, digests: list[str]) -> dict[str, list[dict[str, float]]]:
         """Evaluations of those of these trainings that have paused."""
         return {digest: self._histories[digest] for digest in digests if digest in self._histories}
+
+    def decide(self, key: str, rung: int, go_on: bool) -> None:
+        """Whether the trainings of `key` go beyond a rung."""
+        self._decisions[key, rung] = go_on
+
+    def decision(self, key: str, rung: int) -> bool | None:
+        """What was decided; None: nothing yet."""
+        return self._decisions.get((key, rung))
 
     def read(self) -> dict[str, dict[str, Any]]:
         return self._jobs

@@ -22,6 +22,10 @@ class Diverged(RunFailed):
     """A training whose loss became NaN or infinite: the settings are at fault, and another try ends alike."""
 
 
+class Stopped(RunFailed):
+    """Trainings that were ended at a rung, as somebody decided (`stages.base.Rungs`)."""
+
+
 _FAULT = re.compile(rf"^{re.escape(UserError.__module__)}\.UserError: (.*)", re.MULTILINE)
 
 

@@ -41,6 +41,8 @@ def submit(*arguments: str) -> None:
         (["gc", "--dry-run"], "submit gc"),
         (["run", "digits", "--set", "select.ratoi=1"], "did you mean 'select.ratio'"),
         (["run", "digits", "--name", "a/b"], "--name 'a/b'"),
+        (["sweep", "nowhere.yaml"], r"sweep file nowhere\.yaml cannot be read"),
+        (["sweep", "sweep.yaml"], "did you mean 'cluster.k'"),
         (["run", "nowhere.yaml"], r"nowhere\.yaml does not exist"),
         (["run", "digits", "--set", "intermediate.checkpoint=x.pt"], r"x\.pt does not exist here"),
         (["drift", "digits", "--json", "x.json"], "--json x.json: .* absolute"),
@@ -55,6 +57,7 @@ def test_mistakes_are_found_before_a_cluster_is_asked(
     monkeypatch.chdir(tmp_path)
     with open(tmp_path / "big", "wb") as file:
         file.truncate(65 * 2**20)
+    (tmp_path / "sweep.yaml").write_text("{preset: digits, row: pcs, space: {cluster.kk: [3]}}")
     with pytest.raises(UserError, match=expected):
         submit(*arguments)
 

@@ -19,13 +19,15 @@ STATE = "state"
 
 @dataclass(frozen=True)
 class Rungs:
-    """Where trainings pause, so that somebody may end them all: each of `digests` reaches a rung before any goes on.
+    """Where trainings pause until somebody decides about them: each of `digests` reaches a rung before any goes on.
 
     Args:
+        key: under which the board has the decisions.
         digests: of the jobs that pause.
         steps: the rungs, ascending; a pause is at the first validation from there on.
     """
 
+    key: str
     digests: frozenset[str]
     steps: tuple[int, ...]
 

@@ -20,7 +20,7 @@ from ray.train.torch import TorchTrainer
 from ssat_ray.board import board
 from ssat_ray.config import RuntimeConfig
 from ssat_ray.data.folder import Folder
-from ssat_ray.errors import Diverged, RunFailed, UserError
+from ssat_ray.errors import Diverged, RunFailed, Stopped, UserError
 from ssat_ray.places import Place, Remote, remove_tree, write_atomic
 from ssat_ray.runtime import Meter, release_memory, use_threads
 from ssat_ray.stages.base import STATE, Rungs, Session, StageContext, Task, TrainFunction
@@ -35,6 +35,8 @@ FAILED, FAULT = "failed.txt", "fault.txt"
 """Why a job failed: its loss became NaN, or its input is at fault. The others of its group still finish."""
 GPU_BACKEND = "cpu:gloo,cuda:nccl"
 """Also for tensors on CPUs, such as losses for the log."""
+DECISION_SECONDS = 120.0
+"""That a group waits at a rung before it goes on without a decision."""
 DIVERGED = "diverged"
 """Key of a record that has no files: the one recipe of a search whose loss became NaN, and why."""
 
@@ -48,11 +50,12 @@ def run_group(functions: dict[str, TrainFunction], jobs: list[Job], context: Sta
     number of times, with as many workers as there is room for; jobs already published are skipped and the
     one under way continues at its last state.
 
-    With `context.rungs`, jobs pause at each rung until all that pause there have reached it; the board is told.
+    With `context.rungs`, jobs pause at each rung until all that pause there have reached it. The board is told, and asked
+    whether they go on.
 
     Raises:
         RunFailed: the group could not finish. Diverged: a job's loss became NaN (the others still finish).
-            A diverging recipe of a search is a result instead: its record says so.
+            A diverging recipe of a search is a result instead: its record says so. Stopped: at a rung.
         UserError: the input of a job is at fault (the others still finish).
     """
     tasks, runtime = [Task.of(job, context.store) for job in jobs], context.runtime
@@ -100,6 +103,9 @@ def run_group(functions: dict[str, TrainFunction], jobs: list[Job], context: Sta
         signal.signal(signal.SIGINT, on_interrupt)  # Ray Train leaves its own handler behind
         remove_tree(storage / name)  # our artefacts hold all there is to keep
     _raise_notes(tasks)
+    left = [task.job.label for task in tasks if not task.published]
+    if left and context.rungs is not None:
+        raise Stopped(f"{', '.join(left)}: stopped at a rung")
 
 
 def _raise_notes(tasks: list[Task]) -> None:
@@ -118,67 +124,72 @@ def _worker(config: dict[str, Any]) -> None:
     engine = engine_of(runtime)
     world, progress_board = World.current(engine.device), board()
     startup = _startup_seconds(config["since"], config["started"], world)
-    for task, pause in turns(config["tasks"], config["rungs"]):
-        world.barrier()  # all ranks see the same published jobs
-        if settled(task, world, runtime):
-            continue
-        label = task.job.label
+    for pause, tasks in rounds(config["tasks"], config["rungs"]):
+        paused = False
+        for task in tasks:
+            world.barrier()  # all ranks see the same published jobs
+            if settled(task, world, runtime):
+                continue
+            label = task.job.label
 
-        def progress(done: int, total: int, note: str, label: str = label) -> None:
-            if world.rank == 0:
-                progress_board.post.remote(label, done, total, "steps", note)
+            def progress(done: int, total: int, note: str, label: str = label) -> None:
+                if world.rank == 0:
+                    progress_board.post.remote(label, done, total, "steps", note)
 
-        release_memory()
-        session = Session(
-            world=world,
-            engine=engine,
-            states=states_of(task, runtime),
-            due=Cadence(world, runtime.checkpoint_minutes, _preempted).due,
-            progress=progress,
-            read_retries=runtime.read_retries,
-            pause=pause,
-        )
-        try:
-            with Meter() as meter:
-                files, record = config["functions"][task.job.stage](task, session)
-        except Paused as found:  # on every rank alike
-            if world.rank == 0:
-                progress_board.paused.remote(task.job.digest, found.history)
-            continue
-        except FloatingPointError as error:  # raised on every rank alike
-            if world.rank == 0 and task.job.params.get("search"):
-                task.publish({DIVERGED: str(error), "seconds": meter.seconds})
-                session.states.drop()
-            elif world.rank == 0:
-                write_atomic(task.folder / FAILED, str(error))
-                session.states.drop()
-            continue
-        except (
-            UserError
-        ) as error:  # maybe on this rank alone: the group starts again without the job
-            write_atomic(task.folder / FAULT, str(error))
-            raise
-        own = (os.getpid(), meter.peak_pss, meter.baseline_pss)
-        ranks = [own] * world.size
-        if world.size > 1:
-            dist.all_gather_object(ranks, own)
-        if world.rank == 0:
-            written = task.write(files)
-            task.publish(
-                {
-                    **record,
-                    "startup_seconds": startup,
-                    "world_size": world.size,
-                    "backend": dist.get_backend(),
-                    "worker_pids": [pid for pid, _, _ in ranks],
-                    "peak_pss_bytes": sum(peak for _, peak, _ in ranks),
-                    "baseline_pss_bytes": sum(baseline for _, _, baseline in ranks),
-                    "bytes_written": written,
-                }
+            release_memory()
+            session = Session(
+                world=world,
+                engine=engine,
+                states=states_of(task, runtime),
+                due=Cadence(world, runtime.checkpoint_minutes, _preempted).due,
+                progress=progress,
+                read_retries=runtime.read_retries,
+                pause=pause,
             )
-            session.states.drop()
-        startup = 0.0
-        ray.train.report({"job": label})
+            try:
+                with Meter() as meter:
+                    files, record = config["functions"][task.job.stage](task, session)
+            except Paused as found:  # on every rank alike
+                paused = True
+                if world.rank == 0:
+                    progress_board.paused.remote(task.job.digest, found.history)
+                continue
+            except FloatingPointError as error:  # raised on every rank alike
+                if world.rank == 0 and task.job.params.get("search"):
+                    task.publish({DIVERGED: str(error), "seconds": meter.seconds})
+                    session.states.drop()
+                elif world.rank == 0:
+                    write_atomic(task.folder / FAILED, str(error))
+                    session.states.drop()
+                continue
+            except (
+                UserError
+            ) as error:  # maybe on this rank alone: the group starts again without the job
+                write_atomic(task.folder / FAULT, str(error))
+                raise
+            own = (os.getpid(), meter.peak_pss, meter.baseline_pss)
+            ranks = [own] * world.size
+            if world.size > 1:
+                dist.all_gather_object(ranks, own)
+            if world.rank == 0:
+                written = task.write(files)
+                task.publish(
+                    {
+                        **record,
+                        "startup_seconds": startup,
+                        "world_size": world.size,
+                        "backend": dist.get_backend(),
+                        "worker_pids": [pid for pid, _, _ in ranks],
+                        "peak_pss_bytes": sum(peak for _, peak, _ in ranks),
+                        "baseline_pss_bytes": sum(baseline for _, _, baseline in ranks),
+                        "bytes_written": written,
+                    }
+                )
+                session.states.drop()
+            startup = 0.0
+            ray.train.report({"job": label})
+        if pause is not None and not _go_on(tasks, paused, config["rungs"].key, pause, world):
+            return
 
 
 def settled(task: Task, world: World, runtime: RuntimeConfig) -> bool:
@@ -193,12 +204,28 @@ def settled(task: Task, world: World, runtime: RuntimeConfig) -> bool:
     return any((task.folder / note).exists() for note in (FAILED, FAULT))
 
 
-def turns(tasks: list[Task], rungs: Rungs | None) -> Iterator[tuple[Task, int | None]]:
-    """In which order jobs are trained, and how far: those that pause rung by rung, then every one to its end."""
+def rounds(tasks: list[Task], rungs: Rungs | None) -> Iterator[tuple[int | None, list[Task]]]:
+    """What is trained, and until which step: those that pause, rung by rung; at last every one to its end."""
     if rungs is not None:
         for step in rungs.steps:
-            yield from ((task, step) for task in tasks if task.job.digest in rungs.digests)
-    yield from ((task, None) for task in tasks)
+            yield step, [task for task in tasks if task.job.digest in rungs.digests]
+    yield None, tasks
+
+
+def _go_on(tasks: list[Task], paused: bool, key: str, rung: int, world: World) -> bool:
+    """Whether to go beyond a rung, on every rank alike: not with a job that failed; with one that paused as is decided.
+
+    Without a decision it goes on.
+    """
+    decided: bool | None = None
+    if world.rank == 0:
+        if any((task.folder / name).exists() for task in tasks for name in (FAILED, FAULT)):
+            decided = False
+        end, progress_board = time.monotonic() + DECISION_SECONDS, board()
+        while paused and decided is None and time.monotonic() < end:
+            decided = ray.get(progress_board.decision.remote(key, rung))
+            time.sleep(0.0 if decided is not None else 0.2)
+    return bool(world.first(float(decided is not False)))
 
 
 def engine_of(runtime: RuntimeConfig) -> Engine:

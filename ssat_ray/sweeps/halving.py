@@ -1,16 +1,24 @@
-"""ASHA that goes on after a restart: it knows what trials of earlier commands have reported."""
+"""ASHA that ends trials gently, and goes on after a restart: it knows what trials of earlier commands have reported."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
-from ray.tune.schedulers import ASHAScheduler
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from ssat_ray.sweeps.trial import STEP, VALUE
+
+Decide = Callable[[Any, int, bool], None]
+"""Told a trial of Ray Tune, a rung, and whether the trial goes on from there."""
 
 
 class Halving(ASHAScheduler):
     """Ray Tune's asynchronous successive halving over given rungs.
+
+    Ray Tune ends a trial by killing its process. Ray Train's worker group then keeps its CPUs reserved where no dashboard
+    runs, as on a local Ray. So nothing is killed: the decision is told to `decide`, and the trial ends by itself.
 
     Args:
         rungs: steps, each `reduction` times the one before.
@@ -19,7 +27,11 @@ class Halving(ASHAScheduler):
     """
 
     def __init__(
-        self, rungs: tuple[int, ...], reduction: int, known: dict[str, list[list[float]]]
+        self,
+        rungs: tuple[int, ...],
+        reduction: int,
+        known: dict[str, list[list[float]]],
+        decide: Decide,
     ) -> None:
         super().__init__(
             time_attr=STEP,
@@ -34,4 +46,12 @@ class Halving(ASHAScheduler):
             trial = SimpleNamespace(trial_id=name)
             self.on_trial_add(None, trial)
             for step, value in reports:
-                self.on_trial_result(None, trial, {STEP: step, VALUE: value})
+                super().on_trial_result(None, trial, {STEP: step, VALUE: value})
+        self._decide = decide
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """As ASHA's, but `STOP` is only told to `decide`."""
+        answer: str = super().on_trial_result(tune_controller, trial, result)
+        if STEP in result:
+            self._decide(trial, int(result[STEP]), answer != TrialScheduler.STOP)
+        return str(TrialScheduler.CONTINUE)

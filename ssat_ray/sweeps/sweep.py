@@ -27,7 +27,7 @@ from ssat_ray.stages.base import StageContext
 from ssat_ray.store import LEASE, RAY_TUNE, Lease, Store
 from ssat_ray.sweeps.halving import Halving
 from ssat_ray.sweeps.log import Log
-from ssat_ray.sweeps.record import ENDED, FAILED, Record, Trial
+from ssat_ray.sweeps.record import ENDED, FAILED, STOPPED, Record, Trial
 from ssat_ray.sweeps.show import Lines
 from ssat_ray.sweeps.space import Point, Space
 from ssat_ray.sweeps.trial import CAUSE, STATUS, STEP, VALUE, Order, rungs_of, trainable
@@ -242,8 +242,8 @@ class _Trials(tune.Callback):
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
         name = self._point(trial).name
-        finished = name in self._outcomes
-        self._ended(self.record.finish(name) if finished else self.record.stop(name))
+        stopped = self._outcomes[name][STATUS] == STOPPED
+        self._ended(self.record.stop(name) if stopped else self.record.finish(name))
 
     def on_trial_error(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
@@ -253,6 +253,10 @@ class _Trials(tune.Callback):
         if found is None:  # not our error: the trial's process is gone
             found = {STATUS: FAILED, CAUSE: f"Ray Tune lost the trial; its error: {_last(trial)}"}
         self._ended(self.record.fail(name, found[STATUS], found[CAUSE]))
+
+    def decide(self, trial: TuneTrial, rung: int, go_on: bool) -> None:
+        """What a trial waits for at a rung."""
+        ray.get(self.board.decide.remote(self._point(trial).name, rung, go_on))
 
     def _ended(self, trial: Trial) -> None:
         self.lines.trial_ended(trial, self.record)
@@ -284,7 +288,7 @@ def _tune(trials: _Trials, scratch: Path, left: int) -> None:
     if trials.asha is not None and trials.rungs:
         ended = trials.record.of(*ENDED)
         known = {trial["name"]: trial["reports"] for trial in ended}
-        scheduler = Halving(trials.rungs, trials.asha.reduction, known)
+        scheduler = Halving(trials.rungs, trials.asha.reduction, known, trials.decide)
     trials.lines.say("trials", f"{most} trial(s) at once", concurrent=most)
     tune.Tuner(
         trainable(trials.orders(), trials.board),

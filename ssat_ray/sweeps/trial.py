@@ -17,7 +17,7 @@ import ray
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ssat_ray.errors import Diverged, RunFailed, UserError
+from ssat_ray.errors import Diverged, RunFailed, Stopped, UserError
 from ssat_ray.store import Store
 from ssat_ray.sweeps.space import Point
 
@@ -59,19 +59,30 @@ class Runner:
         from ssat_ray import pipeline, runtime
         from ssat_ray.plan import build_plan
         from ssat_ray.stages.base import Rungs
-        from ssat_ray.sweeps.record import DIVERGED, FAILED, FINISHED, objectives, summary
+        from ssat_ray.sweeps.record import (
+            DIVERGED,
+            FAILED,
+            FINISHED,
+            STOPPED,
+            objectives,
+            summary,
+        )
         from ssat_ray.sweeps.show import Lines
         from ssat_ray.view import quiet_output
 
         os.chdir(order.cwd)
         runtime.quiet_data()
         config, folder = order.point.config, order.folder
-        rungs = Rungs(frozenset(order.trained or ()), order.rungs) if order.rungs else None
+        rungs = None
+        if order.rungs:
+            rungs = Rungs(order.point.name, frozenset(order.trained or ()), order.rungs)
         with quiet_output(folder / "run.log"):
             try:
                 watcher = Lines(config.runtime.log_format, folder.name)
                 plan = build_plan(config)
                 results = pipeline.run_in_session(config, plan, folder, watcher, rungs)
+            except Stopped:
+                return {STATUS: STOPPED}
             except Diverged as error:
                 return {STATUS: DIVERGED, CAUSE: str(error)}
             except (UserError, RunFailed) as error:
@@ -94,10 +105,8 @@ def trainable(order_of: Callable[[dict[str, Any]], Order], board: Any) -> Any:
         order = order_of(config)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         runner = Runner.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
-        try:
-            outcome = _watch(runner.run.remote(order), order, board)
-        finally:  # also if Ray Tune stops this trial, which ends its thread by SystemExit
-            ray.kill(runner)
+        outcome = _watch(runner.run.remote(order), order, board)
+        ray.kill(runner)
         tune.report(outcome)
         if outcome.get(CAUSE) is not None:  # so that a search knows that it failed
             raise RunFailed(outcome[CAUSE])

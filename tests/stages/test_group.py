@@ -13,10 +13,23 @@ from ssat_ray.config import RuntimeConfig
 from ssat_ray.data.pool import Pool
 from ssat_ray.loading import load_config
 from ssat_ray.plan import build_plan
-from ssat_ray.stages.base import Task
-from ssat_ray.stages.group import FAILED, FAULT, engine_of, settled, states_of
-from ssat_ray.store import RAY_TRAIN, Store
+from ssat_ray.stages.base import Rungs, Task
+from ssat_ray.stages.group import FAILED, FAULT, engine_of, rounds, settled, states_of
+from ssat_ray.store import RAY_TRAIN, Job, Store
 from ssat_ray.training.world import World
+
+JOBS = [Job("train", 1, {"seed": seed}, {}) for seed in range(3)]
+
+
+def test_jobs_that_pause_reach_a_rung_together_before_any_ends(tmp_path: Path) -> None:
+    tasks = [Task.of(job, Store(tmp_path)) for job in JOBS]
+    pausing = frozenset(job.digest for job in JOBS[:2])
+    assert list(rounds(tasks, Rungs("trial", pausing, (20, 40)))) == [
+        (20, tasks[:2]),
+        (40, tasks[:2]),
+        (None, tasks),
+    ]
+    assert list(rounds(tasks, None)) == [(None, tasks)]
 
 
 def test_a_published_job_is_settled_and_leaves_no_states(tmp_path: Path, s3: Any) -> None:

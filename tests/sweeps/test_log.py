@@ -243,7 +243,7 @@ def test_a_server_that_is_away_for_a_while_gets_everything(
         running.wait()
 
 
-def answer(uri: str, seconds: float = 120.0) -> None:
+def answer(uri: str, seconds: float = 400.0) -> None:
     """Wait until a server answers."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

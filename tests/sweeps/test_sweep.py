@@ -1,0 +1,247 @@
+"""Sweeps as a user runs them, through real Ray: sharing, failures, early stopping, kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ssat_ray.config import RuntimeConfig
+from ssat_ray.errors import UserError
+from ssat_ray.plan import build_plan
+from ssat_ray.store import RAY_TUNE, Store
+from ssat_ray.sweeps.sweep import _alone, concurrent, sharing
+
+PRESET = """\
+model: {widths: [8, 16], strides: [2, 2]}
+intermediate: {num_steps: 20, batch_size: 64, bn_group: 32, warmup_steps: 5}
+pool: {source: synth}
+synth: {num_images: 400}
+objective: {num_steps: 1, step_size: 0.1}
+train: {max_steps: 40, eval_every: 10, batch_size: 32, bn_group: 16, warmup_steps: 5}
+evaluate: {attacks: [clean, pgd], pgd_steps: 2, batch_size: 400}
+runtime: {checkpoint_minutes: 0.05}
+"""
+
+
+# -- without Ray ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "resources", "expected"),
+    [
+        ({}, {"CPU": 2.0}, 1),
+        ({}, {"CPU": 9.0}, 4),
+        ({"train_workers": 1, "actors": 4}, {"CPU": 9.0}, 2),
+        ({"train_workers": 2, "cpus_per_worker": 3}, {"CPU": 18.0}, 3),
+        ({"train_workers": (1, 4)}, {"CPU": 8.0}, 2),
+        ({"gpus_per_worker": 1}, {"CPU": 64.0, "GPU": 8.0}, 4),
+        ({"gpus_per_actor": 0.5, "actors": 8}, {"CPU": 64.0, "GPU": 8.0}, 2),
+        ({}, {"CPU": 1.0}, 1),
+    ],
+)
+def test_trials_at_once(
+    settings: dict[str, Any], resources: dict[str, float], expected: int
+) -> None:
+    assert concurrent(RuntimeConfig(**settings), resources) == expected
+
+
+def test_what_trials_share_is_counted(invented: Any) -> None:
+    for point in invented.space.points:
+        invented.publish(point, 70.0)
+    plans = [build_plan(point.config) for point in invented.space.points]
+    found = sharing(plans, invented.store)
+    assert found["labelled"] == {
+        "artefacts": 1,
+        "references": 2,
+        "seconds": 2.0,
+        "seconds_unshared": 4.0,
+    }
+    assert found["select"]["artefacts"] == found["select"]["references"] == 4
+    assert (found["train"]["artefacts"], found["train"]["references"]) == (6, 8), "full is shared"
+
+
+def test_one_process_at_a_time_runs_a_sweep(tmp_path: Path) -> None:
+    folder, store = tmp_path / "runs/one", Store(tmp_path / "store")
+    refused = pytest.raises(UserError, match="another process runs the sweep")
+    with _alone(folder, store), _alone(tmp_path / "runs/two", store), refused:
+        _alone(folder, store).__enter__()
+    with _alone(folder, store) as scratch:
+        assert scratch.exists()
+    assert [path.name for path in (store.root / RAY_TUNE).iterdir()] == [".lease.lock"]
+
+
+# -- as a user runs it ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A folder with a preset and a sweep file."""
+
+    cwd: Path
+
+    @property
+    def file(self) -> Path:
+        return self.cwd / "sweep.yaml"
+
+    @property
+    def content(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.cwd / "runs/sweep/sweep.json").read_text())
+        return found
+
+    @property
+    def trials(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.content["trials"]
+        return found
+
+    @property
+    def outcomes(self) -> list[Any]:
+        """What does not depend on the clock: status and accuracy of every trial."""
+        return [
+            (t["settings"], t["status"], t["results"] and _untimed(t["results"]))
+            for t in self.trials
+        ]
+
+    def start(self) -> subprocess.Popen[str]:
+        command = [str(Path(sys.executable).with_name("ssat")), "sweep", "sweep.yaml"]
+        return subprocess.Popen(
+            command,
+            cwd=self.cwd,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, code: int = 0) -> str:
+        process = self.start()
+        output, _ = process.communicate(timeout=1800)
+        assert process.returncode == code, output
+        return output
+
+    def kill_when(self, done: Callable[[], bool]) -> None:
+        """Start the command and SIGKILL its driver once something is true."""
+        process = self.start()
+        try:
+            end = time.time() + 900
+            while not done():
+                assert process.poll() is None and time.time() < end, "it ended too early"
+                time.sleep(0.05)
+        finally:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _untimed(results: dict[str, Any]) -> dict[str, Any]:
+    kept = ("accuracy", "validation", "images", "steps", "flops")
+    return {row: {key: entry[key] for key in kept} for row, entry in results.items()}
+
+
+@pytest.fixture
+def swept(tmp_path: Path) -> Callable[..., Swept]:
+    def make(**changes: Any) -> Swept:
+        file = {
+            "preset": "tiny.yaml",
+            "row": "random",
+            "baselines": [],
+            "seeds": [0],
+            "space": {"select.ratio": [0.1, 0.2]},
+        }
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        (folder / "tiny.yaml").write_text(PRESET)
+        (folder / "sweep.yaml").write_text(yaml.safe_dump({**file, **changes}))
+        return Swept(folder)
+
+    return make
+
+
+@pytest.mark.ray
+def test_a_grid_ends_with_its_table_and_the_same_command_does_nothing(
+    swept: Callable[..., Swept],
+) -> None:
+    sweep = swept(baselines=["full"])
+    output = sweep.run()
+    assert "2 of 2 have ended" in output and "MLflow: http://127.0.0.1:" in output
+    first, second = sweep.trials
+    assert {first["status"], second["status"]} == {"finished"}
+    assert (
+        first["results"]["random"]["images"] == 40 and second["results"]["random"]["images"] == 80
+    )
+    assert first["results"]["full"]["accuracy"] == second["results"]["full"]["accuracy"]
+    sharing = sweep.content["sharing"]
+    assert (sharing["synth"]["artefacts"], sharing["synth"]["references"]) == (1, 2)
+    assert (sharing["train"]["artefacts"], sharing["train"]["references"]) == (3, 4)
+    for trial in (first, second):
+        names = {path.name for path in (sweep.cwd / "runs/sweep" / trial["name"]).iterdir()}
+        assert {"run.json", "results.json", "report.html", "run.log"} <= names
+    store = sweep.cwd / "store"
+    assert list((store / "ray-train").iterdir()) == [], "what groups wrote is removed"
+    assert [p for p in (store / RAY_TUNE).iterdir() if p.is_dir()] == []
+    before, since = sweep.trials, time.perf_counter()
+    output = sweep.run()
+    assert sweep.trials == before and "started" not in output
+    assert time.perf_counter() - since < 60
+
+
+@pytest.mark.slow
+def test_a_failing_trial_leaves_the_others_alone_and_a_diverging_one_is_marked(
+    swept: Callable[..., Swept],
+) -> None:
+    sweep = swept(space={"train.lr": [1.0e30, 0.1]})
+    output = sweep.run()
+    assert [t["status"] for t in sweep.trials] == ["diverged", "finished"]
+    assert "NaN or infinite" in sweep.trials[0]["cause"]
+    before = sweep.trials
+    assert "diverged" in output and sweep.run() and sweep.trials == before
+
+
+@pytest.mark.slow
+def test_early_stopping_stops_settings_and_changes_no_bit_of_the_others(
+    swept: Callable[..., Swept],
+) -> None:
+    space = {"train.lr": [0.1, 1.0e-7], "objective.beta": [1.0]}
+    plain = swept(space={**space, "train.lr": [0.1]}, seeds=[0, 1])
+    plain.run()
+    sweep = swept(space=space, seeds=[0, 1], stopping={"asha": {"grace": 10, "reduction": 2}})
+    sweep.run()
+    good, bad = sweep.trials
+    assert [step for step, _ in good["reports"]] == [10, 20, 40]
+    assert good["status"] == "finished" and sweep.outcomes[0][2] == plain.outcomes[0][2]
+    assert (bad["status"], bad["step"], bad["results"]) == ("stopped", 10, None)
+    before = sweep.trials
+    sweep.run()
+    assert sweep.trials == before, "what was stopped is not run again"
+
+
+@pytest.mark.slow
+def test_killed_three_times_it_ends_with_the_same_table(swept: Callable[..., Swept]) -> None:
+    space = {"select.ratio": [0.1, 0.2, 0.3]}
+    whole, killed = swept(space=space), swept(space=space)
+    whole.run()
+    store = killed.cwd / "store"
+
+    def statuses() -> list[str]:
+        path = killed.cwd / "runs/sweep/sweep.json"
+        return (
+            [t["status"] for t in json.loads(path.read_text())["trials"]] if path.exists() else []
+        )
+
+    killed.kill_when(lambda: any(store.glob("select/*/stage.json")))
+    killed.kill_when(lambda: any(store.glob("train/*/state/*.pt")))
+    killed.kill_when(lambda: "finished" in statuses() and statuses().count("running") == 1)
+    finished = [t for t in killed.trials if t["status"] == "finished"]
+    killed.run()
+    assert killed.outcomes == whole.outcomes
+    for trial in finished:
+        assert trial in killed.trials, "it keeps its result, its seconds too"
