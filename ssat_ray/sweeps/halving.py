@@ -17,8 +17,9 @@ Decide = Callable[[Any, int, bool], None]
 class Halving(ASHAScheduler):
     """Ray Tune's asynchronous successive halving over given rungs.
 
-    Ray Tune ends a trial by killing its process. Ray Train's worker group then keeps its CPUs reserved where no dashboard
-    runs, as on a local Ray. So nothing is killed: the decision is told to `decide`, and the trial ends by itself.
+    Ray Tune ends a trial by killing its process. The CPUs that Ray Train has reserved for the trial's worker group can then stay
+    reserved as long as the session lasts (seen with Ray 2.60), and the next trial waits for them for ever. So nothing is
+    killed: the decision is told to `decide`, and the trial ends by itself.
 
     Args:
         rungs: steps, each `reduction` times the one before.

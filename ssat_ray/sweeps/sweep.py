@@ -33,7 +33,7 @@ from ssat_ray.sweeps.space import Point, Space
 from ssat_ray.sweeps.trial import CAUSE, STATUS, STEP, VALUE, Order, rungs_of, trainable
 from ssat_ray.training.schedule import rule_of
 
-LOG = "sweep.log"
+LOG, EXPERIMENT = "sweep.log", "tune"
 LAST = ("train", "evaluate", "report")
 """Stages of the trials; all before them are shared work, done first where the points are known."""
 TUNE = {
@@ -105,6 +105,7 @@ def _alone(folder: Path, store: Store) -> Iterator[Path]:
     if not lease.acquire():
         raise UserError(f"another process runs the sweep in {folder}; wait for it, or stop it.")
     try:
+        shutil.rmtree(scratch / EXPERIMENT, ignore_errors=True)  # of a command that was killed
         yield scratch
     finally:
         lease.release()
@@ -301,7 +302,7 @@ def _tune(trials: _Trials, scratch: Path, left: int) -> None:
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
-            name="tune",
+            name=EXPERIMENT,
             storage_path=str(scratch),
             verbose=0,
             callbacks=[trials],
