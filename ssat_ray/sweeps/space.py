@@ -198,12 +198,14 @@ class Space:
         given = dict(map(parse_override, overrides))
         for source, keys in (("set", sweep.fixed), ("--set", given)):
             for key in keys:
-                self._refuse(f"{source}: {key}", key, ("",))
+                self._check_key(f"{source}: {key}", key)
                 if key in sweep.space:
                     raise UserError(f"{source}: {key} is in space, which gives it its values.")
         for key in sweep.space:
+            if key.startswith("runtime."):
+                raise UserError(f"space: {key} changes no result; put it into set.")
             if key != ROW:
-                self._refuse(f"space: {key}", key, ("runtime.",))
+                self._check_key(f"space: {key}", key)
         self.fixed = {**sweep.fixed, **given}
         known = sweep.search != "bayesian"
         self.points = [self.point(settings) for settings in points(sweep)] if known else []
@@ -213,8 +215,8 @@ class Space:
         """Whose section `runtime` is that of all."""
 
     @staticmethod
-    def _refuse(where: str, key: str, sections: tuple[str, ...]) -> None:
-        """UserError for a key that there is not, that the sweep decides, or that changes no result."""
+    def _check_key(where: str, key: str) -> None:
+        """UserError for a key that there is not, or that the sweep file itself decides."""
         known = [*_leaves(), ROW]
         if key not in known and not key.startswith("train.none_recipes."):
             found = ALSO_CALLED.get(key)
@@ -222,8 +224,6 @@ class Space:
             raise UserError(f"{where}: there is no such key{near}.")
         if key in OWN:
             raise UserError(f"{where} cannot be set in a sweep: {OWN[key]}.")
-        if any(section and key.startswith(section) for section in sections):
-            raise UserError(f"{where} changes no result, so it cannot be swept; put it into set.")
 
     def _corners(self) -> Iterator[dict[str, Any]]:
         """Points that stand for all: ends of ranges with all choices, some of them where there are many."""
