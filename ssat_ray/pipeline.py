@@ -225,7 +225,7 @@ def run(
 
 
 def run_in_session(
-    config: Config, plan: Plan, folder: Path, watcher: Watcher, rungs: Rungs | None = None
+    config: Config, plan: Plan, folder: Place, watcher: Watcher, rungs: Rungs | None = None
 ) -> dict[str, Any]:
     """The same for a comparison in a Ray session that has a board; memory is not watched, nothing is tracked.
 
@@ -242,7 +242,7 @@ def run_in_session(
     assert plan.report is not None
     store = Store(config.runtime.store)
     write_run(config, plan, folder)
-    context = StageContext(store, config.runtime, folder / "run.log", rungs)
+    context = StageContext(store, config.runtime, rungs)
     missing = [job for job in plan.unique if store.record(job) is None]
     watcher.planned(plan.unique, missing)
     pool.follow(plan.unique, store)

@@ -11,6 +11,7 @@ import typer
 
 from ssat_ray.errors import RunFailed, UserError
 from ssat_ray.options import Overrides
+from ssat_ray.places import place
 from ssat_ray.start import check_inputs, check_name, json_line, stamped
 from ssat_ray.sweeps.space import read_sweep
 
@@ -28,7 +29,12 @@ def sweep(
     space = read_sweep(file, overrides or [])
     own = check_name(file.stem) if name is None else check_name(name)
     runtime = space.base.runtime
-    folder = Path(runtime.runs).absolute() / own
+    runs = place(runtime.runs)
+    if not isinstance(runs, Path):
+        raise UserError(
+            f"runtime.runs={runtime.runs}: a sweep keeps its trials in a folder; its store may be in a bucket."
+        )
+    folder = runs / own
     check_inputs(space.base)
     if (folder / "run.json").exists():
         raise UserError(

@@ -395,11 +395,11 @@ def test_gc_keeps_what_a_sweeps_trials_name_and_the_folder_of_a_sweep_at_work(
     _write_lease(at_work / "lease.json", owner="other")
     left.mkdir()
     _age(scratch, at_work, left)
-    assert store.collect_garbage(runs)[0] == [orphan]
+    assert collect_garbage(store, runs)[0] == [orphan]
     assert named.exists() and at_work.exists() and not scratch.exists()
     (at_work / "lease.json").unlink()
     _age(at_work)
-    assert set(store.collect_garbage(runs)[0]) == {at_work, left}
+    assert set(collect_garbage(store, runs)[0]) == {at_work, left}
 
 
 def test_gc_min_age_decides_what_is_young(tmp_path: Path) -> None:

@@ -13,9 +13,11 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from ssat_ray.leases import file_lock
+from ssat_ray.places import write_atomic
 from ssat_ray.plan import build_plan
 from ssat_ray.stages.report import REPORT, RESULTS, read_results
-from ssat_ray.store import Store, file_lock, write_atomic
+from ssat_ray.store import Store
 from ssat_ray.sweeps.record import ENDED, FAILED, FILE, FINISHED, Record, Trial
 from ssat_ray.sweeps.server import Server
 from ssat_ray.sweeps.show import Lines
@@ -29,6 +31,7 @@ from ssat_ray.tracking import (
     check,
     flatten,
     reason,
+    tracking_uri,
     version_tags,
 )
 
@@ -66,9 +69,11 @@ class Log:
         self._thread.start()
 
     def check(self) -> None:
-        """Before any work: UserError if the configured server does not answer."""
+        """Before any work: UserError if the configured server does not answer, or the store can hold no database."""
         if self.uri is not None:
             check(self.uri, self.store)
+        else:
+            tracking_uri(None, self.store)
 
     def add(self, trial: Trial) -> None:
         """A trial that has ended; one that is logged already is not logged again."""
@@ -129,9 +134,10 @@ class Log:
             return self._tracker
         uri = self.uri
         if uri is None:
-            with file_lock(self.store.root / ".mlflow.lock"):  # it may have to make the database
+            root = self.store.root
+            assert isinstance(root, Path), "checked before any work"
+            with file_lock(root / ".mlflow.lock"):  # it may have to make the database
                 if self._server is None:
-                    root = self.store.root
                     log = self.folder / "mlflow.log"
                     self._server = Server(root / DATABASE, root / ARTIFACTS, log)
                     self.lines.say("tracking", f"MLflow: {self._server.uri}", uri=self._server.uri)

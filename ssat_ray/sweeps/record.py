@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ssat_ray.errors import UserError
+from ssat_ray.places import write_atomic
 from ssat_ray.provenance import git_commit, machine
 from ssat_ray.stages.report import RESULTS, read_results
-from ssat_ray.store import write_atomic
 from ssat_ray.sweeps.space import Point, Space
 
 FILE, SCHEMA = "sweep.json", 1

@@ -20,11 +20,14 @@ from ssat_ray import pipeline, runtime
 from ssat_ray.board import start_board
 from ssat_ray.config import Config, RuntimeConfig
 from ssat_ray.errors import RunFailed, UserError
+from ssat_ray.leases import LEASE, FileLease
 from ssat_ray.memory import MemoryWatch
+from ssat_ray.places import cache_of
 from ssat_ray.plan import Plan, build_plan
+from ssat_ray.run_folder import MEMORY
 from ssat_ray.stages import pool
 from ssat_ray.stages.base import StageContext
-from ssat_ray.store import LEASE, RAY_TUNE, Lease, Store
+from ssat_ray.store import RAY_TUNE, Store
 from ssat_ray.sweeps.halving import Halving
 from ssat_ray.sweeps.log import Log
 from ssat_ray.sweeps.record import ENDED, FAILED, STOPPED, Record, Trial
@@ -70,17 +73,17 @@ def run(space: Space, folder: Path, lines: Lines, log: Log) -> Record:
             due = {point.name: plans[point.name] for point in record.due}
             for name, plan in due.items():
                 pipeline.write_run(record.points[name].config, plan, folder / name)
-            examine(record, due or {"": build_plan(base)}, folder, lines)
+            examine(record, due or {"": build_plan(base)}, lines)
             lines.connecting()
             with (
-                MemoryWatch(folder / pipeline.MEMORY) as memory,
+                MemoryWatch(folder / MEMORY) as memory,
                 runtime.ray_session(base.runtime),
             ):
                 board = start_board()
                 lines.connected(board)
                 try:
                     memory.stage = "shared stages"
-                    prepare(base, list(due.values()), folder, lines)
+                    prepare(base, list(due.values()), lines)
                     memory.stage = "trials"
                     _tune(_Trials(record, plans, board, store, lines, log), scratch, left)
                 finally:
@@ -100,8 +103,9 @@ def _alone(folder: Path, store: Store) -> Iterator[Path]:
         UserError: a live process has it.
     """
     key = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
-    scratch = store.root / RAY_TUNE / f"{folder.name}-{key}"
-    lease = Lease(scratch / LEASE)
+    root = store.root if isinstance(store.root, Path) else cache_of(store.root)
+    scratch = root / RAY_TUNE / f"{folder.name}-{key}"
+    lease = FileLease(scratch / LEASE)
     if not lease.acquire():
         raise UserError(f"another process runs the sweep in {folder}; wait for it, or stop it.")
     try:
@@ -112,7 +116,7 @@ def _alone(folder: Path, store: Store) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def examine(record: Record, plans: dict[str, Plan], folder: Path, lines: Lines) -> None:
+def examine(record: Record, plans: dict[str, Plan], lines: Lines) -> None:
     """Read the input, and look for what only the data shows to be wrong with a point. Needs no Ray.
 
     Raises:
@@ -123,14 +127,14 @@ def examine(record: Record, plans: dict[str, Plan], folder: Path, lines: Lines) 
     jobs = {job.digest: job for plan in plans.values() for job in plan.unique}
     missing = [job for job in jobs.values() if store.record(job) is None]
     pool.follow(list(jobs.values()), store)
-    context = StageContext(store, base.runtime, folder / LOG)
+    context = StageContext(store, base.runtime)
     pipeline.execute([job for job in missing if job.stage in pipeline.ON_DRIVER], context, lines)
     for name, plan in plans.items():
         point = record.points.get(name)
         pipeline.preflight(point.config if point else base, plan, store)
 
 
-def prepare(base: Config, plans: list[Plan], folder: Path, lines: Lines) -> None:
+def prepare(base: Config, plans: list[Plan], lines: Lines) -> None:
     """Compute what comes before training for all trials at once: few starts of actors for many jobs.
 
     A failure is left to the trials that need what failed.
@@ -141,7 +145,7 @@ def prepare(base: Config, plans: list[Plan], folder: Path, lines: Lines) -> None
     missing = [job for job in shared if store.record(job) is None]
     lines.planned(shared, missing)
     try:
-        pipeline.execute(missing, StageContext(store, base.runtime, folder / LOG), lines)
+        pipeline.execute(missing, StageContext(store, base.runtime), lines)
     except (RunFailed, UserError) as error:
         traceback.print_exc()
         text = f"shared stages: {error} Trials that need it will fail, the others go on."

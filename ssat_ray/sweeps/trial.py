@@ -18,6 +18,7 @@ from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ssat_ray.errors import Diverged, RunFailed, Stopped, UserError
+from ssat_ray.places import Place
 from ssat_ray.store import Store
 from ssat_ray.sweeps.space import Point
 
@@ -47,7 +48,7 @@ class Order:
     folder: Path
     cwd: Path
     rungs: tuple[int, ...] = ()
-    trained: dict[str, Path] | None = None
+    trained: dict[str, Place] | None = None
 
 
 @ray.remote(num_cpus=0)
