@@ -116,7 +116,7 @@ def _checked(
     overrides, name = parsed["overrides"] or [], parsed.get("name")
     if command == "sweep":
         space = read_sweep(parsed["file"], overrides)
-        files = [parsed["file"], *(path for path in [Path(space.preset)] if _is_yaml(path))]
+        files = [path for path in (parsed["file"], Path(space.preset)) if _is_yaml(path)]
         return space.base, name or parsed["file"].stem, files
     config = load_config(parsed["preset"], overrides)
     preset = Path(parsed["preset"])

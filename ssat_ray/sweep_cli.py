@@ -17,7 +17,7 @@ from ssat_ray.sweeps.space import read_sweep
 
 
 def sweep(
-    file: Annotated[Path, typer.Argument(help="sweep file (YAML): docs/sweeps.md")],
+    file: Annotated[Path, typer.Argument(help="sweep file (YAML, docs/sweeps.md), or digits-grid")],
     overrides: Overrides = None,
     name: Annotated[str | None, typer.Option(help="sweep's name; default: the file's")] = None,
 ) -> None:

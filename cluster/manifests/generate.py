@@ -17,7 +17,7 @@ HOME = "/opt/ssat"
 CONFIG, SWEEP = "/etc/ssat/run.yaml", "/etc/ssat/sweep.yaml"
 """Where the ConfigMap `ssat-run` is mounted: the configuration of all jobs, and what `sweep` does with it."""
 PRESET = "digits"
-SWEEP_FILE = Path("sweeps/digits.yaml")
+SWEEP_FILE = Path("ssat_ray/presets/sweeps/digits-grid.yaml")
 SWEEP_NAME = "digits-sweep"
 OVERLAYS = ("cpu", "gpu", "queue")
 SCRIPTS = {

@@ -10,6 +10,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
@@ -261,12 +262,22 @@ class Space:
         return resolve(copy.deepcopy(self._tree), settings=copy.deepcopy(settings))
 
 
+def sweep_file(given: Path) -> Path:
+    """The file that a person means: a path, or the name of a sweep that comes with the package."""
+    known = resources.files("ssat_ray") / "presets" / "sweeps" / f"{given}.yaml"
+    return given if given.suffix or given.is_file() or not known.is_file() else Path(str(known))
+
+
 def read_sweep(path: Path, overrides: Iterable[str] = ()) -> Space:
     """A sweep file, checked down to every point.
+
+    Args:
+        path: or the name of a sweep that comes with the package.
 
     Raises:
         UserError: it cannot be read, or something in it is not allowed; the message says what is.
     """
+    path = sweep_file(path)
     try:
         tree = read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from ssat_ray.errors import UserError
 from ssat_ray.sweeps.space import Axis, Space, points, read_sweep
 
-ROOT = Path(__file__).resolve().parents[2]
 GRID: dict[str, Any] = {
     "preset": "digits",
     "row": "lcs-km",
@@ -46,8 +45,8 @@ def test_a_grid_has_every_combination_in_the_order_of_the_file(read: Any) -> Non
     assert (first.config.cluster.k, first.config.select.ratio) == (5, 0.1)
 
 
-def test_the_repositorys_sweep_is_the_one_of_the_documents() -> None:
-    space = read_sweep(ROOT / "sweeps/digits.yaml")
+def test_the_packages_sweep_is_the_one_of_the_documents() -> None:
+    space = read_sweep(Path("digits-grid"))
     assert len(space.points) == 20 and len(space.sweep.seeds) == 2
 
 
