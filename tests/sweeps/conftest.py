@@ -73,6 +73,7 @@ def _result(row: str, pgd: float) -> dict[str, Any]:
         "high": pgd + 2,
         "by_seed": [pgd - 1, pgd + 1],
         "seeds": SEEDS,
+        "name": "PGD-40",
     }
     difference = {"mean": 1.0, "low": -1.0, "high": 3.0, "paired": True}
     return {
@@ -84,7 +85,8 @@ def _result(row: str, pgd: float) -> dict[str, Any]:
         "differences": {} if row == "full" else {"full": difference},
         "seconds": {"train": 5.0, "total": 7.0},
         "seconds_train": [5.0, 5.0],
-        "steps": {"total": [100, 120]},
+        "steps": {"total": [100, 120], "hit_max_steps": [False, True]},
+        "world_size": [2, 2],
         "validation": [60.0, 62.0],
         "flops": 1e9,
         "peak_memory_bytes": {"train": 10, "max": 20},
