@@ -167,6 +167,7 @@ def swept(tmp_path: Path) -> Callable[..., Swept]:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_grid_ends_with_its_table_and_the_same_command_does_nothing(
     swept: Callable[..., Swept],
 ) -> None:
