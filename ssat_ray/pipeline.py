@@ -183,7 +183,6 @@ def run(
     """
     store = Store(config.runtime.store)
     folder = RunFolder.at(config.runtime.runs, name or default_name(config))
-    folder.prepare()
     write_run(config, plan, folder.home)
     order = list(STAGES)
     wanted = plan.unique if until is None else _up_to(plan, order[: order.index(until) + 1])

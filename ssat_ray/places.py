@@ -241,7 +241,7 @@ def place(location: str | os.PathLike[str] | Remote) -> Place:
 
 def named(text: str) -> Place:
     """As `place`, but a relative path stays as it was written, for messages."""
-    return Remote(text) if "://" in text else Path(text)
+    return place(text) if "://" in text else Path(text)
 
 
 def write_atomic(path: Place, data: bytes | str) -> None:

@@ -17,6 +17,7 @@ from ssat_ray.places import (
     folder_bytes,
     local_copy,
     local_folder,
+    named,
     open_input,
     place,
     remove_tree,
@@ -137,6 +138,7 @@ def test_local_places_are_their_own_copies(tmp_path: Path) -> None:
     assert local_copy(tmp_path / "x") == tmp_path / "x" and local_folder(tmp_path) == tmp_path
     assert place(f"file://{tmp_path}/x") == tmp_path / "x"
     assert place("x") == Path.cwd() / "x"
+    assert named("x") == Path("x") and named(f"file://{tmp_path}/x") == tmp_path / "x"
 
 
 def test_connections_are_shared_and_not_pickled(s3: Any) -> None:
