@@ -113,6 +113,17 @@ def resolve(
         raise UserError(_explain(error)) from error
 
 
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key to value; an empty section stays a value."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
 def parse_override(override: str) -> tuple[str, Any]:
     """Key and value of `key=value`, of which the value is YAML; UserError if it is not of this form."""
     key, sep, value = override.partition("=")

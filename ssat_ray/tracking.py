@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ssat_ray.config import Config
 from ssat_ray.errors import UserError
 from ssat_ray.leases import file_lock
+from ssat_ray.loading import flatten
 from ssat_ray.models.files import DESCRIPTION, WEIGHTS
 from ssat_ray.places import Place, Remote, cache_of, write_atomic
 from ssat_ray.provenance import git_commit, installed, library_versions
@@ -399,14 +400,3 @@ def _report_tags(plan: Plan) -> dict[str, Any]:
 def version_tags() -> dict[str, str]:
     """Versions of the libraries, as tags."""
     return {f"version.{name}": found for name, found in library_versions().items()}
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value of a tree."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

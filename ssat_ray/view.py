@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -51,7 +52,7 @@ def quiet_output(log: Path) -> Iterator[TextIO]:
         screen.flush()
 
 
-class Follower(Watcher):
+class Follower(Watcher, ABC):
     """Polls the progress board from a thread while there is one; subclasses show what it says."""
 
     poll_seconds = POLL_SECONDS
@@ -80,12 +81,13 @@ class Follower(Watcher):
             with suppress(Exception):  # a board that is gone must not end the run
                 self._show(read_board(self._board))
 
+    @abstractmethod
     def _show(self, jobs: dict[str, dict[str, Any]]) -> None:
-        raise NotImplementedError
+        """What the jobs on the board have done so far."""
 
+    @abstractmethod
     def finished(self, outcome: Outcome, selection: list[str]) -> None:
         """Say what came out; `selection` has a line for each row that selects, if that was the goal."""
-        raise NotImplementedError
 
 
 def follower(config: Config, screen: TextIO, run: str, since: float) -> Follower:

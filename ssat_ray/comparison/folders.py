@@ -12,11 +12,11 @@ from ssat_ray.comparison.outcomes import (
     Outcome,
     Reading,
     Unfinished,
-    flatten,
     gpu_seconds,
     settings_of,
 )
 from ssat_ray.errors import UserError
+from ssat_ray.loading import flatten
 from ssat_ray.places import Place
 from ssat_ray.report import words
 from ssat_ray.store import Store

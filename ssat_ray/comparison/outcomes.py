@@ -142,17 +142,6 @@ class Reading:
         )
 
 
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key to value; an empty section stays a value."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
 def settings_of(flat: dict[str, Any]) -> dict[str, Any]:
     """The keys of a flat configuration that can make an outcome another one."""
     return {

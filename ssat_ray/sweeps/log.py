@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ssat_ray.leases import file_lock
+from ssat_ray.loading import flatten
 from ssat_ray.places import write_atomic
 from ssat_ray.plan import build_plan
 from ssat_ray.stages.report import REPORT, RESULTS, read_results
@@ -29,7 +30,6 @@ from ssat_ray.tracking import (
     QUICK,
     STATE,
     check,
-    flatten,
     reason,
     tracking_uri,
     version_tags,

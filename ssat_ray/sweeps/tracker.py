@@ -9,12 +9,12 @@ from typing import Any
 from mlflow.entities import Metric
 
 from ssat_ray.config import Config
+from ssat_ray.loading import flatten
 from ssat_ray.plan import Plan
 from ssat_ray.tracking import (
     Tracker,
     digest_tags,
     final_metrics,
-    flatten,
     jobs_of,
     version_tags,
 )

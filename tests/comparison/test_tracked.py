@@ -15,10 +15,11 @@ from mlflow.entities import Metric, Param
 from ssat_ray import tracking
 from ssat_ray.comparison.analysis import Question, analyse
 from ssat_ray.comparison.folders import read_run
-from ssat_ray.comparison.outcomes import VALIDATION, Outcome, flatten, merged
+from ssat_ray.comparison.outcomes import VALIDATION, Outcome, merged
 from ssat_ray.comparison.sources import read_sources
 from ssat_ray.comparison.tracked import read_tracked, value_of
 from ssat_ray.errors import UserError
+from ssat_ray.loading import flatten
 from ssat_ray.plan import build_plan
 from ssat_ray.store import Store
 
