@@ -124,7 +124,9 @@ def load_pipeline(folder: Path) -> tuple[UNet2DModel, DDPMScheduler]:
                 f"{folder}: its scheduler is {schedule}, which is no DDPM's: {', '.join(SCHEDULERS)} are."
             )
         # without its own unpickler: diffusers reads .bin files with weights_only
-        return UNet2DModel.from_pretrained(unet), DDPMScheduler.from_pretrained(scheduler)
+        model, loaded = UNet2DModel.from_pretrained(unet, output_loading_info=True)
+        _check_keys(folder, loaded)
+        return model, DDPMScheduler.from_pretrained(scheduler)
     except FileNotFoundError as error:
         raise UserError(
             f"{folder} is no diffusers pipeline: it has neither unet/config.json nor config.json."
@@ -132,6 +134,18 @@ def load_pipeline(folder: Path) -> tuple[UNet2DModel, DDPMScheduler]:
     except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{folder} cannot be loaded as a diffusers pipeline: {reason}") from error
+
+
+def _check_keys(folder: Path, loaded: dict[str, list[str]]) -> None:
+    """UserError unless every weight came from the file: diffusers would leave the others random."""
+    for what, why in (("missing", "lack"), ("unexpected", "have besides")):
+        keys = sorted(loaded[f"{what}_keys"])
+        if keys:
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            raise UserError(
+                f"{folder}: its weights are not those of its config.json: they {why} "
+                f"{', '.join(keys[:3])}{more}."
+            )
 
 
 def check_ddpm(

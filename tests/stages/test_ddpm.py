@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
+from safetensors.torch import load_file, save_file
 
 from ssat_ray.config import RuntimeConfig
-from ssat_ray.diffusion.files import load_ddpm, pipeline_digest
+from ssat_ray.diffusion.files import load_ddpm, load_pipeline, pipeline_digest
 from ssat_ray.diffusion.sampling import initial_noise, sample
 from ssat_ray.errors import UserError
 from ssat_ray.loading import load_config
@@ -79,6 +80,21 @@ def test_both_layouts_are_taken_and_sampled(tmp_path: Path, layout: str) -> None
     assert images.shape == (5, 1, 8, 8) and images.dtype == torch.uint8
 
 
+def test_the_names_of_the_first_ddpms_of_the_hub_are_taken(tmp_path: Path) -> None:
+    folder = save(tmp_path / "theirs", make_unet(), "top")
+    old = {"to_q.": "query.", "to_k.": "key.", "to_v.": "value.", "to_out.0.": "proj_attn."}
+
+    def before(name: str) -> str:
+        for new, former in old.items():
+            name = name.replace(new, former)
+        return name
+
+    _rewrite(folder, lambda weights: {before(name): w for name, w in weights.items()})
+    unet, _ = load_pipeline(folder)
+    for name, weight in make_unet().state_dict().items():
+        assert torch.equal(unet.state_dict()[name], weight)
+
+
 def test_the_contents_decide_not_the_place(tmp_path: Path) -> None:
     folder = save(tmp_path / "a", make_unet())
     shutil.copytree(folder, tmp_path / "b")
@@ -106,6 +122,26 @@ def _cut(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
 
 
+def _rewrite(folder: Path, change: Callable[[dict], dict]) -> None:
+    path = next(folder.rglob("*.safetensors"))
+    before = load_file(path)
+    after = change(before)
+    assert set(after) != set(before)
+    save_file(after, path)
+
+
+def _lacking(folder: Path) -> None:
+    _rewrite(folder, lambda weights: {n: w for n, w in weights.items() if n != "conv_in.bias"})
+
+
+def _another(folder: Path) -> None:
+    _rewrite(folder, lambda weights: weights | {"conv_in.scale": torch.ones(1)})
+
+
+def _wrapped(folder: Path) -> None:
+    _rewrite(folder, lambda weights: {f"module.{name}": w for name, w in weights.items()})
+
+
 def _no_scheduler(folder: Path) -> None:
     shutil.rmtree(folder / "scheduler")
 
@@ -127,6 +163,9 @@ def _empty(folder: Path) -> None:
     [
         (_wrong_class, "its model is UNet2DConditionModel"),
         (_cut, "cannot be loaded as a diffusers pipeline"),
+        (_lacking, "they lack conv_in.bias."),
+        (_another, "they have besides conv_in.scale."),
+        (_wrapped, r"they lack conv_in.bias, .* and \d+ more"),
         (_other_scheduler, "its scheduler is ScoreSdeVeScheduler, which is no DDPM's"),
         (_no_scheduler, "it has no scheduler_config.json"),
         (_empty, "is no diffusers pipeline"),
