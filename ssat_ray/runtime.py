@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import gc
 import logging
+import math
 import os
 import tempfile
 import threading
@@ -13,7 +14,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import ray
@@ -141,25 +142,39 @@ def process_pss() -> int:
 
 
 class Meter:
-    """Wall seconds, and PSS of this process at the start and at its peak, of a `with` block."""
+    """Wall seconds, and PSS of this process at the start and at its peak, of a `with` block.
 
-    def __init__(self, interval: float = 1.0) -> None:
+    Args:
+        interval: seconds between two readings.
+        fresh: whether the start and the end have readings of their own. A reading takes 15 ms of a process
+            of 1 GB, so where block follows on block one that is younger than the interval will do.
+    """
+
+    _latest: ClassVar[tuple[float, int]] = (-math.inf, 0)
+    """Time and bytes of this process' last reading."""
+
+    def __init__(self, interval: float = 1.0, *, fresh: bool = True) -> None:
         self.seconds = 0.0
         self.peak_pss = 0
         self.baseline_pss = 0
         self._interval = interval
+        self._fresh = fresh
 
     def __enter__(self) -> Meter:
         self._stop = threading.Event()
         self._start = time.perf_counter()
-        self._sample()
+        self._sample(self._fresh)
         self.baseline_pss = self.peak_pss
         self._thread = threading.Thread(target=self._watch, name="memory-meter", daemon=True)
         self._thread.start()
         return self
 
-    def _sample(self) -> None:
-        self.peak_pss = max(self.peak_pss, process_pss())
+    def _sample(self, fresh: bool = True) -> None:
+        then, found = Meter._latest
+        if fresh or time.monotonic() - then > self._interval:
+            found = process_pss()
+            Meter._latest = time.monotonic(), found
+        self.peak_pss = max(self.peak_pss, found)
 
     def _watch(self) -> None:
         while not self._stop.wait(self._interval):
@@ -169,4 +184,4 @@ class Meter:
         self.seconds = time.perf_counter() - self._start
         self._stop.set()
         self._thread.join()
-        self._sample()
+        self._sample(self._fresh)

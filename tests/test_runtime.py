@@ -28,6 +28,26 @@ def test_meter_sees_time_and_memory() -> None:
     assert after.peak_pss - before.peak_pss > 0.8 * block.nbytes
 
 
+def test_short_blocks_share_a_reading_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    readings = []
+
+    def count() -> int:
+        readings.append(len(readings))
+        return 1000 + len(readings)
+
+    monkeypatch.setattr(runtime, "process_pss", count)
+    monkeypatch.setattr(Meter, "_latest", (0.0, 7))
+    peaks = []
+    for _ in range(20):
+        with Meter(interval=30, fresh=False) as meter:
+            pass
+        peaks.append(meter.peak_pss)
+    assert peaks == 20 * [1001] and len(readings) == 1
+    with Meter(interval=30) as meter:
+        pass
+    assert (meter.baseline_pss, meter.peak_pss) == (1002, 1003)
+
+
 def test_use_threads() -> None:
     found = torch.get_num_threads()
     use_threads(1)

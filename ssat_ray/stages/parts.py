@@ -66,7 +66,7 @@ class PartActor:
             task = self.tasks[index]
             if not _missing_part(task, part):
                 continue  # its actor died after the note, before Ray Data heard of it
-            with Meter() as meter:
+            with Meter(fresh=False) as meter:
                 note = self.process(task, part)
             note |= {"seconds": meter.seconds, "peak_pss_bytes": meter.peak_pss, "pid": os.getpid()}
             write_atomic(task.folder / NOTES / _note(part), json.dumps(note))
