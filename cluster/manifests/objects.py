@@ -84,6 +84,16 @@ def _pod(
     return Pod(where, labels, template["spec"], group)
 
 
+def matches(wanted: dict[str, str], labels: dict[str, str]) -> bool:
+    """Whether labels have all that a selector wants."""
+    return wanted.items() <= labels.items()
+
+
+def selected(wanted: dict[str, str], pods: list[Pod]) -> list[Pod]:
+    """The pods whose labels have all that a selector wants."""
+    return [pod for pod in pods if matches(wanted, pod.labels)]
+
+
 def quantity(text: object) -> Decimal:
     """A resource quantity, such as 500m or 4Gi, in cores, bytes or pieces.
 

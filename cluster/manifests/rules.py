@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from cluster.manifests import pods, wiring
+from cluster.manifests import pods, policies, wiring
 from cluster.manifests.objects import (
     Object,
     cluster_of,
@@ -25,7 +25,7 @@ MODES = ("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode")
 START_RESOURCES = ("num-cpus", "num-gpus", "memory", "resources")
 FIRST_WITH_TOKENS = (2, 52)
 _DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
-_RAY_TAG = re.compile(r":[\w.]+-ray(\d+\.\d+\.\d+)-\w+$")
+_RAY_TAG = re.compile(r":[\w.]+-ray(\d+\.\d+\.\d+)-(cpu|gpu)$")
 _ENTRYPOINT = re.compile(r"python /opt/ssat/jobs/([\w-]+)\.py (\S+) --name (\S+)")
 
 
@@ -159,9 +159,22 @@ def ray_version(one: Object, world: World) -> Iterator[str]:
         for container in pod.containers:
             found = _RAY_TAG.search(container["image"])
             if found is None:
-                yield f"{pod.where}: {container['image']} does not end in -ray<version>-<target>"
+                yield f"{pod.where}: {container['image']} does not end in -ray<version>-cpu or -gpu"
             elif found[1] != (cluster or {}).get("rayVersion", world.ray):
                 yield f"{pod.where}: {container['image']} has another Ray than rayVersion"
+
+
+def image_target(one: Object, world: World) -> Iterator[str]:
+    """All images are of the target that the configuration needs: the guide brings no other one to the nodes."""
+    config = _runtime(world)
+    if config is None:
+        return
+    wanted = "gpu" if config.gpus_per_worker or config.gpus_per_actor else "cpu"
+    for pod in pods_of(one):
+        for container in pod.containers:
+            found = _RAY_TAG.search(container["image"])
+            if found is not None and found[2] != wanted:
+                yield f"{pod.where}: {container['image']} is not of the target {wanted}, as run.yaml needs"
 
 
 def entrypoint(one: Object, world: World) -> Iterator[str]:
@@ -238,6 +251,7 @@ RULES: dict[str, Rule] = {
     "idle-head": idle_head,
     "token": token,
     "ray-version": ray_version,
+    "image-target": image_target,
     "entrypoint": entrypoint,
     "capacity": capacity,
     "shared-folders": shared_folders,
@@ -250,7 +264,8 @@ RULES: dict[str, Rule] = {
     "selector": wiring.selector,
     "reference": wiring.reference,
     "ports": wiring.ports,
-    "exposed": wiring.exposed,
+    "exposed": policies.exposed,
+    "reachable": policies.reachable,
     "mlflow-host": wiring.mlflow_host,
     "queue": wiring.queue,
 }

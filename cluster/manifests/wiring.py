@@ -11,9 +11,11 @@ from cluster.manifests.objects import (
     Object,
     Pod,
     cluster_of,
+    matches,
     pods_of,
     quantity,
     requests_of,
+    selected,
 )
 from cluster.manifests.render import World
 
@@ -21,8 +23,6 @@ QUEUE = "kueue.x-k8s.io/queue-name"
 HEAD_SERVICE = {"ray.io/node-type": "head"}
 """Labels of the service that KubeRay makes for a head, as far as they are the same for every cluster."""
 TOKEN_KEY = "auth_token"
-OPEN_PORTS = {8265, 8080, 44217, 44227, 5000}
-"""Dashboard and job API, metrics of nodes, autoscaler and dashboard, MLflow."""
 
 
 def selector(one: Object, world: World) -> Iterator[str]:
@@ -31,19 +31,19 @@ def selector(one: Object, world: World) -> Iterator[str]:
     every = list(chain.from_iterable(pods_of(other) for other in world.objects))
     if kind == "Deployment":
         wanted, own = spec["selector"]["matchLabels"], next(pods_of(one)).labels
-        if not _matches(wanted, own):
+        if not matches(wanted, own):
             yield f"selector {wanted} is not among the template's labels {own}"
-    elif kind == "Service" and not _select(spec["selector"], every):
+    elif kind == "Service" and not selected(spec["selector"], every):
         yield f"selector {spec['selector']} matches no pod"
-    elif kind == "PodMonitor" and not _select(spec["selector"]["matchLabels"], every):
+    elif kind == "PodMonitor" and not selected(spec["selector"]["matchLabels"], every):
         yield f"selector {spec['selector']['matchLabels']} matches no pod"
-    elif kind == "ServiceMonitor" and not _matches(spec["selector"]["matchLabels"], HEAD_SERVICE):
+    elif kind == "ServiceMonitor" and not matches(spec["selector"]["matchLabels"], HEAD_SERVICE):
         yield f"selector {spec['selector']['matchLabels']} matches no service of KubeRay"
     elif kind == "NetworkPolicy":
         peers = chain.from_iterable(rule.get("from", []) for rule in spec.get("ingress", []))
         near = [peer["podSelector"] for peer in peers if "namespaceSelector" not in peer]
         for chosen in [spec["podSelector"], *near]:
-            if not _select(chosen["matchLabels"], every):
+            if not selected(chosen["matchLabels"], every):
                 yield f"podSelector {chosen['matchLabels']} matches no pod"
 
 
@@ -67,15 +67,15 @@ def ports(one: Object, world: World) -> Iterator[str]:
     every = list(chain.from_iterable(pods_of(other) for other in world.objects))
     if kind == "Service":
         named = {port.get("targetPort", port["port"]) for port in spec["ports"]}
-        behind = _select(spec["selector"], every)
+        behind = selected(spec["selector"], every)
     elif kind in ("PodMonitor", "ServiceMonitor"):
         endpoints = spec.get("podMetricsEndpoints", spec.get("endpoints", []))
         named = {endpoint["port"] for endpoint in endpoints}
-        behind = _select(spec["selector"]["matchLabels"], every)
+        behind = selected(spec["selector"]["matchLabels"], every)
     elif kind == "NetworkPolicy":
         opened = chain.from_iterable(rule.get("ports", []) for rule in spec.get("ingress", []))
         named = {port["port"] for port in opened}
-        behind = _select(spec["podSelector"]["matchLabels"], every)
+        behind = selected(spec["podSelector"]["matchLabels"], every)
     else:
         return
     declared = {
@@ -87,32 +87,6 @@ def ports(one: Object, world: World) -> Iterator[str]:
     }
     for port in sorted(named - declared, key=str):
         yield f"port {port} is no port of the pods that are selected"
-
-
-def exposed(one: Object, world: World) -> Iterator[str]:
-    """A policy covers every Ray pod; from outside Ray it lets the dashboard's and the metrics ports be reached only."""
-    policies = [other for other in world.objects if other["kind"] == "NetworkPolicy"]
-    for pod in pods_of(one):
-        covering = [
-            policy
-            for policy in policies
-            if _matches(policy["spec"]["podSelector"]["matchLabels"], pod.labels)
-            and "Ingress" in policy["spec"].get("policyTypes", [])
-        ]
-        if pod.group is not None and not covering:
-            yield f"{pod.where}: no NetworkPolicy is about this pod"
-    if one["kind"] != "NetworkPolicy":
-        return
-    own = one["spec"]["podSelector"]["matchLabels"]
-    for rule in one["spec"].get("ingress", []):
-        if not rule.get("from"):
-            yield "a rule without `from` lets everyone in"
-        inside = all(
-            peer.get("podSelector", {}).get("matchLabels") == own for peer in rule.get("from", [])
-        )
-        opened = {port.get("port") for port in rule.get("ports", [])}
-        if not inside and (not opened or not opened <= OPEN_PORTS):
-            yield f"others reach ports {sorted(opened - OPEN_PORTS, key=str) or 'of any number'}"
 
 
 def mlflow_host(one: Object, world: World) -> Iterator[str]:
@@ -213,11 +187,3 @@ def _keys(kind: str, name: str, world: World) -> frozenset[str] | None:
     owner = world.named("RayCluster", name) if kind == "Secret" else None
     # The operator makes a Secret of the cluster's name.
     return None if owner is None else frozenset({TOKEN_KEY})
-
-
-def _matches(wanted: dict[str, str], labels: dict[str, str]) -> bool:
-    return wanted.items() <= labels.items()
-
-
-def _select(wanted: dict[str, str], pods: list[Pod]) -> list[Pod]:
-    return [pod for pod in pods if _matches(wanted, pod.labels)]
