@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo results bench scale test test-slow cluster-test chaos check format install clean
+.PHONY: demo results bench scale test test-slow cluster-test chaos manifests check format install clean
 
 install: $(INSTALLED)
 
@@ -41,6 +41,9 @@ cluster-test: $(INSTALLED)  ## three hosts and one fault of each kind (root, `ip
 
 chaos: $(INSTALLED)  ## every stage with every fault; goes on where it was
 	SSAT_FAULTS=all SSAT_FAULT_FOLDER=$${SSAT_FAULT_FOLDER:-runs/faults} $(BIN)/python -m pytest -m slow tests/faults
+
+manifests: $(INSTALLED)  ## validate and mutate all manifests (kubectl; SSAT_CRDS names the folder of CRDs)
+	$(BIN)/python -m cluster.manifests docs/benchmarks/manifests.md
 
 check: $(INSTALLED)  ## lint, format, types, import rules
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,12 @@ class Mutation:
 
     def __str__(self) -> str:
         return f"{self.rule}: {self.target} {self.path}"
+
+    @property
+    def change(self) -> str:
+        """`spec.backoffLimit = "3"`, or `spec.selector is gone`."""
+        name = self.path.replace(" ", ".")
+        return f"{name} is gone" if self.value is GONE else f"{name} = {json.dumps(self.value)}"
 
     def apply(self, rendering: Rendering) -> tuple[Object, World]:
         """The changed object, and a world with it."""

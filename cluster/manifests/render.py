@@ -71,6 +71,15 @@ def kubectl() -> str | None:
     return shutil.which("kubectl")
 
 
+def kubectl_versions() -> list[str]:
+    """`Client v1.35.0` and `Kustomize v5.7.1`, for example."""
+    done = subprocess.run(
+        ["kubectl", "version", "--client"], capture_output=True, text=True, check=True
+    )
+    found = re.findall(r"^(\w+) Version: (\S+)", done.stdout, re.MULTILINE)
+    return [f"{name} {number}" for name, number in found]
+
+
 def render(folder: Path) -> tuple[Object, ...]:
     """The objects of one kustomization.
 

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.manifests import __main__ as command
+from cluster.manifests import page
 from cluster.manifests.generate import KUBERAY, OVERLAYS, RAYJOBS, ROOT, generated
+from cluster.manifests.mutations import OF_RULES, OF_SCHEMAS, Mutation
 from cluster.manifests.objects import cluster_of, quantity
+from cluster.manifests.page import mutation_table, table
+from cluster.manifests.policies import OPERATOR
 from cluster.manifests.render import Rendering, made_by_hand
 from cluster.manifests.rules import check
 from cluster.manifests.schemas import KUBERNETES, errors, strict, targets
@@ -44,12 +47,36 @@ def test_the_configuration_is_the_preset_but_for_the_runtime(overlay: str) -> No
 def test_every_object_is_valid_in_every_release(
     rendered: dict[str, Rendering], crd_folder: Path
 ) -> None:
-    lines, wrong = command.table(tuple(rendered.values()), crd_folder)
+    lines, wrong = table(tuple(rendered.values()), crd_folder)
     assert wrong == []
     rayjobs = [line for line in lines if "RayJob/" in line]
     assert len(rayjobs) == len(OVERLAYS) * len(RAYJOBS)
     for line in rayjobs:
         assert "kuberay v1.6.2: ok, kuberay v1.7.0: ok" in line
+
+
+def test_the_page_has_every_mutation_with_what_caught_it(
+    rendered: dict[str, Rendering], crd_folder: Path
+) -> None:
+    lines, missed = mutation_table(tuple(rendered.values()), crd_folder)
+    assert missed == []
+    rows = lines[2:]
+    assert len(rows) == len(OF_SCHEMAS) + len(OF_RULES) >= 30
+    (row,) = [line for line in rows if "spec.submisionMode" in line]
+    assert row.split(" | ")[2:] == ["unknown-field", "kuberay v1.6.2, kuberay v1.7.0 |"]
+    (row,) = [line for line in rows if "spec.clusterQueue" in line]
+    assert row.split(" | ")[1:3] == ['`spec.clusterQueue = "shared"`', "queue"]
+
+
+def test_a_mutation_that_nothing_finds_is_said(
+    rendered: dict[str, Rendering], crd_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harmless = Mutation(
+        "token", "gpu/jobs/pipeline", "RayJob/ssat-pipeline", "spec backoffLimit", 2
+    )
+    monkeypatch.setattr(page, "OF_RULES", [harmless])
+    lines, missed = mutation_table(tuple(rendered.values()), crd_folder)
+    assert lines[-1].endswith("| NOTHING |") and len(missed) == 1 and str(harmless) in missed[0]
 
 
 def test_every_rule_holds_without_the_schemas(rendered: dict[str, Rendering]) -> None:
@@ -136,6 +163,12 @@ def test_the_guide_needs_at_most_ten_commands_and_its_folders_exist(
     assert sum(len(block.splitlines()) for block in blocks) <= 10
     for path in re.findall(r"--kustomize cluster/kuberay/(\S+)", first + rest):
         assert path in rendered
+
+
+def test_the_operator_is_where_the_guide_installs_it() -> None:
+    (command,) = re.findall(r"^helm install .*$", GUIDE, re.MULTILINE)
+    assert f"--namespace {OPERATOR.namespace} " in command
+    assert OPERATOR.labels == {"app.kubernetes.io/name": command.split()[3]}
 
 
 def test_the_image_has_two_targets_is_not_root_and_checks_hashes() -> None:
