@@ -18,6 +18,8 @@ from cluster.manifests.policies import OPERATOR
 from cluster.manifests.render import Rendering, made_by_hand
 from cluster.manifests.rules import check
 from cluster.manifests.schemas import KUBERNETES, errors, strict, targets
+from ssat_ray.config import Config
+from ssat_ray.data.folder import Folder
 from ssat_ray.loading import load_config
 
 GUIDE = (ROOT / "docs/kubernetes.md").read_text()
@@ -154,12 +156,35 @@ def test_no_secret_is_in_the_repository_and_the_guide_makes_each() -> None:
     assert {"ssat-registry", "ssat-object-storage"} <= set(made_by_hand())
 
 
+def fenced(text: str) -> list[tuple[str, str]]:
+    """Language and content of the fenced blocks."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("key", ["pool", "data"])
+def test_the_lines_for_a_file_of_ones_own_go_into_the_configuration(key: str) -> None:
+    config = yaml.safe_load((ROOT / KUBERAY / "overlays/cpu/platform/run.yaml").read_text())
+    (lines,) = [
+        found
+        for language, text in fenced(GUIDE)
+        if language == "yaml" and key in (found := yaml.safe_load(text))
+    ]
+    found = Config.model_validate({**config, **lines})
+    if key == "data":
+        assert found.data.name == "npz"
+        return
+    imports = re.findall(r"^docker run .* ssat pool import \S+ '(\S+)'$", GUIDE, re.MULTILINE)
+    assert imports == [found.pool.path]
+    system, folder = Folder(imports[0]).place.opened
+    assert (system.type_name, folder, system.region) == ("s3", "BUCKET/mine", "us-east-1")
+
+
 def test_the_guide_needs_at_most_ten_commands_and_its_folders_exist(
     rendered: dict[str, Rendering],
 ) -> None:
     first, _, rest = GUIDE.partition("## From nothing")[2].partition("\n## ")
     assert len(re.findall(r"^\*\*\d+\.\*\*", first, re.MULTILINE)) <= 10
-    blocks = re.findall(r"```\n(.*?)```", first, re.DOTALL)
+    blocks = [text for language, text in fenced(first) if not language]
     assert sum(len(block.splitlines()) for block in blocks) <= 10
     for path in re.findall(r"--kustomize cluster/kuberay/(\S+)", first + rest):
         assert path in rendered
