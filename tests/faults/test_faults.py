@@ -28,7 +28,8 @@ from ssat_ray.plan import build_plan
 from ssat_ray.stages.base import STATE
 from ssat_ray.stages.parts import NOTES
 from ssat_ray.stages.refine import CHECKPOINT
-from ssat_ray.store import LEFTOVERS, RECORD, Store
+from ssat_ray.store import RECORD, Store
+from tests.artefacts import files
 
 if TYPE_CHECKING:
     from tests.faults.conftest import Hosts
@@ -177,16 +178,6 @@ def undisturbed(kept: Path) -> Callable[[str], Undisturbed]:
         return found[preset]
 
     return get
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    """Path within an artefact -> content, but for the record and what is never part of it."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        if path.is_file() and name.parts[0] not in (RECORD, *LEFTOVERS):
-            found[str(name)] = path.read_bytes()
-    return found
 
 
 def log_entries(log: Path) -> list[dict[str, Any]]:

@@ -30,7 +30,8 @@ from ssat_ray.models.files import load_classifier
 from ssat_ray.places import Place, write_atomic
 from ssat_ray.plan import STAGES, Plan, build_plan
 from ssat_ray.stages.base import STATE, Session, StageContext, Task
-from ssat_ray.store import LEFTOVERS, RECORD, Store
+from ssat_ray.store import Store
+from tests.artefacts import files
 
 SMALL_MODEL = (
     "model={name: preact-small, widths: [8, 16], strides: [2, 2], blocks: 1}",
@@ -195,13 +196,8 @@ class StageRun:
         return record
 
     def files(self) -> dict[str, bytes]:
-        """Path within the artefact -> content, of all but the record and what is never part of it."""
-        found = {}
-        for path in sorted(self.folder.rglob("*")):
-            name = path.relative_to(self.folder)
-            if path.is_file() and name.parts[0] not in (RECORD, *LEFTOVERS):
-                found[str(name)] = path.read_bytes()
-        return found
+        """Path within the artefact -> content."""
+        return files(self.folder)
 
     def history(self) -> list[dict[str, float]]:
         """Of a training, without its seconds."""

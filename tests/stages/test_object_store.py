@@ -19,7 +19,8 @@ from ssat_ray.loading import load_config
 from ssat_ray.places import CACHE, Place, place, write_atomic
 from ssat_ray.plan import build_plan
 from ssat_ray.stages.base import StageContext
-from ssat_ray.store import LEFTOVERS, RECORD, Store
+from ssat_ray.store import Store
+from tests.artefacts import files
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 CANARY = "canary-7d0c5a6e2b"
@@ -46,16 +47,6 @@ def ray_session(bucket: str) -> Iterator[None]:
 def upload(source: Path, target: Place) -> None:
     for path in (p for p in source.rglob("*") if p.is_file()):
         write_atomic(target / path.relative_to(source).as_posix(), path.read_bytes())
-
-
-def files(folder: Place) -> dict[str, bytes]:
-    """Path in an artefact -> content, without its record and what is there only while it is made."""
-    found = {}
-    for path in folder.rglob("*"):
-        name = str(path).partition("?")[0].removeprefix(str(folder).partition("?")[0])[1:]
-        if path.is_file() and name.split("/")[0] not in (RECORD, *LEFTOVERS):
-            found[name] = path.read_bytes()
-    return found
 
 
 def test_a_selection(

@@ -1,0 +1,171 @@
+"""`ssat` commands as jobs of a cluster: results, exit codes, two at once, connections that break."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ssat_ray.loading import load_config
+from ssat_ray.plan import build_plan
+from ssat_ray.store import Store
+from tests.artefacts import files
+from tests.submitted.proxy import CuttingProxy
+
+if TYPE_CHECKING:
+    from tests.submitted.conftest import Cluster
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+TINY = """\
+rows: [random, full]
+pool: {source: synth}
+synth: {num_images: 2000}
+runtime: {train_workers: 1, actors: 1}
+"""
+SHARED = """\
+goal: selection
+rows: [random, pcs]
+model: {widths: [8, 16], strides: [2, 2]}
+intermediate: {num_steps: 1000, batch_size: 64, bn_group: 32}
+pool: {source: synth}
+synth: {num_images: 20000, shard_rows: 5000}
+runtime: {train_workers: 1, actors: 1}
+"""
+RATIOS = {"one": "select.ratio=0.2", "other": "select.ratio=0.3"}
+
+
+@pytest.fixture(autouse=True)
+def presets(cluster: Cluster) -> None:
+    (cluster.cwd / "tiny.yaml").write_text(TINY)
+    (cluster.cwd / "shared.yaml").write_text(SHARED)
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    for _ in range(60):
+        if done():
+            return
+        time.sleep(1)
+    raise AssertionError("not within a minute")
+
+
+def test_a_job_ends_as_the_command_would(cluster: Cluster) -> None:
+    done = cluster.ssat("submit", "select", "tiny.yaml", "--name", "first#1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    job = re.findall(r"^submitted (ssat-select-first-1-\w+)$", done.stdout, re.MULTILINE)[0]
+    assert list((cluster.cwd / "store/select").glob("*/stage.json"))
+    assert (cluster.cwd / "runs/first#1/run.json").exists()
+    lines = [line for line in done.stdout.splitlines() if "synth:" in line]
+    assert lines and len(lines) == len(set(lines)), done.stdout
+    assert cluster.ssat("status", job).stdout.startswith(f"{job}  succeeded")
+    assert lines[0] in cluster.ssat("status", job, "--logs").stdout
+    again = cluster.ssat("submit", "select", "tiny.yaml", "--name", "first#1")
+    assert "everything is up to date" in again.stdout and again.returncode == 0
+
+
+def test_its_exit_code_is_the_commands(cluster: Cluster) -> None:
+    done = cluster.ssat("submit", "drift", "tiny.yaml")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "pool.source=synth: only a pool that exists elsewhere" in done.stdout
+
+
+def test_two_at_once_share_what_both_need(cluster: Cluster) -> None:
+    """The first stage takes half a minute at least, the start of its worker group, so both are there meanwhile."""
+    command = [sys.executable, "-m", "ssat_ray"]
+    jobs = {
+        name: subprocess.Popen(
+            [*command, "submit", "run", "shared.yaml", "--name", name, "--set", ratio],
+            cwd=cluster.cwd,
+            env=cluster.environment(),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name, ratio in RATIOS.items()
+    }
+    said = {name: job.communicate(timeout=600)[0] for name, job in jobs.items()}
+    assert [job.returncode for job in jobs.values()] == [0, 0], said
+    for stage in ("intermediate", "synth", "score"):
+        assert "".join(said.values()).count(f"{stage}: done in") == 1, said
+    waited = "intermediate seed 0: another process computes it; waiting"
+    assert sum(waited in text for text in said.values()) == 1, said
+    _assert_both_are_as_alone(cluster.cwd, command)
+
+
+def _assert_both_are_as_alone(cwd: Path, command: list[str]) -> None:
+    """Every artefact of both runs is that of an undisturbed run, by a Ray and in a store of its own."""
+    alone = cwd / "alone"
+    alone.mkdir()
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    digests = {}
+    for name, ratio in RATIOS.items():
+        own = [*command, "run", str(cwd / "shared.yaml"), "--name", name, "--set", ratio]
+        done = subprocess.run(own, cwd=alone, env=clean, capture_output=True, timeout=600)
+        assert done.returncode == 0, done.stdout + done.stderr
+        plan = build_plan(load_config(str(cwd / "shared.yaml"), [ratio]))
+        for job in plan.unique:
+            found = files(Store(cwd / "store").folder(job))
+            assert found and found == files(Store(alone / "store").folder(job)), job.label
+        digests[name] = {job.label: job.digest for job in plan.unique}
+        written = json.loads((cwd / "runs" / name / "run.json").read_text())["digests"]
+        assert written == sorted(digests[name].values())
+    one, other = digests.values()
+    assert {label for label in one if one[label] != other[label]} == {
+        "select random seed 0",
+        "select pcs seed 0",
+    }
+
+
+def test_detached_and_stopped(cluster: Cluster) -> None:
+    many = ("--set", "synth.num_images=3e7", "--name", "long")
+    done = cluster.ssat("submit", "--detach", "synth", "tiny.yaml", *many)
+    assert done.returncode == 0, done.stdout + done.stderr
+    job = done.stdout.split()[1]
+    wait_until(lambda: "running" in cluster.ssat("status", job).stdout)
+    assert job in cluster.ssat("status").stdout
+    stopped = cluster.ssat("stop", job)
+    assert stopped.returncode == 0 and f"{job}: stopped" in stopped.stdout
+    assert "ended already" in cluster.ssat("stop", job).stdout
+
+
+def test_an_unknown_job_is_named(cluster: Cluster) -> None:
+    done = cluster.ssat("status", "ssat-none")
+    assert done.returncode == 2 and "has no job ssat-none" in done.stderr
+
+
+FOLLOWER = """\
+import sys
+from ssat_ray import jobs
+
+client = jobs.connect(sys.argv[1])
+job = client.submit_job(entrypoint=sys.argv[2])
+sys.exit(jobs.follow(client, job, lambda text: print(text, end="", flush=True)))
+"""
+TALKER = "import sys, time; [(print('line', i, flush=True), time.sleep(0.5)) for i in range(60)]; sys.exit(7)"
+
+
+def test_a_connection_that_breaks_is_made_again(cluster: Cluster, tmp_path: Path) -> None:
+    """Three times in half a minute, while the job writes; nothing is lost, nothing is written twice."""
+    with CuttingProxy(cluster.port) as proxy, open(tmp_path / "output.txt", "wb") as output:
+        talk = shlex.join([sys.executable, "-c", TALKER])
+        following = subprocess.Popen(
+            [sys.executable, "-c", FOLLOWER, proxy.address, talk],
+            env=cluster.environment(),
+            stdout=output,
+        )
+        for cut in range(1, 4):
+            wait_until(lambda: following.poll() is not None or proxy.open_with(b"/logs/tail") > 0)
+            time.sleep(2)
+            assert proxy.cut(b"/logs/tail") == 1, f"not followed before cut {cut}"
+        code = following.wait(timeout=120)
+    found = re.findall(r"^line \d+$", (tmp_path / "output.txt").read_text(), re.MULTILINE)
+    assert found == [f"line {number}" for number in range(60)]
+    assert code == 7 and proxy.seen_with(b"/logs/tail") >= 4
