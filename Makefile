@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+FAULTS := $(or $(SSAT_FAULT_FOLDER),runs/faults)
 
 .PHONY: demo results bench scale test test-slow cluster-test chaos manifests check format install clean
 
@@ -39,8 +40,9 @@ test-slow: $(INSTALLED)
 cluster-test: $(INSTALLED)  ## three hosts and one fault of each kind (root, `ip`)
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m slow tests/faults --durations=10
 
-chaos: $(INSTALLED)  ## every stage with every fault; goes on where it was
-	SSAT_FAULTS=all SSAT_FAULT_FOLDER=$${SSAT_FAULT_FOLDER:-runs/faults} $(BIN)/python -m pytest -m slow tests/faults
+chaos: $(INSTALLED)  ## every stage with every fault, into the table; goes on where it was
+	SSAT_FAULTS=all SSAT_FAULT_FOLDER=$(FAULTS) OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m slow tests/faults; \
+	status=$$?; $(BIN)/python -m tests.faults.table $(FAULTS)/faults.jsonl docs/benchmarks/faults.md; exit $$status
 
 manifests: $(INSTALLED)  ## validate and mutate all manifests (kubectl; SSAT_CRDS names the folder of CRDs)
 	$(BIN)/python -m cluster.manifests docs/benchmarks/manifests.md

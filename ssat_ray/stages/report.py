@@ -35,7 +35,7 @@ SHOWN_IMAGES = 20_000
 SHOW_FIRST = ("lcs-km", "lcs-gmm", "pcs", "easy", "gmm-ll")
 
 
-@ray.remote(num_cpus=1, max_retries=0)
+@ray.remote(num_cpus=1, max_retries=3)
 def _report(task: Task) -> None:
     use_threads(1)
     with Meter() as meter:

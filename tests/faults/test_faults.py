@@ -16,120 +16,35 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
-from safetensors import SafetensorError, safe_open
 
 from ssat_ray.loading import load_config
 from ssat_ray.plan import build_plan
-from ssat_ray.stages.base import STATE
-from ssat_ray.stages.parts import NOTES
-from ssat_ray.stages.refine import CHECKPOINT
+from ssat_ray.provenance import git_commit
 from ssat_ray.store import RECORD, Store
-from tests.artefacts import files
-
-if TYPE_CHECKING:
-    from tests.faults.conftest import Hosts
+from tests.faults.hosts import Hosts
+from tests.faults.kinds import KINDS
+from tests.faults.work import PRESETS, WORK, Watch, Work
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-PRESETS = {
-    "guided": """\
-rows: [lcg-km]
-model: {widths: [16, 32], strides: [2, 2]}
-intermediate: {num_steps: 60, batch_size: 64, bn_group: 32}
-pretrain: {channels: [16, 32], norm_num_groups: 4, num_steps: 400, batch_size: 64}
-generate: {num_images: 3000, shard_rows: 30, num_inference_steps: 40}
-select: {ratio: 0.5}
-finetune: {num_steps: 300, batch_size: 64}
-objective: {num_steps: 3, step_size: 0.1}
-train: {max_steps: 320, eval_every: 80, patience: 99, batch_size: 64, bn_group: 32}
-evaluate: {attacks: [clean, pgd], pgd_steps: 40, pgd_restarts: 4, batch_size: 20}
-runtime: {checkpoint_minutes: 0.01}
-""",
-    "selection": """\
-goal: selection
-rows: [lcs-km]
-model: {widths: [8, 16], strides: [2, 2]}
-intermediate: {num_steps: 60, batch_size: 64, bn_group: 32}
-pool: {source: synth}
-synth: {num_images: 3000000, shard_rows: 60000}
-cluster: {k: 50, restarts: 1, sample_rows: 50000, refine_rows: 1000000, refine_iterations: 40, tolerance: 0}
-select: {ratio: 0.9}
-""",
-}
-EARLIEST, LATEST = 0.1, 0.9
-
-
-def parts(folder: Path) -> int:
-    return sum(1 for _ in (folder / NOTES).glob("[0-9]*.json"))
-
-
-def steps(folder: Path) -> int:
-    return max((int(path.stem) for path in (folder / STATE).glob("*.pt")), default=0)
-
-
-def iterations(folder: Path) -> int:
-    try:
-        with safe_open(folder / CHECKPOINT, "np") as file:
-            return len(file.get_tensor("history"))
-    except (FileNotFoundError, SafetensorError):
-        return 0
-
-
-def shards(folder: Path) -> int:
-    return sum(1 for _ in folder.glob("shard-*.parquet"))
-
-
-@dataclass(frozen=True)
-class Work:
-    """A stage at work, as it is seen from outside.
-
-    Args:
-        preset: that it is of.
-        verb: of `ssat`.
-        job: its name in the plan.
-        process: in the name of the process that works.
-        done: of a folder, how many units.
-        total: units in all.
-    """
-
-    preset: str
-    verb: str
-    job: str
-    process: str
-    done: Callable[[Path], int]
-    total: int
-
-
-WORK = {
-    "pretrain": Work("guided", "pretrain", "pretrain", "RayTrainWorker", steps, 400),
-    "generate": Work("guided", "generate", "base", "SampleActor", parts, 30),
-    "finetune": Work("guided", "finetune", "finetune", "RayTrainWorker", steps, 300),
-    "train": Work("guided", "train", "train", "RayTrainWorker", steps, 400),
-    "evaluate": Work("guided", "evaluate", "evaluate:pgd", "AttackActor", parts, 40),
-    "synth": Work("selection", "synth", "pool", "SynthActor", parts, 50),
-    "cluster": Work("selection", "cluster", "cluster", "KeepActor", parts, 50),
-    "refine": Work("selection", "cluster", "cluster", "ClusterActor", iterations, 41),
-    "score": Work("selection", "score", "score", "ScoreActor", parts, 50),
-    "select": Work("selection", "select", "select", "_select", shards, 11),
-}
-KINDS = ("host lost", "cut off for 5 s", "cut off until declared dead", "head started anew")
 ONE_OF_EACH = [
-    ("pretrain", "head started anew"),
-    ("generate", "host lost"),
+    ("pretrain", "head and workers started anew"),
+    ("generate", "raylet killed"),
     ("refine", "host lost"),
     ("score", "cut off for 5 s"),
-    ("select", "host lost"),
     ("finetune", "cut off until declared dead"),
-    ("train", "host lost"),
+    ("train", "head lost, its workers left"),
     ("evaluate", "host lost"),
 ]
 ALL = os.environ.get("SSAT_FAULTS") == "all"
 TRIALS = [(stage, kind) for kind in KINDS for stage in WORK] if ALL else ONE_OF_EACH
+EARLIEST, LATEST = 0.1, 0.9
 
 
 @dataclass(frozen=True)
@@ -142,12 +57,10 @@ class Undisturbed:
     @cached_property
     def folders(self) -> dict[str, Path]:
         """Name in the plan -> place in the store, relative."""
-        config = load_config(str(self.cwd / "preset.yaml"))
-        store = Store("store")
-        return {
-            name: store.folder(job).relative_to(store.root)
-            for (_, _, name), job in build_plan(config).jobs.items()
-        }
+        plan, store = build_plan(load_config(str(self.cwd / "preset.yaml"))), Store("store")
+        jobs = {name: job for (_, _, name), job in plan.jobs.items()}
+        jobs |= {"report": plan.report} if plan.report else {}
+        return {name: store.folder(job).relative_to(store.root) for name, job in jobs.items()}
 
 
 @pytest.fixture(scope="session")
@@ -167,9 +80,8 @@ def undisturbed(kept: Path) -> Callable[[str], Undisturbed]:
             cwd = kept / preset
             cwd.mkdir(parents=True, exist_ok=True)
             (cwd / "preset.yaml").write_text(PRESETS[preset])
-            verb = "evaluate" if preset == "guided" else "run"
             clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-            command = [sys.executable, "-m", "ssat_ray", verb, "preset.yaml"]
+            command = [sys.executable, "-m", "ssat_ray", "run", "preset.yaml"]
             done = subprocess.run(
                 command, cwd=cwd, env=clean, capture_output=True, text=True, timeout=1200
             )
@@ -185,48 +97,24 @@ def log_entries(log: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def wait_until_between(
-    work: Work, folder: Path, share: float, process: subprocess.Popen[bytes]
-) -> None:
-    """Until a share of the stage is done and somebody works at it."""
-    while work.done(folder) < share * work.total:
-        said = (folder.parents[2] / "output.txt").read_text()[-3000:]
-        assert process.poll() is None, f"it ended before the fault came: {said}"
-        time.sleep(0.005)
+def wait_until(share: float, watch: Watch, process: subprocess.Popen[bytes], output: Path) -> None:
+    """Until so much of the stage is done."""
+    while watch.share() < share:
+        assert process.poll() is None, f"it ended before the fault came: {end_of(output)}"
+        time.sleep(0.005 if watch.work.done else 0.05)
 
 
-def strike(kind: str, work: Work, hosts: Hosts, rng: random.Random) -> dict[str, Any]:
-    """Do it, and mend it as an operator (or Kubernetes) would."""
-    if kind == "head started anew":
-        hosts.kill(1)
-        for worker in (2, 3):
-            hosts.kill(worker)
-        hosts.start()
-        return {"host": 1}
-    working = hosts.working(work.process)
-    assert working, f"nobody works as {work.process}"
-    host = rng.choice(working)
-    if kind == "host lost":
-        hosts.kill(host)
-        hosts.start_node(host)
-        return {"host": host}
-    before = hosts.alive()[host]
-    hosts.set_link(host, "down")
-    begun = time.monotonic()
-    if kind == "cut off for 5 s":
-        time.sleep(5)
-    else:
-        while hosts.alive().get(host) == before:
-            assert time.monotonic() - begun < 120, "Ray never declared it dead"
-            time.sleep(0.5)
-    hosts.set_link(host, "up")
-    seconds = time.monotonic() - begun
-    if kind == "cut off for 5 s":
-        assert hosts.alive().get(host) == before, "Ray took the host for dead"
-    else:
-        hosts.kill(host)
-        hosts.start_node(host)
-    return {"host": host, "cut_off_seconds": round(seconds, 1)}
+def end_of(output: Path) -> str:
+    return output.read_text()[-3000:]
+
+
+def begin(work: Work, oracle: Undisturbed, cwd: Path) -> Path:
+    """A copy of an undisturbed run without one stage; returns the folder in which that will be."""
+    shutil.copy(oracle.cwd / "preset.yaml", cwd)
+    shutil.copytree(oracle.cwd / "store", cwd / "store")
+    folder = cwd / "store" / oracle.folders[work.job]
+    shutil.rmtree(folder)
+    return folder
 
 
 @pytest.mark.parametrize(("stage", "kind"), TRIALS)
@@ -238,35 +126,34 @@ def test_a_fault_changes_no_byte(
     undisturbed: Callable[[str], Undisturbed],
     tmp_path: Path,
 ) -> None:
-    log = kept / "faults.jsonl"
+    log, output = kept / "faults.jsonl", tmp_path / "output.txt"
     if any(entry["stage"] == stage and entry["fault"] == kind for entry in log_entries(log)):
         pytest.skip("in the log already")
     work, rng = WORK[stage], random.Random(f"{stage} {kind}")
     oracle = undisturbed(work.preset)
-    name = oracle.folders[work.job]
-    shutil.copy(oracle.cwd / "preset.yaml", tmp_path)
-    shutil.copytree(oracle.cwd / "store", tmp_path / "store")
-    shutil.rmtree(tmp_path / "store" / name)
-    folder = tmp_path / "store" / name
+    expected = oracle.cwd / "store" / oracle.folders[work.job]
+    folder = begin(work, oracle, tmp_path)
     hosts.wait_for_cpus()
     command, begun = ("submit", work.verb, "preset.yaml", "--name", "faults"), time.monotonic()
     process = hosts.ssat(tmp_path, *command)
-    wait_until_between(work, folder, rng.uniform(0.15, 0.6), process)
+    watch, fault = Watch(work, folder, expected, hosts), KINDS[kind](hosts, work.process, rng)
+    wait_until(rng.uniform(0.15, 0.6), watch, process, output)
+    fault.hit()
     assert not (folder / RECORD).exists(), "it had ended when the fault came"
-    at = work.done(folder)
-    entry = {"stage": stage, "fault": kind, "done": at, "total": work.total}
-    entry |= strike(kind, work, hosts, rng)
-    struck = time.monotonic()
-    submissions = 1
-    while process.wait(timeout=600) != 0:
-        said = (tmp_path / "output.txt").read_text()[-3000:]
-        assert kind == "head started anew" and submissions == 1, said
+    at, struck = watch.done(), time.monotonic()
+    assert EARLIEST <= at / watch.total <= LATEST, (at, watch.total)
+    entry = {"stage": stage, "fault": kind, "done": at, "total": watch.total, "unit": work.unit}
+    entry |= fault.mend()
+    assert (process.wait(timeout=600) != 0) == fault.ends_the_job, end_of(output)
+    if fault.ends_the_job:
         hosts.wait_for_cpus()
-        process, submissions = hosts.ssat(tmp_path, *command), 2
-    assert EARLIEST <= at / work.total <= LATEST, entry
-    assert submissions == 1 + (kind == "head started anew"), entry
-    assert files(folder) == files(oracle.cwd / "store" / name)
-    entry |= {"submissions": submissions, "after_seconds": round(time.monotonic() - struck)}
-    entry |= {"seconds": round(time.monotonic() - begun), "identical": True}
+        process = hosts.ssat(tmp_path, *command)
+        entry |= fault.submitted_again(process)
+        assert process.wait(timeout=600) == 0, end_of(output)
+    assert work.result(folder) == work.result(expected)
+    entry |= {"submissions": 1 + fault.ends_the_job, "identical": True}
+    entry |= {"after_seconds": round(time.monotonic() - struck)}
+    entry |= {"seconds": round(time.monotonic() - begun)}
+    entry |= {"date": date.today().isoformat(), "commit": git_commit()}
     with open(log, "a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")
