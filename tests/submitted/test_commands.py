@@ -142,11 +142,16 @@ def test_an_unknown_job_is_named(cluster: Cluster) -> None:
 
 
 FOLLOWER = """\
-import sys
+import sys, time
 from ssat_ray import jobs
 
 client = jobs.connect(sys.argv[1])
-job = client.submit_job(entrypoint=sys.argv[2])
+for _ in range(30):
+    try:
+        job = client.submit_job(entrypoint=sys.argv[2])
+        break
+    except RuntimeError:  # a young cluster has no agent yet that takes a job
+        time.sleep(2)
 sys.exit(jobs.follow(client, job, lambda text: print(text, end="", flush=True)))
 """
 TALKER = "import sys, time; [(print('line', i, flush=True), time.sleep(0.5)) for i in range(60)]; sys.exit(7)"
