@@ -48,7 +48,8 @@ class Mutation:
         """The changed object, and a world with it."""
         objects = copy.deepcopy(rendering.world.objects)
         one = next(each for each in objects if name_of(each) == self.target)
-        *keys, last = (int(key) if key.isdigit() else key for key in self.path.split(" "))
+        keys: list[Any] = [int(key) if key.isdigit() else key for key in self.path.split(" ")]
+        *keys, last = keys
         inner: Any = one
         for key in keys:
             inner = inner[key]
