@@ -23,7 +23,7 @@ PRESETS = {
     "guided": """\
 rows: [lcg-km]
 model: {widths: [16, 32], strides: [2, 2]}
-intermediate: {num_steps: 2000, batch_size: 64, bn_group: 32}
+intermediate: {num_steps: 1000, batch_size: 64, bn_group: 32}
 pretrain: {channels: [16, 32], norm_num_groups: 4, num_steps: 400, batch_size: 64}
 generate: {num_images: 3000, shard_rows: 30, num_inference_steps: 40}
 select: {ratio: 0.5}
@@ -100,7 +100,7 @@ class Work:
 
 WORK = {
     "intermediate": Work(
-        "guided", "intermediate", "intermediate", "RayTrainWorker", "steps", steps, 2000
+        "guided", "intermediate", "intermediate", "RayTrainWorker", "steps", steps, 1000
     ),
     "pretrain": Work("guided", "pretrain", "pretrain", "RayTrainWorker", "steps", steps, 400),
     "generate": Work("guided", "generate", "base", "SampleActor", "shards", parts, 30),
