@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import json
 import logging
 import os
@@ -36,7 +37,8 @@ def lease_of(path: Place, seconds: float = LEASE_SECONDS) -> Lease:
 class Lease(ABC):
     """Names the process that computes an artefact; renewed from a thread every third of its life.
 
-    It may be taken over once it has expired, or its process on this host is gone.
+    It may be taken over once it has expired, or its process on this machine is gone. A holder that finds out
+    logs it and works on: two that compute one artefact write the same files.
     """
 
     path: Place
@@ -49,7 +51,7 @@ class Lease(ABC):
 
     @abstractmethod
     def held_by_other(self) -> bool:
-        """Whether a live process holds the lease."""
+        """Whether a live process holds the lease; only reads."""
 
     @abstractmethod
     def acquire(self) -> bool:
@@ -84,6 +86,12 @@ class Lease(ABC):
         while not self._stop.wait(self.seconds / (9 if failed else 3)):
             try:
                 if not self._renew_once():
+                    _LOG.warning(
+                        "%s is lost: it was not renewed within %.0f s, and another process may have it by now. "
+                        "Both write the same files.",
+                        self.path,
+                        self.seconds,
+                    )
                     return
                 failed = False
             except (OSError, UserError) as error:
@@ -96,6 +104,7 @@ class Lease(ABC):
             {
                 "owner": self.owner,
                 "host": socket.gethostname(),
+                "machine": _machine(),
                 "pid": os.getpid(),
                 "expires": time.time() + self.seconds,
                 **more,
@@ -158,10 +167,11 @@ class FileLease(Lease):
 class RemoteLease(Lease):
     """A lease as one object a contender, for stores that can neither lock nor write on a condition.
 
-    A process writes its claim and then lists all claims; it holds the lease only after a listing without
-    another live claim. Of two contenders the one that wrote later sees the other, so both cannot hold it
-    (object stores list what has been written). The contender with the lowest name waits for the others to
-    give way.
+    A process writes its claim and then lists all claims. After a listing without another live claim it writes
+    that it holds the lease, and lists again: it may have stalled in between until its claim expired and
+    another process took the lease. Of two that write at the same moment the later one sees the other (object
+    stores list what has been written), so both cannot hold it. The contender with the lowest name waits for
+    the others to give way. Renewals are writes of the same kind.
 
     Args:
         path: claims are objects below this name.
@@ -178,41 +188,55 @@ class RemoteLease(Lease):
         return bool(self._others())
 
     def acquire(self) -> bool:
-        if any(other["held"] for other in self._others()):
+        if any(other["held"] for other in self._others(remove_dead=True)):
             return False
         write_atomic(self._own, self._content(held=False))
         until = time.monotonic() + _CONTENDING_SECONDS
-        while others := self._others():
+        while others := self._others(remove_dead=True):
             first = all(self.owner < other["owner"] and not other["held"] for other in others)
             if not first or time.monotonic() > until:
-                self._own.unlink(missing_ok=True)
+                self._give_back()
                 return False
             time.sleep(0.1)
-        write_atomic(self._own, self._content(held=True))
+        if self._write_held():
+            self._give_back()
+            return False
         self._start()
         return True
 
     @contextlib.contextmanager
     def refused(self) -> Iterator[bool]:
-        yield self.acquire()
-        if self._thread is not None:
-            self.release()
+        free = self.acquire()
+        try:
+            yield free
+        finally:
+            if free:
+                self.release()
 
     def _renew_once(self) -> bool:
         found = _read(self._own)
         if found is None:
             return False
-        write_atomic(self._own, self._content(held=True))
-        if found["expires"] < time.time() and self._others():  # somebody may have seen it expired
+        others = self._write_held()
+        if not others:
+            return True
+        # Another one may have seen this claim expired. If not, their names decide which of the two goes on.
+        lapsed = found["expires"] < time.time()
+        if lapsed or self.owner > min(other["owner"] for other in others):
             self._give_back()
             return False
         return True
 
+    def _write_held(self) -> list[dict[str, Any]]:
+        """Write that this process holds the lease; returns the claims of others that say so too."""
+        write_atomic(self._own, self._content(held=True))
+        return [other for other in self._others() if other["held"]]
+
     def _give_back(self) -> None:
         self._own.unlink(missing_ok=True)
 
-    def _others(self) -> list[dict[str, Any]]:
-        """Live claims of other processes; dead ones are removed."""
+    def _others(self, remove_dead: bool = False) -> list[dict[str, Any]]:
+        """Live claims of other processes."""
         live = []
         for claim in self.path.glob("*.json"):
             found = None if claim.name == self._own.name else _read(claim)
@@ -220,7 +244,7 @@ class RemoteLease(Lease):
                 continue
             if _is_live(found):
                 live.append(found)
-            else:
+            elif remove_dead:
                 claim.unlink(missing_ok=True)
         return live
 
@@ -237,7 +261,21 @@ def _read(path: Place) -> dict[str, Any] | None:
 def _is_live(found: dict[str, Any]) -> bool:
     if found["expires"] < time.time():
         return False
-    return not (found["host"] == socket.gethostname() and not _alive(found["pid"]))
+    here = (found["host"], found.get("machine")) == (socket.gethostname(), _machine())
+    return not here or _alive(found["pid"])
+
+
+@functools.cache
+def _machine() -> str | None:
+    """Where process ids mean the same processes: this boot and its namespace of ids; None if the system does not say.
+
+    Host names do not tell it: pods of one name, or in the network of their node, are several machines.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None
 
 
 def _alive(pid: int) -> bool:

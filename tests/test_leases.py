@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -38,12 +40,37 @@ def claims(path: Place) -> list[dict[str, Any]]:
     return [json.loads(claim.read_text()) for claim in path.glob("*.json")]
 
 
-def other(path: Place, **changes: Any) -> Lease:
+def named(path: Place, owner: str, seconds: float = 60.0) -> RemoteLease:
+    """A lease whose owner has this name, which decides between contenders."""
+    lease = lease_of(path, seconds)
+    assert isinstance(lease, RemoteLease)
+    lease.owner, lease._own = owner, lease.path / f"{owner}.json"
+    return lease
+
+
+def other(path: Place, owner: str | None = None, **changes: Any) -> Lease:
     """A claim that a process elsewhere holds."""
-    lease = lease_of(path)
-    content = json.loads(lease._content(held=True, host="elsewhere", **changes))
+    lease = lease_of(path) if owner is None else named(path, owner)
+    content = json.loads(lease._content(**{"held": True, "host": "elsewhere", **changes}))
     write_atomic(path / f"{lease.owner}.json", json.dumps(content))
     return lease
+
+
+def stalled(lease: RemoteLease, taken_over: Callable[[], Lease]) -> list[Lease]:
+    """The process stalls before it writes that it holds the lease: its claim expires, and another one takes over.
+
+    Returns:
+        The successor, from then on.
+    """
+    write, successor = lease._write_held, []
+
+    def late() -> list[dict[str, Any]]:
+        lease._own.unlink()
+        successor.append(taken_over())
+        return write()
+
+    lease._write_held = late  # type: ignore[method-assign]
+    return successor
 
 
 def test_only_one_holder_until_it_is_released(path: Place) -> None:
@@ -108,11 +135,7 @@ def test_that_of_a_process_killed_on_this_host_is_taken_over_at_once(path: Place
 
 def test_a_contender_that_gave_up_is_waited_for_by_the_lowest_name_only(path: Place) -> None:
     """Two that want it at the same moment: the lower name stays, the higher gives way."""
-    low, high = lease_of(path), lease_of(path)
-    low.owner, high.owner = "0" * 32, "f" * 32
-    for lease in (low, high):
-        assert isinstance(lease, RemoteLease)
-        lease._own = lease.path / f"{lease.owner}.json"
+    low, high = named(path, "0" * 32), named(path, "f" * 32)
     wanted = json.loads(low._content(held=False, host="elsewhere", pid=os.getpid()))
     write_atomic(path / f"{low.owner}.json", json.dumps(wanted))
     assert not high.acquire() and [claim["owner"] for claim in claims(path)] == [low.owner]
@@ -148,3 +171,89 @@ def test_refused(path: Place) -> None:
     with lease_of(path).refused() as free:
         assert not free
     lease.release()
+
+
+def test_whoever_fails_while_it_refuses_others_gives_the_lease_back(path: Place) -> None:
+    with pytest.raises(RuntimeError), lease_of(path).refused() as free:
+        assert free
+        raise RuntimeError
+    assert claims(path) == []
+
+
+def test_to_look_removes_nothing(path: Place) -> None:
+    other(path, expires=time.time() - 1)
+    assert not lease_of(path).held_by_other() and len(claims(path)) == 1
+
+
+def test_a_contender_that_stalled_before_it_held_the_lease_gives_way(path: Place) -> None:
+    lease = named(path, "0" * 32)
+    successor = stalled(lease, lambda: other(path, "f" * 32))
+    assert not lease.acquire()
+    assert [claim["owner"] for claim in claims(path)] == [successor[0].owner]
+
+
+def test_a_holder_that_stalled_within_a_renewal_gives_way(path: Place) -> None:
+    lease = named(path, "0" * 32, seconds=1.0)
+    assert lease.acquire()
+    lease._stop.set()  # renewals are this test's
+    write_atomic(lease._own, lease._content(held=True, expires=time.time() - 0.1))
+    successor = stalled(lease, lambda: other(path, "f" * 32))
+    assert not lease._renew_once()
+    assert [claim["owner"] for claim in claims(path)] == [successor[0].owner]
+
+
+@pytest.mark.parametrize(("rival", "stays"), [("f", True), ("0", False)])
+def test_of_two_holders_the_lower_name_goes_on(path: Place, rival: str, stays: bool) -> None:
+    """However both came to hold it, by clocks that differ for example."""
+    lease = named(path, "5" * 32)
+    assert lease.acquire()
+    other(path, rival * 32)
+    assert lease._renew_once() == stays
+    assert ("5" * 32 in [claim["owner"] for claim in claims(path)]) == stays
+    lease.release()
+
+
+def test_a_contender_does_not_disturb_a_renewal(path: Place) -> None:
+    lease = named(path, "f" * 32)
+    assert lease.acquire()
+    other(path, "0" * 32, held=False)
+    assert lease._renew_once()
+    lease.release()
+
+
+def test_a_process_that_was_stopped_for_too_long_finds_its_lease_lost_and_says_so(
+    path: Place,
+) -> None:
+    script = (
+        "import sys, time\nfrom ssat_ray.leases import lease_of\nfrom ssat_ray.places import place\n"
+        "assert lease_of(place(sys.argv[1]), 1.5).acquire()\nprint('held', flush=True)\ntime.sleep(60)"
+    )
+    command = [sys.executable, "-c", script, str(path)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as holder:
+        try:
+            assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+            holder.send_signal(signal.SIGSTOP)
+            time.sleep(2.0)
+            lease = lease_of(path, 60.0)
+            assert lease.acquire()
+            holder.send_signal(signal.SIGCONT)
+            assert holder.stderr is not None and "lease.json" in (said := holder.stderr.readline())
+            assert "is lost: it was not renewed within 2 s" in said
+            assert [claim["owner"] for claim in claims(path)] == [lease.owner]
+        finally:
+            holder.kill()
+    lease.release()
+
+
+def test_a_process_id_of_another_boot_or_namespace_is_not_judged(path: Place) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    own = json.loads(lease_of(path)._content())
+    other(path, host=own["host"], pid=gone.pid, machine="another boot pid:[1]")
+    assert lease_of(path).held_by_other() and not lease_of(path).acquire()
+    for claim in path.glob("*.json"):
+        claim.unlink()
+    other(path, host=own["host"], pid=gone.pid)
+    assert not lease_of(path).held_by_other()

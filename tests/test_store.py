@@ -247,9 +247,12 @@ def test_a_killed_holder_is_taken_over_at_once(tmp_path: Path) -> None:
     lease.release()
 
 
-def test_a_dead_pid_on_another_host_is_not_judged(tmp_path: Path) -> None:
+@pytest.mark.parametrize("elsewhere", [{"host": "elsewhere"}, {"machine": "another boot pid:[1]"}])
+def test_a_dead_pid_on_another_machine_is_not_judged(
+    tmp_path: Path, elsewhere: dict[str, str]
+) -> None:
     path = tmp_path / "lease.json"
-    _write_lease(path, owner="other", pid=_dead_pid(), host="elsewhere")
+    _write_lease(path, owner="other", pid=_dead_pid(), **elsewhere)
     assert not FileLease(path, 30.0).acquire()
     _write_lease(path, owner="other", host="elsewhere", expires=time.time() - 0.01)
     lease = FileLease(path, 30.0)
@@ -292,6 +295,19 @@ def test_a_renewal_that_fails_is_tried_again(
     assert caplog.text.count("lease.json could not be renewed") == 1
     holder.release()
     assert not path.exists()
+
+
+def test_a_lost_lease_is_logged_and_not_taken_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "lease.json"
+    holder = FileLease(path, 0.9)
+    assert holder.acquire()
+    _write_lease(path, owner="other")
+    time.sleep(0.8)
+    assert caplog.text.count("lease.json is lost: it was not renewed within 1 s") == 1
+    holder.release()
+    assert json.loads(path.read_text())["owner"] == "other"
 
 
 def test_a_lease_that_is_not_renewed_expires(tmp_path: Path) -> None:
