@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
 from importlib.metadata import version
@@ -250,8 +249,7 @@ def _execute(
         raise UserError(
             f"runtime.runs: {folder.home} cannot be written ({error.strerror or error})."
         ) from error
-    with contextlib.ExitStack() as at_end, quiet_output(folder.local / "run.log") as screen:
-        at_end.callback(folder.keep)
+    with folder.kept(), quiet_output(folder.local / "run.log") as screen:
         view = follower(config, screen, folder.name, since)
         try:
             outcome = pipeline.run(config, plan, view, name=folder.name, until=until)

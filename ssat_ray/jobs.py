@@ -46,6 +46,8 @@ MOST_BYTES = 64 * 2**20
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", ".git", ".venv", "venv", ".env")
 _QUIET = 60.0
 """Seconds without output until the job is asked whether it still runs: a cut cable ends no connection."""
+_STOP_SECONDS = 20
+"""That a stopped job has to end by itself, which Ray kills after 3 otherwise: logs go to their bucket by then."""
 _PATIENCE, _PAUSE = 90.0, 2.0
 """Seconds until a server that does not answer is given up, and between two questions."""
 
@@ -185,7 +187,7 @@ def submit(
     """
     runtime_env: dict[str, Any] = {
         "working_dir": str(folder),
-        "env_vars": {"PYTHONUNBUFFERED": "1"},
+        "env_vars": {"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS)},
     }
     if requirements is not None:
         if not requirements.is_file():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from typing import Annotated
 
@@ -63,8 +62,7 @@ def plan(
 
     folder = RunFolder.at(config.runtime.runs, default_name(config))
     log = folder.home / PLAN_LOG
-    with contextlib.ExitStack() as at_end, quiet_output(folder.local / PLAN_LOG) as screen:
-        at_end.callback(folder.keep)
+    with folder.kept(), quiet_output(folder.local / PLAN_LOG) as screen:
         console = Console(file=screen, width=None if screen.isatty() else 140)
 
         def say(text: str) -> None:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from ssat_ray.places import Place, Remote, cache_of, place, write_atomic
 
+_LOG = logging.getLogger(__name__)
 MEMORY, LOG, PLAN_LOG = "memory.jsonl", "run.log", "plan.log"
 GROWING = (MEMORY, LOG, PLAN_LOG)
+KEEP_SECONDS = 60.0
+TERMINATED = 128 + signal.SIGTERM
+"""Exit code of a command that was told to end, by `ssat stop` for example."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +58,43 @@ class RunFolder:
             if kept.exists():
                 write_atomic(self.local / name, kept.read_bytes())
 
-    def keep(self) -> None:
-        """Copy the growing files to where they are kept."""
+    @contextlib.contextmanager
+    def kept(self, seconds: float = KEEP_SECONDS) -> Iterator[None]:
+        """Copy the growing files to where they are kept, every so many seconds and at the end.
+
+        SIGTERM is an end too: it becomes SystemExit, as Ray makes of it once it is connected.
+        """
         if self.home == self.local:
+            yield
             return
-        for path in (self.local / name for name in GROWING):
-            if path.exists():
-                write_atomic(self.home / path.name, path.read_bytes())
+        ended = threading.Event()
+
+        def now_and_then() -> None:
+            while not ended.wait(seconds):
+                self._keep()
+
+        thread = threading.Thread(target=now_and_then, name="keep-logs", daemon=True)
+        before = signal.signal(signal.SIGTERM, _terminate)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            self._keep()
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+    def _keep(self) -> None:
+        """A bucket that cannot be written ends no run, whose results are written by others."""
+        try:
+            for path in (self.local / name for name in GROWING):
+                if path.exists():
+                    write_atomic(self.home / path.name, path.read_bytes())
+        except OSError as error:
+            _LOG.warning(
+                "the logs in %s could not be copied to %s: %s", self.local, self.home, error
+            )
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    sys.exit(TERMINATED)

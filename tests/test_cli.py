@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -233,6 +234,30 @@ def test_an_interrupt_exits_130_and_says_how_to_go_on(tmp_path: Path) -> None:
     )
     assert done.returncode == 130
     assert done.stderr == "ssat: interrupted; run the same command to continue.\n"
+
+
+def test_a_command_that_is_told_to_end_keeps_its_log_in_a_bucket(s3: Any, tmp_path: Path) -> None:
+    """As `ssat stop` and Kubernetes tell it."""
+    (tmp_path / "terminate.py").write_text(
+        "import signal\nprint('words of a library')\nsignal.raise_signal(signal.SIGTERM)\n"
+    )
+    bucket = s3.bucket()
+    runs = ["--name", "try", *overrides(f"runtime.runs={s3.uri(f'{bucket}/runs')}")]
+    done = subprocess.run(
+        [SSAT, "run", "digits", *runs, *overrides("model.name=terminate:net")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={
+            **os.environ,
+            "SSAT_CACHE": str(tmp_path / "cache"),
+            "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}",
+        },
+    )
+    assert done.returncode == 143, done.stderr
+    kept = s3.client.get_object(Bucket=bucket, Key="runs/try/run.log")["Body"].read()
+    assert b"words of a library" in kept and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
