@@ -8,23 +8,22 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ssat_ray import jobs
 from ssat_ray.config import Config
 from ssat_ray.data.pool import Pool
 from ssat_ray.errors import RunFailed, UserError
 from ssat_ray.loading import load_config
-from ssat_ray.places import write_atomic
+from ssat_ray.places import place, write_atomic
 from ssat_ray.start import check_name
 
 JOBS = Path(__file__).resolve().parents[1] / "jobs"
 STABLE, CLUSTER_AGAIN = 0, 3
 """Exit codes of `ssat drift`; 2 is a mistake in the configuration, 1 a failure."""
-POLL_SECONDS = 10.0
 
 
 class Recheck:
@@ -38,7 +37,7 @@ class Recheck:
 
     def __init__(self, client: Any, path: str, config: Config, name: str) -> None:
         self.client, self.path, self.config, self.name = client, path, config, name
-        self.folder = Path(config.runtime.runs) / name
+        self.folder = place(config.runtime.runs) / name
         self.state_path = self.folder / "recheck.json"
 
     def run(self) -> str:
@@ -46,7 +45,7 @@ class Recheck:
 
         Raises:
             UserError: the pool is not one that grows, or the drift check says the configuration is wrong.
-            RunFailed: a job failed. The next look begins with the same check.
+            RunFailed: a job failed, or the cluster is away. The next look begins with the same check.
         """
         if self.config.pool.source != "external":
             raise UserError(
@@ -99,11 +98,7 @@ class Recheck:
         if not running:
             entrypoint = shlex.join([*command, "--set", setting, *more])
             self.client.submit_job(entrypoint=entrypoint, submission_id=job_id)
-        while not self.client.get_job_status(job_id).is_terminal():
-            time.sleep(POLL_SECONDS)
-        print(self.client.get_job_logs(job_id), flush=True)
-        code = self.client.get_job_info(job_id).driver_exit_code
-        return 1 if code is None else int(code)
+        return jobs.follow(self.client, job_id, sys.stdout.write)
 
 
 def main(
@@ -115,9 +110,7 @@ def main(
     config = load_config(preset, [])
     check_name(name)
 
-    from ray.job_submission import JobSubmissionClient
-
-    print(Recheck(JobSubmissionClient(address), preset, config, name).run(), flush=True)
+    print(Recheck(jobs.connect(address), preset, config, name).run(), flush=True)
 
 
 if __name__ == "__main__":

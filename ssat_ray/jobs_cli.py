@@ -109,9 +109,10 @@ def _checked(
     parsed = group.commands[command].make_context(command, list(arguments)).params
     if parsed.get("name") is not None:
         check_name(parsed["name"])
-    if parsed.get("json_file") is not None and not parsed["json_file"].is_absolute():
+    json_file = parsed.get("json_file")
+    if json_file is not None and "://" not in json_file and not Path(json_file).is_absolute():
         raise UserError(
-            f"--json {parsed['json_file']}: a job's working folder goes with the job; give an absolute path."
+            f"--json {json_file}: a job's working folder goes with the job; give an absolute path or a URI."
         )
     overrides, name = parsed["overrides"] or [], parsed.get("name")
     if command == "sweep":

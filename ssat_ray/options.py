@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ssat_ray.counts import whole_number
 from ssat_ray.errors import UserError
+from ssat_ray.places import Remote, named
 
 Preset = Annotated[str, typer.Argument(help="a preset's name (ssat presets) or a YAML file")]
 Overrides = Annotated[
@@ -16,7 +16,8 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="override any key, e.g. select.ratio=0.1"),
 ]
 JsonFile = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="write numbers and words here too")
+    str | None,
+    typer.Option("--json", metavar="FILE", help="write numbers and words here too, a path or URI"),
 ]
 
 
@@ -34,15 +35,28 @@ def parse_count(value: str | int) -> int:
     return found
 
 
-def check_folder_of(json_file: Path | None) -> None:
-    """Before the work that the file is about."""
-    if json_file is not None and not json_file.absolute().parent.is_dir():
+def check_folder_of(json_file: str | None) -> None:
+    """Before the work that the file is about.
+
+    Raises:
+        UserError: its folder does not exist, or pyarrow can open no such URI.
+    """
+    if json_file is None:
+        return
+    found = named(json_file)
+    if isinstance(found, Remote):
+        _ = found.opened
+    elif not found.absolute().parent.is_dir():
         raise UserError(f"--json {json_file}: its folder does not exist; make it first.")
 
 
-def write_json(path: Path, text: str) -> None:
+def write_json(json_file: str, text: str) -> None:
     """Write a JSON file; UserError if it cannot be written."""
+    found = named(json_file)
     try:
-        path.write_text(text + "\n")
+        if isinstance(found, Remote):
+            found.write(f"{text}\n".encode())
+        else:
+            found.write_text(f"{text}\n")  # in its place: it may be a pipe
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}).") from error
+        raise UserError(f"{json_file} cannot be written ({error.strerror or error}).") from error

@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -17,10 +18,22 @@ def test_a_count_is_a_whole_number() -> None:
 
 def test_the_file_of_json(tmp_path: Path) -> None:
     check_folder_of(None)
-    check_folder_of(tmp_path / "found.json")
-    write_json(tmp_path / "found.json", "{}")
-    assert (tmp_path / "found.json").read_text() == "{}\n"
+    found = str(tmp_path / "found.json")
+    check_folder_of(found)
+    write_json(found, "{}")
+    assert Path(found).read_text() == "{}\n"
     with pytest.raises(UserError, match="its folder does not exist"):
-        check_folder_of(tmp_path / "no" / "found.json")
+        check_folder_of(str(tmp_path / "no" / "found.json"))
     with pytest.raises(UserError, match="cannot be written"):
-        write_json(tmp_path, "{}")
+        write_json(str(tmp_path), "{}")
+
+
+def test_the_file_of_json_may_be_in_a_bucket(s3: Any) -> None:
+    bucket = s3.bucket()
+    check_folder_of(s3.uri(f"{bucket}/runs/found.json"))
+    write_json(s3.uri(f"{bucket}/runs/found.json"), "{}")
+    assert s3.client.get_object(Bucket=bucket, Key="runs/found.json")["Body"].read() == b"{}\n"
+    with pytest.raises(UserError, match="no location that pyarrow can open"):
+        check_folder_of("elsewhere://bucket/found.json")
+    with pytest.raises(UserError, match="cannot be written"):
+        write_json(s3.uri("no-such-bucket/found.json"), "{}")

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import subprocess
+import sys
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.job_submission import JobStatus
 
 from cluster import recheck
 from cluster.manifests.generate import SCRIPTS
 from ssat_ray.config import Config
 from ssat_ray.errors import RunFailed, UserError
-
-
-@dataclass
-class Status:
-    """As Ray's JobStatus."""
-
-    ended: bool
-
-    def is_terminal(self) -> bool:
-        return self.ended
+from ssat_ray.options import check_folder_of, write_json
+from ssat_ray.places import place
 
 
 @dataclass
@@ -40,31 +37,32 @@ class Client:
 
     def submit_job(self, *, entrypoint: str, submission_id: str) -> None:
         self.submitted.append((submission_id, entrypoint))
-        self.add(submission_id, self.codes.pop(0))
+        self.add(submission_id, self.codes.pop(0), JobStatus.RUNNING)
 
-    def add(self, job_id: str, code: int | None, ended: bool = True) -> None:
+    def add(self, job_id: str, code: int | None, status: JobStatus) -> None:
         self.jobs[job_id] = SimpleNamespace(
-            submission_id=job_id, status=Status(ended), driver_exit_code=code
+            submission_id=job_id, status=status, driver_exit_code=code
         )
-
-    def get_job_status(self, job_id: str) -> Status:
-        status, self.jobs[job_id].status = self.jobs[job_id].status, Status(True)
-        return status  # type: ignore[no-any-return]
 
     def get_job_info(self, job_id: str) -> Any:
         return self.jobs[job_id]
 
-    def get_job_logs(self, job_id: str) -> str:
-        return f"log of {job_id}"
+    async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+        job = self.jobs[job_id]
+        yield f"log of {job_id}\n"
+        job.status = JobStatus.SUCCEEDED if job.driver_exit_code == 0 else JobStatus.FAILED
 
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     """Of a pool with three generations, the first of which is clustered."""
-    monkeypatch.setattr(recheck, "POLL_SECONDS", 0.0)
     grow(monkeypatch, 3)
-    pool = {"source": "external", "path": str(tmp_path / "pool")}
-    return Config.model_validate({"pool": pool, "runtime": {"runs": str(tmp_path / "runs")}})
+    return configured(str(tmp_path / "runs"))
+
+
+def configured(runs: str) -> Config:
+    pool = {"source": "external", "path": "/mnt/pool"}
+    return Config.model_validate({"pool": pool, "runtime": {"runs": runs}})
 
 
 def grow(monkeypatch: pytest.MonkeyPatch, generations: int) -> None:
@@ -77,7 +75,7 @@ def look(client: Client, config: Config) -> str:
 
 
 def state(config: Config) -> Any:
-    return json.loads((Path(config.runtime.runs) / "digits/recheck.json").read_text())
+    return json.loads((place(config.runtime.runs) / "digits" / "recheck.json").read_text())
 
 
 def test_stable_clusters_are_kept_and_the_check_is_not_repeated(
@@ -135,10 +133,38 @@ def test_clustering_that_fails_is_repeated_from_the_check(config: Config) -> Non
 
 def test_a_job_that_still_runs_is_followed(config: Config) -> None:
     client = Client([])
-    client.add("drift-digits-3-try-1", 1)
-    client.add("drift-digits-3-try-2", 0, ended=False)
+    client.add("drift-digits-3-try-1", 1, JobStatus.FAILED)
+    client.add("drift-digits-3-try-2", 0, JobStatus.RUNNING)
     assert look(client, config) == "3 generations; the clusters still fit"
     assert client.submitted == []
+
+
+def test_runs_may_be_in_a_bucket(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    grow(monkeypatch, 3)
+    config, client = configured(s3.uri(f"{s3.bucket()}/runs")), Client([3, 0])
+    assert look(client, config) == "3 generations; clustered again over all of them"
+    report = shlex.split(client.submitted[0][1])[-1]
+    check_folder_of(report)
+    write_json(report, "{}")
+    assert (place(config.runtime.runs) / "digits" / "drift.json").read_text() == "{}\n"
+    assert state(config) == {"clustered": 3, "checked": 3}
+    assert look(client, config) == "nothing new: 3 generations"
+
+
+def test_nobody_at_the_address_is_one_paragraph(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("pool: {source: external, path: /mnt/pool}\n")
+    command = [sys.executable, recheck.__file__, "run.yaml", "--name=digits"]
+    done = subprocess.run(
+        [*command, "--address=http://127.0.0.1:9"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "no_proxy": "127.0.0.1"},
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("recheck: the job server at http://127.0.0.1:9 did not answer")
+    assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_a_pool_that_cannot_grow_is_a_mistake(config: Config) -> None:
