@@ -33,14 +33,14 @@ Address = Annotated[
     ),
 ]
 Job = Annotated[str, typer.Argument(metavar="JOB", help="id that ssat submit printed")]
-LOCAL = ("show", "presets", "gc", "export", "submit", "status", "stop")
+LOCAL = ("show", "presets", "gc", "export", "compare", "submit", "status", "stop")
 """Commands without a preset to compute, or about this machine's files."""
 
 
 @app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True})
 def submit(
     context: typer.Context,
-    command: Annotated[str, typer.Argument(help="run, sweep, drift, plan or a stage")],
+    command: Annotated[str, typer.Argument(help="run, sweep, drift, plan, doctor or a stage")],
     arguments: Annotated[list[str], typer.Argument(help="of that command, as on this machine")],
     address: Address = None,
     detach: Annotated[bool, typer.Option("--detach", help="do not wait for its end")] = False,

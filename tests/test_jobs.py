@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import typer
 
 from ssat_ray import cli
 from ssat_ray.errors import UserError
 from ssat_ray.jobs import PATHS, pack, placed
+from ssat_ray.jobs_cli import LOCAL
 from ssat_ray.loading import all_keys, load_config
 from tests.servers import free_port
 
@@ -112,3 +115,28 @@ def test_the_upload_is_the_package_and_what_is_asked_for(tmp_path: Path) -> None
         pack(target / "net", [tmp_path / "gone.py"])
     with pytest.raises(UserError, match="called ssat_ray"):
         pack(tmp_path / "other", [Path(cli.__file__).parent])
+
+
+COMMANDS = typer.main.get_command(cli.app)
+assert isinstance(COMMANDS, typer.core.TyperGroup)
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS.commands))
+def test_every_command_is_a_job_or_said_to_be_none(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that can be submitted get as far as the cluster, where nobody answers."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.chdir(tmp_path)
+    arguments = {"plan": ["digits", "--images", "10"], "sweep": ["digits-grid"]}
+    local = command in LOCAL or isinstance(COMMANDS.commands[command], typer.core.TyperGroup)
+    expected = "expected one of" if local else "did not answer"
+    with pytest.raises(UserError, match=expected):
+        address = f"http://127.0.0.1:{free_port()}"
+        submit("--address", address, command, *arguments.get(command, ["digits"]))
+
+
+def test_what_can_be_submitted_is_what_the_guide_says() -> None:
+    guide = (Path(__file__).parents[1] / "docs/cluster.md").read_text()
+    for command in ("run", "sweep", "drift", "plan", "doctor"):
+        assert command not in LOCAL and re.search(rf"takes [^.]*`{command}`", guide)
