@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import sys
 import time
+from collections.abc import Iterator
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +17,7 @@ from ssat_ray.bench_cli import bench
 from ssat_ray.compare_cli import compare
 from ssat_ray.config import Config
 from ssat_ray.data_cli import app as data_app
-from ssat_ray.errors import RunFailed, UserError
+from ssat_ray.errors import INTERRUPTED, RunFailed, UserError
 from ssat_ray.export_cli import export
 from ssat_ray.jobs_cli import app as jobs_app
 from ssat_ray.loading import load_config, preset_names
@@ -27,12 +30,14 @@ from ssat_ray.start import (
     check_inputs,
     check_name,
     default_name,
+    failures_told,
     json_line,
     stamped,
 )
 from ssat_ray.sweep_cli import sweep
 
 if TYPE_CHECKING:
+    from ssat_ray.drift import MethodDrift
     from ssat_ray.plan import Plan
 
 app = typer.Typer(
@@ -48,8 +53,6 @@ app.command()(export)
 app.command()(compare)
 app.command("plan")(plan_command)
 app.command()(sweep)
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, which typer gives too instead of passing on the KeyboardInterrupt."""
 STAGE_VERBS = {
     "intermediate": "train the classifier whose latent space is clustered",
     "pretrain": "train the DDPM on the labelled images",
@@ -162,20 +165,32 @@ def drift(
     config = load_config(preset, overrides or [])
     check_folder_of(json_file)
     generations = check_grown(config)
-    folder, since = _begin(config, name)
+    with _begun(config, name) as (folder, since):
+        from ssat_ray import drift as drifting
+        from ssat_ray.plan import build_plan
+        from ssat_ray.store import Store
 
+        plan, store = build_plan(config), Store(config.runtime.store)
+        new = drifting.new_scores(config, plan)
+        scored = drifting.missing_shards(plan, store)
+        _execute(config, plan, folder, since, "score", allow_masking=True)
+        found = [drifting.measure(method, jobs, store) for method, jobs in new.items()]
+        command = drifting.command_over_all(preset, overrides or [], name, generations)
+        numbers = drifting.to_json(found, command, scored)
+        if config.runtime.log_format == "json":
+            print(json_line(folder.name, "drift", result=json.loads(numbers)), flush=True)
+        else:
+            _show_drift(found, scored, drifting.advice(found, command))
+        if json_file is not None:
+            write_json(json_file, numbers)
+    raise typer.Exit(drifting.exit_code(found))
+
+
+def _show_drift(found: list[MethodDrift], scored: int, advice: str) -> None:
     from rich.console import Console
 
-    from ssat_ray import drift as drifting
-    from ssat_ray.plan import build_plan
-    from ssat_ray.store import Store
     from ssat_ray.tables import drift_lines, drift_table
 
-    plan, store = build_plan(config), Store(config.runtime.store)
-    new = drifting.new_scores(config, plan)
-    scored = drifting.missing_shards(plan, store)
-    _execute(config, plan, folder, since, "score", allow_masking=True)
-    found = [drifting.measure(method, jobs, store) for method, jobs in new.items()]
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(
         f"{scored} shard{'' if scored == 1 else 's'} scored for this comparison", highlight=False
@@ -184,11 +199,7 @@ def drift(
         console.print(drift_table(one))
         for line in drift_lines(one):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
-    command = drifting.command_over_all(preset, overrides or [], name, generations)
-    console.print(drifting.advice(found, command), highlight=False, markup=False, soft_wrap=True)
-    if json_file is not None:
-        write_json(json_file, drifting.to_json(found, command, scored))
-    raise typer.Exit(drifting.exit_code(found))
+    console.print(advice, highlight=False, markup=False, soft_wrap=True)
 
 
 def _stage_command(stage: str, about: str) -> None:
@@ -204,28 +215,29 @@ for _stage, _about in STAGE_VERBS.items():
 
 
 def _run(config: Config, name: str | None, until: str | None, allow_masking: bool) -> None:
-    folder, since = _begin(config, name)
+    with _begun(config, name) as (folder, since):
+        from ssat_ray.plan import build_plan
 
-    from ssat_ray.plan import build_plan
-
-    _execute(config, build_plan(config), folder, since, until, allow_masking)
+        _execute(config, build_plan(config), folder, since, until, allow_masking)
 
 
-def _begin(config: Config, name: str | None) -> tuple[RunFolder, float]:
+@contextlib.contextmanager
+def _begun(config: Config, name: str | None) -> Iterator[tuple[RunFolder, float]]:
     """The run's folder, which is not made yet, and the time. What needs no slow imports is checked first."""
     from ssat_ray.store import Store
 
-    since = time.time()
+    since, log_format = time.time(), config.runtime.log_format
     chosen = default_name(config) if name is None else check_name(name)
-    folder = RunFolder.at(config.runtime.runs, chosen)
-    check_inputs(config)
-    Store(config.runtime.store).check_writable()
-    as_json = config.runtime.log_format == "json"
-    starting = (
-        json_line(folder.name, "starting") if as_json else stamped(f"starting {folder.name}", since)
-    )
-    print(starting, flush=True)
-    return folder, since
+    with failures_told(log_format, chosen):
+        folder = RunFolder.at(config.runtime.runs, chosen)
+        check_inputs(config)
+        Store(config.runtime.store).check_writable()
+        as_json = log_format == "json"
+        starting = (
+            json_line(chosen, "starting") if as_json else stamped(f"starting {chosen}", since)
+        )
+        print(starting, flush=True)
+        yield folder, since
 
 
 def _execute(

@@ -1,4 +1,4 @@
-"""The two ways a command ends badly: the user can mend it (exit 2) or the run failed (exit 1), by diverging too."""
+"""The ways a command ends badly: the user can mend it (exit 2), the run failed (exit 1), by diverging too, or Ctrl-C (130)."""
 
 from __future__ import annotations
 
@@ -24,6 +24,16 @@ class Diverged(RunFailed):
 
 class Stopped(RunFailed):
     """Trainings that were ended at a rung, as somebody decided (`stages.base.Rungs`)."""
+
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, which typer gives too instead of passing on the KeyboardInterrupt."""
+
+
+class Interrupted(RunFailed):
+    """Ctrl-C, where the same command is not the way to go on; exit code 130."""
+
+    exit_code = INTERRUPTED
 
 
 _FAULT = re.compile(rf"^{re.escape(UserError.__module__)}\.UserError: (.*)", re.MULTILINE)

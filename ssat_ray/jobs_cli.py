@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from ssat_ray.config import Config
-from ssat_ray.errors import UserError
+from ssat_ray.errors import Interrupted, UserError
 from ssat_ray.loading import load_config
 from ssat_ray.mistakes import nearest
 from ssat_ray.options import Overrides, Preset
@@ -84,9 +84,10 @@ def submit(
         return
     try:
         code = jobs.follow(client, job, _write)
-    except KeyboardInterrupt:
-        print(f"\nthe job goes on: ssat status {job}, ssat stop {job}", file=sys.stderr)
-        raise
+    except KeyboardInterrupt as error:
+        raise Interrupted(
+            f"interrupted; the job goes on: ssat status {job}, ssat stop {job}."
+        ) from error
     info = jobs.details(client, job)
     if code and info.message:
         print(f"ssat: {job}: {info.message.splitlines()[0]}", file=sys.stderr)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ssat_ray.config import GUIDED
+from ssat_ray.config import GUIDED, Config
 from ssat_ray.errors import RunFailed, UserError
 from ssat_ray.loading import load_config
 from ssat_ray.options import (
@@ -20,7 +21,7 @@ from ssat_ray.options import (
 )
 from ssat_ray.places import write_atomic
 from ssat_ray.run_folder import PLAN_LOG, RunFolder
-from ssat_ray.start import check_inputs, default_name, stamped
+from ssat_ray.start import check_inputs, default_name, failures_told, json_line, stamped
 
 
 def plan(
@@ -50,8 +51,26 @@ def plan(
     check_folder_of(json_file)
     if price is not None and watts is None:
         raise UserError("--price is of a kWh, so it needs --watts, what the machines draw.")
-    check_inputs(config)
-    print(stamped("starting", since), flush=True)
+    with failures_told(config.runtime.log_format, default_name(config)):
+        check_inputs(config)
+        wanted = {"resolution": resolution, "gpus": gpus, "watts": watts, "price": price}
+        _plan(config, images, seconds, wanted, json_file, since)
+
+
+def _plan(
+    config: Config,
+    images: int,
+    seconds: float,
+    wanted: dict[str, Any],
+    json_file: str | None,
+    since: float,
+) -> None:
+    name, as_json = default_name(config), config.runtime.log_format == "json"
+
+    def line(event: str, text: str) -> str:
+        return json_line(name, event, message=text) if as_json else stamped(text, since)
+
+    print(line("starting", "starting"), flush=True)
 
     from rich.console import Console
 
@@ -60,13 +79,15 @@ def plan(
     from ssat_ray.tables import estimate_lines, estimate_table
     from ssat_ray.view import quiet_output
 
-    folder = RunFolder.at(config.runtime.runs, default_name(config))
+    folder = RunFolder.at(config.runtime.runs, name)
     log = folder.home / PLAN_LOG
     with folder.kept(), quiet_output(folder.local / PLAN_LOG) as screen:
-        console = Console(file=screen, width=None if screen.isatty() else 140)
+
+        def show(text: str) -> None:
+            print(text, file=screen, flush=True)
 
         def say(text: str) -> None:
-            console.print(stamped(text, since), highlight=False, markup=False, soft_wrap=True)
+            show(line("measuring", text))
 
         guided = [row for row in config.rows if row in GUIDED]
         if guided:
@@ -78,25 +99,26 @@ def plan(
         except RunFailed as error:
             raise RunFailed(f"{error} Log: {log}") from error
         flops = 1.0
-        if resolution is not None:
-            flops = probe.flops_ratio(config, measured.image_shape, resolution)
+        if wanted["resolution"] is not None:
+            flops = probe.flops_ratio(config, measured.image_shape, wanted["resolution"])
         target = Target(
             images,
             seeds=len(config.seeds),
             refine_rows=config.cluster.refine_rows,
             resident_bytes=config.runtime.resident_mib * 2**20,
-            resolution=resolution,
             flops=flops,
-            gpus=gpus,
-            watts=watts,
-            price=price,
+            **wanted,
         )
         found = estimate(measured, target)
-        console.print(estimate_table(found))
-        for line in estimate_lines(found, measured):
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
         saved, numbers = folder.home / "plan.json", found.to_json(measured)
         write_atomic(saved, numbers + "\n")
         if json_file is not None:
             write_json(json_file, numbers)
-        console.print(f"all numbers: {saved}", highlight=False, soft_wrap=True)
+        if as_json:
+            show(json_line(name, "estimate", result=json.loads(numbers), file=str(saved)))
+            return
+        console = Console(file=screen, width=None if screen.isatty() else 140)
+        console.print(estimate_table(found))
+        for text in estimate_lines(found, measured):
+            show(text)
+        show(f"all numbers: {saved}")

@@ -7,12 +7,13 @@ import hashlib
 import json
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ssat_ray.config import Config
 from ssat_ray.data.pool import Pool
-from ssat_ray.errors import UserError
+from ssat_ray.errors import INTERRUPTED, RunFailed, UserError
 from ssat_ray.loading import load_config
 from ssat_ray.report.words import duration
 from ssat_ray.store import canonical_json
@@ -89,6 +90,32 @@ def default_name(config: Config) -> str:
 def json_line(run: str, event: str, **about: Any) -> str:
     """A line of progress for programs: an object with `time` (s since 1970), `run`, `event` and what it is about."""
     return json.dumps({"time": round(time.time(), 3), "run": run, "event": event, **about})
+
+
+@contextlib.contextmanager
+def failures_told(log_format: str, run: str) -> Iterator[None]:
+    """With `runtime.log_format=json`, print the event `failed` if the block fails; the error goes on.
+
+    It has `exit_code`, and in `message` what the error output says.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if log_format == "json":
+            code, message = _ending(error)
+            print(json_line(run, "failed", exit_code=code, message=message), flush=True)
+        raise
+
+
+def _ending(error: BaseException) -> tuple[int, str]:
+    """Exit code of a command that ends by this, and why it does."""
+    if isinstance(error, UserError | RunFailed):
+        return error.exit_code, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, "interrupted"
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        return error.code, "told to end"
+    return 1, f"{type(error).__name__}: {error}"
 
 
 def stamped(text: str, since: float) -> str:

@@ -12,8 +12,8 @@ import typer
 from ssat_ray.errors import RunFailed, UserError
 from ssat_ray.options import Overrides
 from ssat_ray.places import place
-from ssat_ray.start import check_inputs, check_name, json_line, stamped
-from ssat_ray.sweeps.space import read_sweep
+from ssat_ray.start import check_inputs, check_name, failures_told, json_line, stamped
+from ssat_ray.sweeps.space import Space, read_sweep
 
 
 def sweep(
@@ -28,6 +28,11 @@ def sweep(
     since = time.time()
     space = read_sweep(file, overrides or [])
     own = check_name(file.stem) if name is None else check_name(name)
+    with failures_told(space.base.runtime.log_format, own):
+        _run(space, own, since)
+
+
+def _run(space: Space, own: str, since: float) -> None:
     runtime = space.base.runtime
     runs = place(runtime.runs)
     if not isinstance(runs, Path):

@@ -210,8 +210,8 @@ class View(Follower):
 class JsonLines(Follower):
     """A JSON object a line for programs that collect logs: `time` (s), `run`, `event`, and what it is about.
 
-    Events: `starting`, `planned`, `connecting`, `stage_started`, `progress`, `waiting`, `stage_finished`, and
-    `finished`, which the command itself says.
+    Events: `planned`, `connecting`, `stage_started`, `progress`, `waiting`, `stage_finished`, `finished`. The command
+    itself says `starting` and `failed`.
     """
 
     poll_seconds = LINE_SECONDS

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from ssat_ray import cli, pipeline, probe
+from ssat_ray.errors import RunFailed
 from ssat_ray.estimate import Measurements, PerImage, StageCost
 from ssat_ray.stages.soundness import masking
 
@@ -291,14 +292,72 @@ def test_an_interrupt_within_the_pipeline(
     assert said in error and bool(said) == bool(error)
 
 
+SYNTH = StageCost("synth", 5.0, per_image=PerImage(pixels=1e-3))
+MEASURED = Measurements(20.0, 10**9, (SYNTH,), (1, 8, 8), 0.0, {})
+JSON = ("--set", "runtime.log_format=json")
+
+
+def events(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "run"),
+    [
+        (["run", "digits", "--name", "try"], "try"),
+        (["plan", "digits", "--images", "9"], "digits-"),
+    ],
+)
+def test_for_programs_a_mistake_is_an_event_and_a_paragraph(
+    arguments: list[str], run: str, ssat: Command
+) -> None:
+    done = ssat(*arguments, *overrides(*SMALL, "data.path=lost.npz"), *JSON)
+    (failed,) = events(done.stdout)
+    assert done.returncode == failed["exit_code"] == 2 and failed["event"] == "failed"
+    assert failed["run"].startswith(run) and done.stderr == f"ssat: {failed['message']}\n"
+    assert "lost.npz does not exist" in failed["message"]
+
+
+def test_for_programs_a_sweeps_mistake_is_an_event_too(ssat: Command, tmp_path: Path) -> None:
+    (tmp_path / "runs" / "digits-grid").mkdir(parents=True)
+    (tmp_path / "runs" / "digits-grid" / "run.json").write_text("{}")
+    done = ssat("sweep", "digits-grid", *JSON)
+    (failed,) = events(done.stdout)
+    assert (done.returncode, failed["event"], failed["run"]) == (2, "failed", "digits-grid")
+
+
+def test_for_programs_a_failed_run_is_an_event_after_the_others(
+    ssat: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*args: object, **kwargs: object) -> None:
+        raise RunFailed("train failed.")
+
+    monkeypatch.setattr(pipeline, "run", run)
+    done = ssat("run", "digits", *JSON)
+    assert [line["event"] for line in events(done.stdout)] == ["starting", "failed"]
+    assert events(done.stdout)[-1]["exit_code"] == done.returncode == 1
+    assert events(done.stdout)[-1]["message"].startswith("train failed. Finished stages are kept")
+
+
+def test_for_programs_a_plan_is_an_event(ssat: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "measure", lambda *args, **kwargs: MEASURED)
+    done = ssat("plan", "scale-100m", "--images", "7000", *JSON)
+    starting, found = events(done.stdout)
+    assert done.returncode == 0 and starting["event"] == "starting"
+    assert (found["event"], found["run"], found["result"]["seconds"]) == (
+        "estimate",
+        "scale-100m",
+        32.0,
+    )
+    assert json.loads(Path(found["file"]).read_text()) == found["result"]
+
+
 @pytest.mark.parametrize("more", [[], ["--json", "copy.json"]])
 def test_a_plan_is_saved_in_the_runs_folder(
     more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    synth = StageCost("synth", 5.0, per_image=PerImage(pixels=1e-3))
-    measured = Measurements(20.0, 10**9, (synth,), (1, 8, 8), 0.0, {})
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(probe, "measure", lambda *args, **kwargs: measured)
+    monkeypatch.setattr(probe, "measure", lambda *args, **kwargs: MEASURED)
     monkeypatch.setattr(sys, "argv", ["ssat", "plan", "scale-100m", "--images", "7000", *more])
     with pytest.raises(SystemExit) as caught:
         cli.main()

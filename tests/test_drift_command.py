@@ -83,6 +83,12 @@ def test_shifted_images_are_flagged_and_others_are_not(tmp_path: Path) -> None:
         "ssat run mine.yaml --set pool.cluster_generations=2"
     )
 
+    said = _ssat(first, "drift", "mine.yaml", "--set", "runtime.log_format=json", expected=3)
+    events = [json.loads(line) for line in said.splitlines()]
+    assert [line["event"] for line in events] == ["starting", "planned", "finished", "drift"]
+    again = events[-1]["result"]
+    assert again == {**found, "shards_scored": 0, "advice": again["advice"]}
+
     _append(second, ROWS, SynthSettings())
     assert _drift(second, expected=0)["status"] == "stable"
     _append(second, ROWS + MORE, SHIFTED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -11,9 +12,16 @@ import pytest
 from ssat_ray.config import Config
 from ssat_ray.data.pool import MANIFEST, manifest
 from ssat_ray.data.shard import Shard, write_shard
-from ssat_ray.errors import UserError
+from ssat_ray.errors import RunFailed, UserError
 from ssat_ray.loading import load_config
-from ssat_ray.start import check_grown, check_inputs, check_name, default_name, stamped
+from ssat_ray.start import (
+    check_grown,
+    check_inputs,
+    check_name,
+    default_name,
+    failures_told,
+    stamped,
+)
 
 SELECTING = "rows=[none, random, lcs-km, full]"
 """No guided row, which would need a pool that is generated."""
@@ -72,6 +80,34 @@ def test_a_pool_has_grown_if_generations_are_newer_than_the_clusters(tmp_path: P
 def test_a_stamp_has_the_time_since() -> None:
     assert stamped("cluster: 1 to do", time.time() - 75) == "[1 min 15 s] cluster: 1 to do"
     assert stamped("starting", time.time()) == "[    0 s] starting"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (UserError("data.path: gone."), 2, "data.path: gone."),
+        (RunFailed("train failed"), 1, "train failed"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (SystemExit(143), 143, "told to end"),
+        (KeyError("x"), 1, "KeyError: 'x'"),
+    ],
+)
+def test_a_failure_is_an_event_for_programs(
+    error: BaseException, code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for log_format in ("text", "json"):
+        with pytest.raises(type(error)), failures_told(log_format, "try"):
+            raise error
+    (line,) = capsys.readouterr().out.splitlines()
+    found = json.loads(line)
+    assert found.pop("time") == pytest.approx(time.time(), abs=60)
+    assert found == {"run": "try", "event": "failed", "exit_code": code, "message": message}
+
+
+def test_what_does_not_fail_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with failures_told("json", "try"):
+        pass
+    assert capsys.readouterr().out == ""
 
 
 def test_default_name_is_the_presets_unless_a_result_changes() -> None:
