@@ -559,6 +559,12 @@ class RuntimeConfig(Section):
     runs: str = Field("runs", description="folder or URI of reports and results")
     address: str | None = Field(None, description="Ray cluster to join; null: start one here")
     num_cpus: int | None = Field(None, ge=1, description="CPUs of a local Ray; null: all")
+    max_cpus: Positive | None = Field(
+        None, description="CPUs that a cluster's autoscaler may bring it to; null: no more come"
+    )
+    max_gpus: Positive | None = Field(
+        None, description="GPUs that a cluster's autoscaler may bring it to; null: no more come"
+    )
     object_store_mib: int = Field(512, ge=80)
     train_workers: Positive | Annotated[tuple[Positive, Positive], Field(strict=False)] = Field(
         2,

@@ -1,38 +1,19 @@
-"""`ssat doctor`: what a configuration needs of a cluster, and what every node of it has."""
+"""`ssat doctor`: what a configuration needs of a cluster, against what was found on its nodes (`visits.py`)."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import platform
-import time
-import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
-
-import psutil
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from dataclasses import dataclass, field
+from typing import Literal
 
 from ssat_ray.config import Config
-from ssat_ray.data.folder import Folder
-from ssat_ray.data.pool import MANIFEST
-from ssat_ray.errors import UserError
-from ssat_ray.places import Place, place, write_atomic
-from ssat_ray.provenance import library_versions
-from ssat_ray.store import Store
-from ssat_ray.tracking import check as check_tracking
+from ssat_ray.needs import needs
 
 Level = Literal["ok", "warning", "error"]
-PROBE_BYTES = 32 * 2**20
 SLOW_STORAGE = 20.0
 """MiB/s below which a shared folder is a warning: a shard of 64 MiB takes 3 s then."""
 SKEW_WARNING, SKEW_ERROR = 2.0, 15.0
 """Seconds; a lease expires after 30."""
-PATIENCE = 120.0
-"""Seconds until a node that does not answer is a finding."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +33,21 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Access:
+    """How a node reaches a folder that all nodes share.
+
+    Attributes:
+        seen: whether the file is there that the driver has put into it.
+        error: why it cannot be written; empty if it can.
+        speed: MiB/s of a synchronised write, while all nodes write.
+    """
+
+    seen: bool
+    error: str
+    speed: float
+
+
+@dataclass(frozen=True)
 class Node:
     """What a node says of itself.
 
@@ -61,10 +57,8 @@ class Node:
         shm_bytes: size of /dev/shm.
         versions: of Python and the libraries.
         cuda, faiss_gpus: GPUs that torch and FAISS see; -1: FAISS cannot be imported.
-        sees_store: whether the file is there that the driver has put into the store.
+        folders: setting, such as `runtime.store` -> how it reaches that folder.
         sees_pool: whether `pool.path`, if there is one, can be read.
-        store_error: why it cannot write to the store; empty if it can.
-        store_speed: MiB/s of a synchronised write to the store.
         skew: seconds that its clock is ahead of the driver's, at least.
     """
 
@@ -74,10 +68,8 @@ class Node:
     versions: dict[str, str]
     cuda: int
     faiss_gpus: int
-    sees_store: bool
+    folders: dict[str, Access]
     sees_pool: bool
-    store_error: str
-    store_speed: float
     skew: float
 
 
@@ -92,6 +84,7 @@ class Cluster:
         token: whether it takes a token to get in.
         joined: a cluster that was there before, not a Ray of this command's own.
         tracking_error: why MLflow cannot be reached; empty if it can.
+        driver_errors: what the driver reads or writes -> why it cannot.
     """
 
     nodes: tuple[Node, ...]
@@ -100,13 +93,17 @@ class Cluster:
     token: bool
     joined: bool
     tracking_error: str
+    driver_errors: dict[str, str] = field(default_factory=dict)
 
 
 def judge(config: Config, cluster: Cluster) -> list[Finding]:
     """Every finding, the good ones too, in the order in which one would mend them."""
     return [
+        *_nodes(cluster),
         *_resources(config, cluster),
+        *_devices(cluster),
         *_versions(cluster),
+        *_driver(cluster),
         *_storage(config, cluster),
         *_tracking(config, cluster),
         *_memory(cluster),
@@ -115,35 +112,36 @@ def judge(config: Config, cluster: Cluster) -> list[Finding]:
     ]
 
 
-def _resources(config: Config, cluster: Cluster) -> Iterator[Finding]:
+def _nodes(cluster: Cluster) -> Iterator[Finding]:
+    if cluster.joined:
+        yield Finding("ok", "cluster", _count(cluster))
+    else:
+        found = "a Ray of this command's own, on this machine: neither runtime.address nor RAY_ADDRESS names one"
+        yield Finding("ok", "cluster", found)
     for name, reason in cluster.silent.items():
         mend = "look at its raylet's log, or take the node out of the cluster"
         yield Finding("error", f"node {name}", reason, mend)
-    runtime = config.runtime
-    needs = {
-        "CPU": (
-            max(runtime.least_workers * runtime.cpus_per_worker, runtime.actors),
-            "lower runtime.train_workers, runtime.cpus_per_worker and runtime.actors, or add nodes",
-        ),
-        "GPU": (
-            max(
-                runtime.least_workers * runtime.gpus_per_worker,
-                runtime.actors * runtime.gpus_per_actor,
-            ),
-            "set runtime.gpus_per_worker=0 and runtime.gpus_per_actor=0, or add GPU nodes",
-        ),
-    }
-    for kind, (needed, mend) in needs.items():
-        there = sum(node.resources.get(kind, 0.0) for node in cluster.nodes)
-        found = f"{there:g} on {_nodes(cluster)}, {needed:g} needed"
-        enough = there >= needed
-        yield Finding("ok" if enough else "error", f"{kind}s", found, "" if enough else mend)
-    each = runtime.cpus_per_worker
-    fitting = sum(int(node.resources.get("CPU", 0.0) // each) for node in cluster.nodes)
-    if fitting < runtime.least_workers:
-        found = f"{fitting} nodes' worth of {each} CPUs together, {runtime.least_workers} workers"
-        mend = "lower runtime.cpus_per_worker: a worker's CPUs are on one node"
-        yield Finding("error", "CPUs of a worker", found, mend)
+
+
+def _count(cluster: Cluster) -> str:
+    return "1 node" if len(cluster.nodes) == 1 else f"{len(cluster.nodes)} nodes"
+
+
+def _resources(config: Config, cluster: Cluster) -> Iterator[Finding]:
+    """As a run will find it (`runtime.ray_session`)."""
+    nodes = [node.resources for node in cluster.nodes]
+    for need in needs(config.runtime, nodes, autoscaled=cluster.joined):
+        found = f"{need.found:g} on {_count(cluster)}, {need.needed:g} needed"
+        if need.met:
+            yield Finding("ok", need.what, found)
+        elif need.to_come:
+            mend = f"none, if the autoscaler brings them: a run waits ({need.promised:g} promised)"
+            yield Finding("warning", need.what, found, mend)
+        else:
+            yield Finding("error", need.what, found, need.mend)
+
+
+def _devices(cluster: Cluster) -> Iterator[Finding]:
     for node in cluster.nodes:
         given = int(node.resources.get("GPU", 0))
         if given > node.cuda:
@@ -154,10 +152,6 @@ def _resources(config: Config, cluster: Cluster) -> Iterator[Finding]:
         if node.faiss_gpus < 0:
             mend = "install faiss-gpu (or faiss-cpu) as requirements.lock says"
             yield Finding("error", f"FAISS on {node.name}", "cannot be imported", mend)
-
-
-def _nodes(cluster: Cluster) -> str:
-    return "1 node" if len(cluster.nodes) == 1 else f"{len(cluster.nodes)} nodes"
 
 
 def _versions(cluster: Cluster) -> Iterator[Finding]:
@@ -174,29 +168,39 @@ def _versions(cluster: Cluster) -> Iterator[Finding]:
             yield Finding("error", f"versions on {node.name}", ", ".join(apart), mend)
     if not wrong:
         ray_torch = ", ".join(f"{k} {cluster.versions.get(k)}" for k in ("python", "ray", "torch"))
-        yield Finding("ok", "versions", f"the same on {_nodes(cluster)}: {ray_torch}")
+        yield Finding("ok", "versions", f"the same on {_count(cluster)}: {ray_torch}")
+
+
+def _driver(cluster: Cluster) -> Iterator[Finding]:
+    for what, error in cluster.driver_errors.items():
+        mend = "mend it on the driver's node, the head for a job"
+        yield Finding("error", f"{what} on the driver", error, mend)
 
 
 def _storage(config: Config, cluster: Cluster) -> Iterator[Finding]:
-    store = f"the store {config.runtime.store}"
     for node in cluster.nodes:
-        if node.store_error:
-            mend = "mount the shared file system there, writable for Ray's user"
-            yield Finding("error", f"{store} on {node.name}", node.store_error, mend)
-        elif not node.sees_store:
-            found = "another folder than the driver's: its file is not there"
-            mend = "runtime.store must be one file system, mounted at the same place, or a bucket"
-            yield Finding("error", f"{store} on {node.name}", found, mend)
-        else:
-            slow = node.store_speed < SLOW_STORAGE
-            mend = f"use storage of at least {SLOW_STORAGE:g} MiB/s" if slow else ""
-            found = f"writable, {node.store_speed:,.0f} MiB/s"
-            yield Finding("warning" if slow else "ok", f"{store} on {node.name}", found, mend)
+        for setting, access in node.folders.items():
+            location = getattr(config.runtime, setting.partition(".")[2])
+            yield _folder(f"{setting}={location} on {node.name}", setting, access)
         if not node.sees_pool:
             mend = "give pool.path as a URI or a folder that all nodes have, and credentials to all"
             yield Finding(
                 "error", f"the pool on {node.name}", f"{config.pool.path} cannot be read", mend
             )
+
+
+def _folder(what: str, setting: str, access: Access) -> Finding:
+    if access.error:
+        mend = "mount the shared file system there, writable for Ray's user"
+        return Finding("error", what, access.error, mend)
+    if not access.seen:
+        found = "another folder than the driver's: its file is not there"
+        mend = f"{setting} must be one file system, mounted at the same place, or a bucket"
+        return Finding("error", what, found, mend)
+    found = f"writable, {access.speed:,.0f} MiB/s while all nodes write"
+    if access.speed < SLOW_STORAGE:
+        return Finding("warning", what, found, f"use storage of at least {SLOW_STORAGE:g} MiB/s")
+    return Finding("ok", what, found)
 
 
 def _tracking(config: Config, cluster: Cluster) -> Iterator[Finding]:
@@ -239,126 +243,3 @@ def _token(cluster: Cluster) -> Iterator[Finding]:
         yield Finding("warning", "token", "none: whoever reaches the ports runs code", mend)
     else:
         yield Finding("ok", "token", "none, and Ray listens to this machine only")
-
-
-@ray.remote(num_cpus=0)
-class Visitor:
-    """Looks around on its node."""
-
-    def clock(self) -> float:
-        return time.time()
-
-    def look(self, store: str, probe: str, pool: str | None) -> dict[str, Any]:
-        """The fields of `Node` that only the node itself can tell."""
-        import torch
-
-        error, speed = _written(place(store))
-        return {
-            "shm_bytes": int(psutil.disk_usage("/dev/shm").total)
-            if Path("/dev/shm").is_dir()
-            else 0,
-            "versions": own_versions(),
-            "cuda": torch.cuda.device_count(),
-            "faiss_gpus": _faiss_gpus(),
-            "sees_store": place(probe).exists(),
-            "sees_pool": pool is None or _readable(pool),
-            "store_error": error,
-            "store_speed": speed,
-        }
-
-
-def _visitor(node: str) -> Any:
-    """A visitor on the node of that id."""
-    there = NodeAffinitySchedulingStrategy(node, soft=False)
-    return Visitor.options(scheduling_strategy=there).remote()  # type: ignore[attr-defined]
-
-
-def own_versions() -> dict[str, str]:
-    """Of Python and the libraries of this process."""
-    return {"python": platform.python_version(), **library_versions()}
-
-
-def _written(store: Place) -> tuple[str, float]:
-    """Why a file cannot be written into the folder, and MiB/s of one that can."""
-    path, data = store / f".doctor-{uuid.uuid4().hex}", os.urandom(2**20)
-    start = time.perf_counter()
-    try:
-        write_atomic(path, data * (PROBE_BYTES // len(data)))
-        seconds = time.perf_counter() - start
-    except OSError as error:
-        return f"cannot be written ({error.strerror or error})", 0.0
-    finally:
-        with contextlib.suppress(OSError):
-            path.unlink()
-    return "", PROBE_BYTES / 2**20 / seconds
-
-
-def _faiss_gpus() -> int:
-    try:
-        import faiss
-    except ImportError:
-        return -1
-    return int(faiss.get_num_gpus())
-
-
-def _readable(pool: str) -> bool:
-    try:
-        return Folder(pool).exists(MANIFEST)
-    except (OSError, UserError):
-        return False
-
-
-def look(config: Config) -> Cluster:
-    """Visit every node of the cluster that this process has joined."""
-    store = Store(config.runtime.store)
-    store.check_writable()
-    alive = {n["NodeID"]: n for n in ray.nodes() if n["Alive"]}
-    visitors = {node: _visitor(node) for node in alive}
-    pool = None if config.pool.path is None else str(Folder(config.pool.path))
-    probe = store.root / f".doctor-{uuid.uuid4().hex}"
-    write_atomic(probe, "")
-    try:
-        asked = {
-            node: visitor.look.remote(str(store.root), str(probe), pool)
-            for node, visitor in visitors.items()
-        }
-        ready, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=PATIENCE)
-    finally:
-        probe.unlink()
-    nodes, silent = [], {}
-    for node, about in alive.items():
-        name = str(about["NodeManagerAddress"])
-        if asked[node] not in ready:
-            silent[name] = f"no answer within {PATIENCE:.0f} s"
-            continue
-        try:
-            found = ray.get(asked[node])
-            nodes.append(Node(name, dict(about["Resources"]), skew=_skew(visitors[node]), **found))
-        except ray.exceptions.RayError as error:  # a library is missing there, or the node has gone
-            silent[name] = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-    for visitor in visitors.values():
-        ray.kill(visitor)
-    return Cluster(
-        nodes=tuple(nodes),
-        silent=silent,
-        versions=own_versions(),
-        token=os.environ.get("RAY_AUTH_MODE") == "token",
-        joined=bool(config.runtime.address or os.environ.get("RAY_ADDRESS")),
-        tracking_error=_tracking_error(config, store),
-    )
-
-
-def _skew(visitor: Any) -> float:
-    """Seconds that the visitor's clock is ahead at least, whatever the messages took of the time between."""
-    before = time.time()
-    there = float(ray.get(visitor.clock.remote(), timeout=PATIENCE))
-    after = time.time()
-    return max(0.0, there - after) or min(0.0, there - before)
-
-
-def _tracking_error(config: Config, store: Store) -> str:
-    try:
-        check_tracking(config.runtime.tracking_uri, store)
-    except UserError as error:
-        return str(error)
-    return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import tempfile
 import time
@@ -17,7 +18,7 @@ from ssat_ray.loading import load_config
 from ssat_ray.mistakes import nearest
 from ssat_ray.options import Overrides, Preset
 from ssat_ray.report.words import duration
-from ssat_ray.start import check_name, default_name
+from ssat_ray.start import check_name, default_name, failures_told, json_line
 from ssat_ray.sweeps.space import read_sweep
 
 if TYPE_CHECKING:
@@ -183,19 +184,23 @@ def stop(job: Job, address: Address = None) -> None:
 def doctor(preset: Preset, overrides: Overrides = None) -> None:
     """Look at every node of the cluster, and say what the preset would lack there and how to mend it.
 
-    On a cluster elsewhere: ssat submit doctor PRESET. Exit code: 0 fit, 1 something would fail, 2 a mistake in the
-    command.
+    The cluster is that of runtime.address or RAY_ADDRESS; without them it is this machine. On a cluster elsewhere: ssat
+    submit doctor PRESET. Exit code: 0 fit, 1 something would fail, 2 a mistake in the command.
     """
     config = load_config(preset, overrides or [])
+    name, as_json = default_name(config), config.runtime.log_format == "json"
+    with failures_told(config.runtime.log_format, name):
+        from ssat_ray import visits
+        from ssat_ray.config import RuntimeConfig
+        from ssat_ray.doctor import judge
+        from ssat_ray.runtime import ray_session
 
-    from ssat_ray import doctor as examining
-    from ssat_ray.config import RuntimeConfig
-    from ssat_ray.runtime import ray_session
-
-    asks_little = {"train_workers": 1, "cpus_per_worker": 1, "actors": 1}
-    joining: RuntimeConfig = config.runtime.model_copy(update=asks_little)
-    with ray_session(joining):
-        findings = examining.judge(config, examining.look(config))
+        asks_little = {"train_workers": 1, "cpus_per_worker": 1, "actors": 1}
+        asks_little |= {"gpus_per_worker": 0, "gpus_per_actor": 0}
+        joining: RuntimeConfig = config.runtime.model_copy(update=asks_little)
+        with ray_session(joining):
+            findings = judge(config, visits.look(config))
     for one in findings:
-        print(f"{one.level:<8} {one.what}: {one.found}" + (f" -> {one.mend}" if one.mend else ""))
+        text = f"{one.level:<8} {one.what}: {one.found}" + (f" -> {one.mend}" if one.mend else "")
+        print(json_line(name, "finding", **dataclasses.asdict(one)) if as_json else text)
     raise typer.Exit(int(any(one.level == "error" for one in findings)))

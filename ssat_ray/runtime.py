@@ -22,7 +22,9 @@ import torch
 
 from ssat_ray.config import RuntimeConfig
 from ssat_ray.errors import RunFailed, UserError
+from ssat_ray.needs import Resources, needs
 
+_LOG = logging.getLogger(__name__)
 RayError = ray.exceptions.RayError
 
 
@@ -35,11 +37,13 @@ def ray_session(config: RuntimeConfig) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     address = config.address or os.environ.get("RAY_ADDRESS")
-    if not address:
-        _check_cpus(config, config.num_cpus or os.cpu_count() or 1)
+    if not address:  # how many GPUs there are, Ray finds out
+        cpus = config.num_cpus or os.cpu_count() or 1
+        _check_resources(config, [{"CPU": cpus, "GPU": math.inf}], autoscaled=False)
     _start(config, address)
     try:
-        _check_cpus(config, int(ray.cluster_resources().get("CPU", 0)))
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        _check_resources(config, nodes, autoscaled=bool(address))
     except UserError:
         ray.shutdown()
         raise
@@ -89,15 +93,17 @@ def _start(config: RuntimeConfig, address: str | None) -> None:
         ) from error
 
 
-def _check_cpus(config: RuntimeConfig, found: int) -> None:
-    least = config.least_workers
-    needed = max(least * config.cpus_per_worker, config.actors)
-    if needed > found:
-        each = f" of {config.cpus_per_worker} CPUs" if config.cpus_per_worker > 1 else ""
-        raise UserError(
-            f"runtime.train_workers={least}{each} and runtime.actors={config.actors} need "
-            f"{needed} CPUs, Ray has {found}; lower them or raise runtime.num_cpus."
-        )
+def _check_resources(config: RuntimeConfig, nodes: list[Resources], *, autoscaled: bool) -> None:
+    """Nothing waits for what never comes, as Ray Train and Ray's tasks do.
+
+    Raises:
+        UserError: the nodes have too little, and no autoscaler may bring the rest.
+    """
+    for need in needs(config, nodes, autoscaled=autoscaled):
+        if need.to_come:
+            _LOG.warning("%s: waiting for the autoscaler", need.text)
+        elif not need.met:
+            raise UserError(f"{need.text}; {need.mend}.")
 
 
 def use_threads(num_threads: int = 1) -> None:

@@ -1,8 +1,9 @@
-"""What the doctor says of clusters: each fault by itself, and a real one."""
+"""What the doctor says of clusters: each fault by itself, and real ones (`visits.py`)."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ssat_ray.doctor import Cluster, Node, judge
+from ssat_ray.doctor import Access, Cluster, Node, judge
 from ssat_ray.loading import load_config
 
 VERSIONS = {"python": "3.11.7", "ray": "2.60.0", "torch": "2.14.1"}
@@ -22,10 +23,8 @@ FIT = Node(
     versions=VERSIONS,
     cuda=0,
     faiss_gpus=0,
-    sees_store=True,
+    folders={"runtime.store": Access(seen=True, error="", speed=300.0)},
     sees_pool=True,
-    store_error="",
-    store_speed=300.0,
     skew=0.1,
 )
 CLUSTER = Cluster((FIT, dataclasses.replace(FIT, name="10.0.0.3")), {}, VERSIONS, True, True, "")
@@ -41,6 +40,15 @@ def with_node(**changes: Any) -> Cluster:
     return dataclasses.replace(CLUSTER, nodes=(dataclasses.replace(FIT, **changes), FIT))
 
 
+def with_folder(setting: str = "runtime.store", **changes: Any) -> Cluster:
+    access = dataclasses.replace(FIT.folders["runtime.store"], **changes)
+    return with_node(folders={**FIT.folders, setting: access})
+
+
+WITH_GPUS = with_node(resources={"CPU": 1.0, "GPU": 2.0}, cuda=2)
+"""Two GPUs, on a node with one CPU."""
+
+
 def test_a_cluster_that_is_fit() -> None:
     assert said(CLUSTER) == []
     assert {f.mend for f in judge(load_config("digits"), CLUSTER)} == {""}
@@ -50,14 +58,28 @@ def test_a_cluster_that_is_fit() -> None:
     ("cluster", "settings", "level", "what", "part"),
     [
         (CLUSTER, ["runtime.actors=5"], "error", "CPUs", "4 on 2 nodes, 5 needed -> lower"),
-        (CLUSTER, ["runtime.gpus_per_worker=1"], "error", "GPUs", "0 on 2 nodes, 2 needed"),
-        (CLUSTER, ["runtime.gpus_per_actor=0.5"], "error", "GPUs", "0 on 2 nodes, 1 needed"),
+        (CLUSTER, ["runtime.gpus_per_worker=1"], "error", "GPUs", "0 on 2 nodes, 2 needed -> set"),
+        (CLUSTER, ["runtime.gpus_per_actor=0.5"], "error", "GPUs", "0 on 2 nodes, 1 needed -> set"),
+        (
+            CLUSTER,
+            ["runtime.gpus_per_worker=1", "runtime.max_gpus=4"],
+            "warning",
+            "GPUs",
+            "0 on 2 nodes, 2 needed -> none, if the autoscaler brings them: a run waits (4 promised)",
+        ),
         (
             CLUSTER,
             ["runtime.cpus_per_worker=4", "runtime.train_workers=1"],
             "error",
-            "CPUs of a worker",
-            "a worker's CPUs are on one node",
+            "places of 4 CPUs on a node",
+            "0 on 2 nodes, 1 needed -> lower these",
+        ),
+        (
+            WITH_GPUS,
+            ["runtime.gpus_per_worker=1"],
+            "error",
+            "places of 1 CPUs and 1 GPUs on a node",
+            "1 on 2 nodes, 2 needed",
         ),
         (
             with_node(resources={"CPU": 2.0, "GPU": 1.0}),
@@ -75,14 +97,28 @@ def test_a_cluster_that_is_fit() -> None:
             "torch 2.13.0 (driver: 2.14.1) -> use one image",
         ),
         (
-            with_node(store_error="cannot be written (Read-only file system)"),
+            with_folder(error="cannot be written (Read-only file system)"),
             [],
             "error",
-            "the store store on 10.0.0.2",
+            "runtime.store=store on 10.0.0.2",
             "Read-only",
         ),
-        (with_node(sees_store=False), [], "error", "the store store on 10.0.0.2", "another folder"),
-        (with_node(store_speed=3.0), [], "warning", "the store store on 10.0.0.2", "3 MiB/s"),
+        (with_folder(seen=False), [], "error", "runtime.store=store on 10.0.0.2", "another folder"),
+        (with_folder(speed=3.0), [], "warning", "runtime.store=store on 10.0.0.2", "3 MiB/s"),
+        (
+            with_folder("runtime.checkpoints", seen=False),
+            ["runtime.checkpoints=/states"],
+            "error",
+            "runtime.checkpoints=/states on 10.0.0.2",
+            "runtime.checkpoints must be one file system",
+        ),
+        (
+            dataclasses.replace(CLUSTER, driver_errors={"runtime.runs=/runs": "cannot be written"}),
+            [],
+            "error",
+            "runtime.runs=/runs on the driver",
+            "cannot be written -> mend it on the driver's node",
+        ),
         (with_node(sees_pool=False), [], "error", "the pool on 10.0.0.2", "credentials"),
         (
             dataclasses.replace(CLUSTER, tracking_error="403 Forbidden"),
@@ -111,8 +147,18 @@ def test_each_fault_is_found_alone_with_its_mend(
     assert (found_level, found_what) == (level, what) and part in text
 
 
-def test_an_own_ray_needs_no_token() -> None:
-    assert said(dataclasses.replace(CLUSTER, token=False, joined=False)) == []
+def test_an_own_ray_needs_no_token_and_is_said_to_be_one() -> None:
+    own = dataclasses.replace(CLUSTER, token=False, joined=False)
+    assert said(own) == []
+    first, joined = (judge(load_config("digits"), one)[0] for one in (own, CLUSTER))
+    assert "a Ray of this command's own, on this machine: neither runtime.address" in first.found
+    assert (joined.what, joined.found) == ("cluster", "2 nodes")
+
+
+def test_no_autoscaler_brings_gpus_to_this_machine() -> None:
+    own = dataclasses.replace(CLUSTER, token=False, joined=False)
+    ((level, what, _),) = said(own, "runtime.gpus_per_worker=1", "runtime.max_gpus=4")
+    assert (level, what) == ("error", "GPUs")
 
 
 @pytest.mark.ray
@@ -127,6 +173,7 @@ def test_this_machine(tmp_path: Path) -> None:
     assert {level for level, _ in lines} <= {"ok", "warning"}
     assert any(text.startswith("CPUs: 2 on 1 node, 2 needed") for _, text in lines)
     assert any("writable" in text for _, text in lines)
+    assert lines[0][1].startswith("cluster: a Ray of this command's own, on this machine")
     assert not [path for path in (tmp_path / "store").iterdir() if path.name.startswith(".doctor")]
     unfit = subprocess.run(
         [*command, "runtime.gpus_per_worker=1", "--set", "runtime.num_cpus=2"],
@@ -136,3 +183,23 @@ def test_this_machine(tmp_path: Path) -> None:
         timeout=300,
     )
     assert unfit.returncode == 1 and "error    GPUs: 0 on 1 node, 2 needed" in unfit.stdout
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_this_machine_for_programs(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    settings = ["runtime.num_cpus=2", "runtime.log_format=json", "runtime.runs=file/runs"]
+    settings += ["runtime.checkpoints=states", "data.name=npz", "data.path=lost.npz"]
+    command = [sys.executable, "-m", "ssat_ray", "doctor", "digits"]
+    command += [word for setting in settings for word in ("--set", setting)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1, done.stdout + done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {line["event"] for line in found} == {"finding"}
+    wrong = {line["what"]: line["found"] for line in found if line["level"] == "error"}
+    assert set(wrong) == {"runtime.runs=file/runs on the driver", "the input on the driver"}
+    assert wrong["the input on the driver"] == "data.path: lost.npz does not exist."
+    (states,) = [line for line in found if line["what"].startswith("runtime.checkpoints=states on")]
+    assert states["level"] in ("ok", "warning") and "writable" in states["found"]
+    assert list((tmp_path / "states").iterdir()) == []

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 import torch
 
 from ssat_ray import pipeline, runtime
@@ -80,6 +81,27 @@ def test_too_few_cpus_are_said_before_ray_starts(monkeypatch: pytest.MonkeyPatch
         with pytest.raises(UserError, match=rf"need \d+ CPUs, Ray has {found};"):
             runtime.ray_session(config).__enter__()
         assert time.perf_counter() - start < 0.5
+
+
+@pytest.mark.ray
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has GPUs")
+@pytest.mark.parametrize("settings", [{"gpus_per_worker": 1}, {"gpus_per_actor": 0.5}])
+def test_gpus_that_no_node_has_are_not_waited_for(
+    settings: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    wanted = {"num_cpus": 1, "train_workers": 1, "actors": 1, "max_gpus": 8, **settings}
+    with pytest.raises(UserError, match=r"need (1|0\.5) GPUs, Ray has 0; set runtime\.gpus_per"):
+        runtime.ray_session(RuntimeConfig.model_validate(wanted)).__enter__()
+    assert not ray.is_initialized()
+
+
+def test_what_is_to_come_is_waited_for_and_the_log_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = RuntimeConfig(gpus_per_worker=1, max_gpus=4)
+    runtime._check_resources(config, [{"CPU": 2.0}], autoscaled=True)
+    assert "need 2 GPUs, Ray has 0 and may get 4: waiting for the autoscaler" in caplog.text
 
 
 def test_the_log_gets_the_cause_of_a_failed_stage(

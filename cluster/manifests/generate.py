@@ -25,10 +25,11 @@ SCRIPTS = {
     "pipeline": ("run", "compute what is missing of a comparison or selection"),
     "sweep": ("sweep", "run the pipeline at every setting of a space"),
     "drift": ("drift", "score what was appended to the pool, and compare"),
+    "doctor": ("doctor", "look at every node, and say what a configuration would lack"),
 }
 """Script in `jobs/`: its verb of `ssat`, and what that does."""
 RAYJOBS = (*STAGE_VERBS, "pipeline", "sweep")
-"""Scripts with a RayJob; `drift` is submitted by the CronJob."""
+"""Scripts with a RayJob; `drift` is submitted by the CronJob, `doctor` by hand."""
 RUNTIME = {
     "store": "/mnt/ssat/store",
     "runs": "/mnt/ssat/runs",
@@ -38,6 +39,8 @@ RUNTIME = {
     "actors": 2,
 }
 ON_GPUS = {"gpus_per_worker": 1, "gpus_per_actor": 1.0}
+IN_OVERLAY = {"cpu": {}, "gpu": {**ON_GPUS, "max_gpus": 4}, "queue": ON_GPUS}
+"""What an overlay sets besides: the group of `gpu` grows from none to 4, that of `queue` is there from the start."""
 NOTE = "# Written by `python -m cluster.manifests.generate`.\n"
 
 
@@ -48,7 +51,7 @@ def generated() -> dict[Path, str]:
         files[KUBERAY / "stages" / name / "kustomization.yaml"] = _patch(name)
     for overlay in OVERLAYS:
         folder = KUBERAY / "overlays" / overlay
-        files[folder / "platform/run.yaml"] = _config(overlay != "cpu")
+        files[folder / "platform/run.yaml"] = _config(overlay)
         files[folder / "platform/sweep.yaml"] = _sweep()
         for name in RAYJOBS:
             files[folder / "jobs" / name / "kustomization.yaml"] = _job(name)
@@ -85,10 +88,10 @@ components: [../../settings, ../../../../stages/{name}, ../../../../as-job]
 """
 
 
-def _config(gpus: bool) -> str:
+def _config(overlay: str) -> str:
     preset = (resources.files("ssat_ray") / "presets" / f"{PRESET}.yaml").read_text()
     lines = [line for line in preset.splitlines() if not line.startswith("#")]
-    values = {**RUNTIME, **(ON_GPUS if gpus else {})}
+    values = {**RUNTIME, **IN_OVERLAY[overlay]}
     runtime = [f"  {key}: {value}" for key, value in values.items()]
     first = f"# The preset `{PRESET}`, and the places and numbers of this overlay."
     return "\n".join([NOTE.rstrip(), first, *lines, "runtime:", *runtime, ""])

@@ -17,6 +17,7 @@ from cluster.manifests.objects import (
 )
 from cluster.manifests.render import World
 from ssat_ray.config import RuntimeConfig
+from ssat_ray.needs import totals
 
 Rule = Callable[[Object, World], Iterator[str]]
 LONGEST = {"RayCluster": 53, "RayJob": 47, "CronJob": 52}
@@ -24,6 +25,7 @@ LONGEST = {"RayCluster": 53, "RayJob": 47, "CronJob": 52}
 MODES = ("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode")
 START_RESOURCES = ("num-cpus", "num-gpus", "memory", "resources")
 FIRST_WITH_TOKENS = (2, 52)
+RESOURCES = {"CPU": "cpu", "GPU": "nvidia.com/gpu"}
 _DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _RAY_TAG = re.compile(r":[\w.]+-ray(\d+\.\d+\.\d+)-(cpu|gpu)$")
 _ENTRYPOINT = re.compile(r"python /opt/ssat/jobs/([\w-]+)\.py (\S+) --name (\S+)")
@@ -193,24 +195,29 @@ def entrypoint(one: Object, world: World) -> Iterator[str]:
 
 
 def capacity(one: Object, world: World) -> Iterator[str]:
-    """A driver refuses to start with fewer CPUs than its configuration asks for, so they must be there at once."""
+    """A driver refuses to start with less than its configuration asks for, but for what an autoscaler is said to bring."""
     cluster, config = cluster_of(one), _runtime(world)
     if not cluster or config is None:
         return
-    least = {"cpu": 0.0}
-    most = {"nvidia.com/gpu": 0.0}
+    grows = "maxReplicas" if cluster.get("enableInTreeAutoscaling") else "minReplicas"
+    promises = {"CPU": config.max_cpus, "GPU": config.max_gpus}
+    for kind, needed in totals(config).items():
+        least, most = (_together(cluster, RESOURCES[kind], key) for key in ("minReplicas", grows))
+        promised = promises[kind] or 0
+        if promised > most:
+            setting = f"runtime.max_{kind.lower()}s={promised}"
+            yield f"run.yaml has {setting}, and at most {most:g} can be there"
+        if max(least, promised) < needed:
+            yield f"run.yaml needs {needed:g} {kind}s at the start, the least replicas have {least:g}"
+
+
+def _together(cluster: Object, resource: str, replicas: str) -> float:
+    """How much of a resource so many replicas of all worker groups have."""
+    total = 0.0
     for _, group in groups_of(cluster)[1:]:
         limits = group["template"]["spec"]["containers"][0].get("resources", {}).get("limits", {})
-        least["cpu"] += group["minReplicas"] * float(quantity(limits.get("cpu", 0)))
-        most["nvidia.com/gpu"] += group["maxReplicas"] * float(
-            quantity(limits.get("nvidia.com/gpu", 0))
-        )
-    cpus = max(config.least_workers * config.cpus_per_worker, config.actors)
-    if least["cpu"] < cpus:
-        yield f"run.yaml needs {cpus} CPUs at the start, the least replicas have {least['cpu']:g}"
-    gpus = max(config.least_workers * config.gpus_per_worker, config.actors * config.gpus_per_actor)
-    if most["nvidia.com/gpu"] < gpus:
-        yield f"run.yaml needs {gpus:g} GPUs, at most {most['nvidia.com/gpu']:g} can be there"
+        total += group[replicas] * float(quantity(limits.get(resource, 0)))
+    return total
 
 
 def shared_folders(one: Object, world: World) -> Iterator[str]:

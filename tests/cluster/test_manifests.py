@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -89,6 +91,27 @@ def test_every_rule_holds_without_the_schemas(rendered: dict[str, Rendering]) ->
         for finding in check(each, one.world)
     ]
     assert found == []
+
+
+@pytest.mark.parametrize(
+    ("overlay", "before", "after", "found"),
+    [
+        ("gpu", "\n  max_gpus: 4", "", "needs 2 GPUs at the start, the least replicas have 0"),
+        ("gpu", "max_gpus: 4", "max_gpus: 5", "runtime.max_gpus=5, and at most 4 can be there"),
+        ("queue", "actors: 2", "max_cpus: 99", "runtime.max_cpus=99, and at most 10 can be there"),
+    ],
+)
+def test_a_driver_waits_for_what_the_groups_can_bring_only(
+    rendered: dict[str, Rendering], overlay: str, before: str, after: str, found: str
+) -> None:
+    one = rendered[f"overlays/{overlay}/jobs/pipeline"]
+    objects = copy.deepcopy(one.world.objects)
+    data = next(each for each in objects if each["metadata"]["name"] == "ssat-run")["data"]
+    assert before in data["run.yaml"]
+    data["run.yaml"] = data["run.yaml"].replace(before, after)
+    world = dataclasses.replace(one.world, objects=objects)
+    (wrong,) = [finding for each in one.objects for finding in check(each, world)]
+    assert wrong.rule == "capacity" and found in wrong.text
 
 
 def test_core_objects_have_two_releases_of_kubernetes() -> None:

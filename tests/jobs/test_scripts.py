@@ -26,9 +26,9 @@ def shared() -> ModuleType:
     return module
 
 
-def test_the_scripts_are_the_stages_the_pipeline_the_sweep_and_drift() -> None:
+def test_the_scripts_are_the_stages_the_pipeline_and_what_looks_at_it() -> None:
     names = {path.stem for path in JOBS.glob("*.py")} - {"_ssat"}
-    assert names == {*cli.STAGE_VERBS, "pipeline", "sweep", "drift"}
+    assert names == {*cli.STAGE_VERBS, "pipeline", "sweep", "drift", "doctor"}
 
 
 @pytest.mark.parametrize("installed", [True, False])
@@ -51,6 +51,7 @@ def test_the_clone_is_on_the_path_only_if_nothing_is_installed(
         ("select", ["--help"], 0, "Usage: ssat select"),
         ("pipeline", ["digits", "--set", "select.ratoi=1"], 2, "did you mean 'select.ratio'"),
         ("drift", ["digits"], 2, "pool.source=generate"),
+        ("doctor", ["digits", "--set", "actors=1"], 2, "unknown key 'actors'"),
         ("sweep", ["missing.yaml"], 2, "sweep file missing.yaml cannot be read"),
     ],
 )
