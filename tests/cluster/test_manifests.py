@@ -168,7 +168,23 @@ def test_the_dashboard_is_json_with_panels(rendered: dict[str, Rendering]) -> No
     dashboard = json.loads(config["data"]["ssat-ray.json"])
     panels = dashboard["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels) >= 5
-    assert all(panel["targets"][0]["expr"].count("ray_") == 1 for panel in panels)
+    assert all("ray_" in panel["targets"][0]["expr"] for panel in panels)
+    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels]
+    assert len(set(places)) == len(places)
+
+
+def test_every_metric_of_the_project_is_on_the_dashboard_and_in_the_guide() -> None:
+    """And no other of that prefix, which would be an empty panel."""
+    text = (ROOT / KUBERAY / "overlays/queue/platform/dashboard.yaml").read_text()
+    dashboard = json.loads(yaml.safe_load(text)["data"]["ssat-ray.json"])
+    asked = " ".join(t["expr"] for panel in dashboard["panels"] for t in panel["targets"])
+    guide = (ROOT / "docs/operations.md").read_text().partition("## Metrics")[2].partition("## ")[0]
+    board = (ROOT / "ssat_ray/board.py").read_text()
+    served = {f"ray_{name}" for name in re.findall(r'"(ssat_\w+)"', board)}
+    assert len(served) == 5
+    for place in (asked, guide):
+        found = re.findall(r"ray_ssat_\w+", place)
+        assert {re.sub("_(bucket|sum|count)$", "", name) for name in found} == served
 
 
 def test_no_secret_is_in_the_repository_and_the_guide_makes_each() -> None:
