@@ -20,6 +20,7 @@ from typing import Any
 
 import aiohttp
 import ray
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 import ssat_ray
@@ -41,6 +42,7 @@ PATHS = (
 """Settings that name a file or folder: it must be the same one on every node."""
 _CREATED = ("runtime.store", "runtime.runs", "runtime.checkpoints")
 _API_ADDRESS = "RAY_API_SERVER_ADDRESS"
+_TOKENS = "ray._private.authentication.http_token_authentication"
 MOST_BYTES = 64 * 2**20
 """Of a file or folder of the user's that is uploaded."""
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", ".git", ".venv", "venv", ".env")
@@ -67,16 +69,25 @@ def connect(address: str | None) -> JobSubmissionClient:
         "_private.runtime_env.packaging",
     ):
         logging.getLogger(f"ray.{noisy}").setLevel(logging.WARNING)
+    logging.getLogger(_TOKENS).setLevel(logging.ERROR)  # what it warns of ends in our own words
     where = address or os.environ.get(_API_ADDRESS) or os.environ.get("RAY_ADDRESS")
+    server = f"the job server at {where}" if where else "the job server"
     try:
         with _api_server(address):
             client = JobSubmissionClient()
+        # The public `get_version` gives the version of the job API, not Ray's.
         found = client._do_request("GET", "/api/version").json()["ray_version"]
+    except AuthenticationError as error:
+        reason = error.message.splitlines()[0].rstrip(".")
+        raise UserError(
+            f"{server} refused: {reason}. Set RAY_AUTH_MODE=token here, and put the cluster's token into "
+            "RAY_AUTH_TOKEN or ~/.ray/auth_token."
+        ) from error
     except Exception as error:  # Ray raises requests', its own and built-in types here
         reason = (" ".join(str(error).split()) or type(error).__name__).rstrip(".")
         raise UserError(
-            f"the job server {f'at {where} ' if where else ''}did not answer: {reason}. Give its address "
-            "(--address http://HOST:8265), and the cluster's token in RAY_AUTH_TOKEN or ~/.ray/auth_token."
+            f"{server} did not answer: {reason}. Give its address (--address http://HOST:8265), and the cluster's "
+            "token in RAY_AUTH_TOKEN or ~/.ray/auth_token."
         ) from error
     if found != ray.__version__:
         raise UserError(

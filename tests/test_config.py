@@ -92,3 +92,12 @@ def test_a_password_in_an_address_is_refused_and_not_repeated(key: str) -> None:
         load_config("digits", [*more, f"{key}=https://me:canary@host/x"])
     assert "canary" not in str(caught.value)
     load_config("digits", [*more, f"{key}=https://host/x"])
+
+
+@pytest.mark.parametrize("endpoint", ["http://me:canary@host", "http%3A%2F%2Fme%3Acanary%40host"])
+def test_a_password_within_the_query_of_an_address_is_refused_too(endpoint: str) -> None:
+    address = f"s3://bucket/store?region=us-east-1&endpoint_override={endpoint}"
+    with pytest.raises(UserError, match="http://…@host has a password") as caught:
+        load_config("digits", [f"runtime.store={address}"])
+    assert "canary" not in str(caught.value)
+    load_config("digits", ["runtime.store=s3://bucket/store?endpoint_override=http://host:9000"])

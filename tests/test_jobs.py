@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import http.server
+import os
 import re
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -140,3 +144,53 @@ def test_what_can_be_submitted_is_what_the_guide_says() -> None:
     guide = (Path(__file__).parents[1] / "docs/cluster.md").read_text()
     for command in ("run", "sweep", "drift", "plan", "doctor"):
         assert command not in LOCAL and re.search(rf"takes [^.]*`{command}`", guide)
+
+
+@pytest.fixture
+def guarded() -> Iterator[str]:
+    """Address of a server that refuses with the status and the words of Ray's."""
+    words = {401: "Unauthorized: Missing authentication token"}
+    words[403] = "Forbidden: Invalid authentication token"
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status = 403 if "Authorization" in self.headers else 401
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(words[status].encode())
+
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({}, "Authentication required: Unauthorized: Missing authentication token"),
+        (
+            {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64},
+            "Authentication failed: Forbidden: Invalid authentication token",
+        ),
+    ],
+)
+def test_a_server_that_wants_another_token_is_one_paragraph(
+    settings: dict[str, str], reason: str, guarded: str, tmp_path: Path
+) -> None:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "ssat_ray", "status", "--address", guarded],
+        cwd=tmp_path,
+        env={**clean, "HOME": str(tmp_path), "no_proxy": "127.0.0.1", **settings},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == (
+        f"ssat: the job server at {guarded} refused: {reason}. Set RAY_AUTH_MODE=token here, and put the "
+        "cluster's token into RAY_AUTH_TOKEN or ~/.ray/auth_token.\n"
+    )
