@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -266,6 +267,7 @@ def test_a_command_that_is_told_to_end_keeps_its_log_in_a_bucket(s3: Any, tmp_pa
     [
         (KeyboardInterrupt(), 130, "interrupted"),
         (SystemExit(0), 130, "interrupted"),
+        (SystemExit(signal.SIGTERM), 143, ""),
         (SystemExit(3), 3, ""),
     ],
 )
@@ -277,7 +279,7 @@ def test_an_interrupt_within_the_pipeline(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Ray Train answers SIGINT with SystemExit(0)."""
+    """Ray Train answers SIGINT with SystemExit(0), Ray SIGTERM with its number."""
 
     def run(*args: object, **kwargs: object) -> None:
         raise end
