@@ -118,6 +118,5 @@ def needs(
 
 def _room(each: Resources, node: Resources) -> int:
     """How many processes that have so much each fit on a node."""
-    return min(
-        math.floor(node.get(kind, 0.0) / amount + 1e-9) for kind, amount in each.items() if amount
-    )
+    shares = [node.get(kind, 0.0) / amount for kind, amount in each.items() if amount]
+    return math.floor(min(shares) + 1e-9)
