@@ -57,9 +57,11 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock:  ## resolve requirements.lock anew
-	$(BIN)/uv pip compile pyproject.toml --group dev --universal --generate-hashes \
-	  --no-emit-index-url --no-annotate --no-header --python-version 3.11 -o requirements.lock
+COMPILE := pip compile pyproject.toml --universal --generate-hashes --no-emit-index-url --no-annotate --no-header --python-version 3.11
+
+lock:  ## resolve requirements.lock anew, and the image's part of it
+	$(BIN)/uv $(COMPILE) --group dev -o requirements.lock
+	$(BIN)/uv $(COMPILE) --constraints requirements.lock -o cluster/requirements.lock
 
 clean:
 	rm -rf .venv store runs

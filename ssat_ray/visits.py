@@ -163,8 +163,8 @@ def _probes(config: Config) -> tuple[dict[str, Place], dict[str, str]]:
         probe = place(location) / f".doctor-{uuid.uuid4().hex}"
         try:
             write_atomic(probe, "")
-        except (OSError, UserError) as error:
-            errors[f"{setting}={location}"] = f"cannot be written ({error})"
+        except (OSError, UserError) as failure:
+            errors[f"{setting}={location}"] = f"cannot be written ({failure})"
         else:
             probes[setting] = probe
     if error := written(place(runtime.runs))[0]:

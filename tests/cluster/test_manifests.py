@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -246,6 +247,20 @@ def test_the_image_has_two_targets_is_not_root_and_checks_hashes() -> None:
     assert "--require-hashes --requirement requirements.lock" in stages["build"]
     for source in re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE):
         assert all((ROOT / path).exists() for path in source.split())
+
+
+def test_the_image_has_the_locked_packages_but_the_tools_of_development() -> None:
+    def packages(path: str) -> dict[str, str]:
+        """Package -> its entry, version and hashes."""
+        entries = re.split(r"\n(?=\S)", (ROOT / path).read_text().rstrip())
+        return {entry.partition("==")[0]: entry for entry in entries}
+
+    whole, image = packages("requirements.lock"), packages("cluster/requirements.lock")
+    assert image.items() <= whole.items()
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]["dev"]
+    left_out = {tool.partition("[")[0] for tool in tools} - set(image)
+    assert {"pytest", "hypothesis", "moto", "mypy", "ruff"} <= left_out
+    assert {"torch", "ray", "mlflow", "setuptools"} <= set(image)
 
 
 def test_no_file_names_a_package_registry() -> None:
