@@ -194,38 +194,3 @@ def test_a_server_that_wants_another_token_is_one_paragraph(
         f"ssat: the job server at {guarded} refused: {reason}. Set RAY_AUTH_MODE=token here, and put the "
         "cluster's token into RAY_AUTH_TOKEN or ~/.ray/auth_token.\n"
     )
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_the_doctor_visits_the_cluster_as_a_job(cluster: Cluster) -> None:
-    done = cluster.ssat("submit", "doctor", "tiny.yaml")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "ok       cluster: 1 node\n" in done.stdout
-    assert "ok       token: needed to get in\n" in done.stdout
-    unfit = cluster.ssat("submit", "doctor", "tiny.yaml", "--set", "runtime.actors=99")
-    assert unfit.returncode == 1 and "error    CPUs: 2 on 1 node, 99 needed" in unfit.stdout
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_ctrl_c_leaves_the_job_running_and_says_so(cluster: Cluster) -> None:
-    many = ("--set", "synth.num_images=3e7", "--name", "left")
-    with subprocess.Popen(
-        [sys.executable, "-m", "ssat_ray", "submit", "synth", "tiny.yaml", *many],
-        cwd=cluster.cwd,
-        env=cluster.environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as command:
-        assert command.stdout is not None and command.stderr is not None
-        job = command.stdout.readline().split()[1]
-        TestOnAClusterWithAToken._wait(lambda: "running" in cluster.ssat("status", job).stdout)
-        command.send_signal(signal.SIGINT)
-        assert command.wait(timeout=60) == 130
-        assert command.stderr.read() == (
-            f"ssat: interrupted; the job goes on: ssat status {job}, ssat stop {job}.\n"
-        )
-    assert "running" in cluster.ssat("status", job).stdout
-    assert cluster.ssat("stop", job).returncode == 0

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -174,3 +175,34 @@ def test_a_connection_that_breaks_is_made_again(cluster: Cluster, tmp_path: Path
     found = re.findall(r"^line \d+$", (tmp_path / "output.txt").read_text(), re.MULTILINE)
     assert found == [f"line {number}" for number in range(60)]
     assert code == 7 and proxy.seen_with(b"/logs/tail") >= 4
+
+
+def test_the_doctor_visits_the_cluster_as_a_job(cluster: Cluster) -> None:
+    done = cluster.ssat("submit", "doctor", "tiny.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ok       cluster: 1 node\n" in done.stdout
+    assert "ok       token: needed to get in\n" in done.stdout
+    unfit = cluster.ssat("submit", "doctor", "tiny.yaml", "--set", "runtime.actors=99")
+    assert unfit.returncode == 1 and "error    CPUs: 2 on 1 node, 99 needed" in unfit.stdout
+
+
+def test_ctrl_c_leaves_the_job_running_and_says_so(cluster: Cluster) -> None:
+    many = ("--set", "synth.num_images=3e7", "--name", "left")
+    with subprocess.Popen(
+        [sys.executable, "-m", "ssat_ray", "submit", "synth", "tiny.yaml", *many],
+        cwd=cluster.cwd,
+        env=cluster.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as command:
+        assert command.stdout is not None and command.stderr is not None
+        job = command.stdout.readline().split()[1]
+        wait_until(lambda: "running" in cluster.ssat("status", job).stdout)
+        command.send_signal(signal.SIGINT)
+        assert command.wait(timeout=60) == 130
+        assert command.stderr.read() == (
+            f"ssat: interrupted; the job goes on: ssat status {job}, ssat stop {job}.\n"
+        )
+    assert "running" in cluster.ssat("status", job).stdout
+    assert cluster.ssat("stop", job).returncode == 0
