@@ -160,13 +160,14 @@ for _name, _about in BENCHES.items():
 def guidance(
     weight: Annotated[list[float] | None, typer.Option(help="lambda; may be repeated")] = None,
     row: Annotated[list[str] | None, typer.Option(help="guided row; may be repeated")] = None,
+    seed: Annotated[list[int] | None, typer.Option(min=0, help="may be repeated")] = None,
     out: Out = None,
     figure: Annotated[Path | None, typer.Option(help="PNG file for the curves")] = None,
     folder: Annotated[
         Path | None, typer.Option(help="keeps the store here, for running it again")
     ] = None,
 ) -> None:
-    """Guided rows over lambda: margins, label agreement and coverage by guide and judge, three seeds."""
+    """Guided rows over lambda: margins, label agreement and coverage by guide and judge; seeds 0, 1, 2 by default."""
     if unknown := sorted(set(row or []) - set(GUIDED)):
         raise UserError(f"--row {unknown[0]}: expected one of {', '.join(GUIDED)}.")
     if wrong := [w for w in weight or [] if not (0 <= w < math.inf)]:
@@ -174,14 +175,20 @@ def guidance(
     from ssat_ray.bench import guidance as curve
 
     weights, rows = tuple(weight or curve.WEIGHTS), tuple(row or GUIDED)
-    points = curve.run(weights, rows=rows, folder=folder)
+    seeds = tuple(seed or curve.SEEDS)
+    points = curve.run(weights, seeds, rows, folder=folder)
     given = [("weight", w) for w in weight or []] + [("row", r) for r in row or []]
+    given += [("seed", s) for s in seed or []]
     text = "\n".join(
         [
             *_heading("guidance", given),
-            "Means with 95 % intervals (Student's t over the seeds).",
+            f"Means with 95 % intervals (Student's t over the seeds {_listed(seeds)}).",
             "",
             curve.table(points),
+            "",
+            f"The values of the seeds {_listed(seeds)}, in this order:",
+            "",
+            curve.table_by_seed(points),
             "",
         ]
     )
@@ -191,6 +198,10 @@ def guidance(
             file.write(text + "\n")
     if figure is not None:
         curve.draw(points, figure)
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def _group(group: str) -> None:

@@ -63,6 +63,13 @@ def test_a_curve_of_something_else_is_a_user_error(options: dict[str, Any], expe
         guidance(**options)
 
 
+def test_lambda_can_be_chosen_on_other_seeds() -> None:
+    """One that cannot be is a usage error: nothing has been computed yet."""
+    command = [SSAT, "bench", "guidance", "--seed", "7", "--seed", "-1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "--seed" in done.stderr and "-1" in done.stderr
+
+
 def test_the_groups_hold_every_bench_once() -> None:
     assert sorted(name for names in GROUPS.values() for name in names) == sorted(BENCHES)
 

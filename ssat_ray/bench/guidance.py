@@ -1,4 +1,4 @@
-"""Guided fine-tuning over lambda: what guide and judge say of the images, seed by seed, as table and figure."""
+"""Guided fine-tuning over lambda: what guide and judge say of the images, as tables (also by seed) and figure."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from scipy import stats
 from ssat_ray import pipeline, runtime
 from ssat_ray.board import start_board
 from ssat_ray.config import GUIDED
+from ssat_ray.diffusion.quality import NEAR
 from ssat_ray.loading import load_config
 from ssat_ray.plan import build_plan
 from ssat_ray.stages.base import StageContext
@@ -23,45 +24,67 @@ from ssat_ray.stages.quality import QUALITY
 from ssat_ray.store import Job, Store
 
 PRESET = "digits"
-WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
+WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.25, 0.3, 0.5, 1.0)
 SEEDS = (0, 1, 2)
 JUDGES = ("judge", "guide")
+LEAST_NEAR, LEAST_AGREEMENT, LEAST_COVERAGE = 2 * NEAR, 0.95, 0.85
+"""What the images of a seed should reach: twice the base images' share near the boundary, this label agreement, and
+this part of the base images' coverage."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """What one classifier says of one row's images at one lambda: an array over seeds each.
+    """What one classifier says of one row's images at one lambda: an array over `seeds` each.
 
     Attributes:
         near: share below the base images' 20 % quantile of the score.
-        agreement: share whose most probable class is the label.
-        coverage: over the base images' coverage.
+        median_ratio: median score over the base images'.
+        agreement, base_agreement: share whose most probable class is the label, and the base images'.
+        coverage, base_coverage: of the real images, and the base images'.
         confidence: mean, less the base images'.
     """
 
     row: str
     judge: str
     weight: float
+    seeds: tuple[int, ...]
     near: np.ndarray
     median_ratio: np.ndarray
     agreement: np.ndarray
+    base_agreement: np.ndarray
     coverage: np.ndarray
+    base_coverage: np.ndarray
     confidence: np.ndarray
 
     @classmethod
-    def of(cls, row: str, judge: str, weight: float, found: list[dict[str, Any]]) -> Point:
-        """From the quality reports of all seeds."""
-        seen = [quality[judge] for quality in found]
+    def of(cls, row: str, judge: str, weight: float, found: dict[int, dict[str, Any]]) -> Point:
+        """From the quality report of each seed."""
+        seen = [quality[judge] for quality in found.values()]
         return cls(
             row,
             judge,
             weight,
+            tuple(found),
             np.array([s["near"] for s in seen]),
             np.array([s["median_ratio"] for s in seen]),
             np.array([s["guided"]["agreement"] for s in seen]),
-            np.array([s["guided"]["coverage"] / s["base"]["coverage"] for s in seen]),
+            np.array([s["base"]["agreement"] for s in seen]),
+            np.array([s["guided"]["coverage"] for s in seen]),
+            np.array([s["base"]["coverage"] for s in seen]),
             np.array([s["guided"]["confidence"] - s["base"]["confidence"] for s in seen]),
         )
+
+    @property
+    def coverage_ratio(self) -> np.ndarray:
+        """Coverage over the base images', by seed."""
+        return self.coverage / self.base_coverage
+
+    @property
+    def reaching(self) -> list[int]:
+        """The seeds whose images reach all three bars."""
+        found = self.near >= LEAST_NEAR
+        found &= (self.agreement >= LEAST_AGREEMENT) & (self.coverage_ratio >= LEAST_COVERAGE)
+        return [seed for seed, reached in zip(self.seeds, found, strict=True) if reached]
 
 
 def run(
@@ -81,15 +104,15 @@ def run(
         with tempfile.TemporaryDirectory(prefix="ssat-bench-") as scratch:
             return run(weights, seeds, rows, overrides, Path(scratch))
     store = Store(folder / "store")
-    reports: dict[tuple[str, float], list[Job]] = {}
+    reports: dict[tuple[str, float], dict[int, Job]] = {}
     wanted: dict[str, Job] = {}
     for weight in weights:
         settings = [f"rows=[{', '.join(rows)}]", f"seeds={list(seeds)}", *overrides]
         config = load_config(PRESET, [*settings, f"finetune.weight={weight}"])
         jobs = build_plan(config).jobs
         for row in rows:
-            reports[row, weight] = [jobs[row, seed, "quality"] for seed in seeds]
-            for job in reports[row, weight]:
+            reports[row, weight] = {seed: jobs[row, seed, "quality"] for seed in seeds}
+            for job in reports[row, weight].values():
                 wanted |= {j.digest: j for j in job.closure()}
     context = StageContext(store, config.runtime)
     with runtime.ray_session(config.runtime):
@@ -97,8 +120,8 @@ def run(
         pipeline.execute(list(wanted.values()), context, pipeline.Watcher())
         del board
     found = {
-        key: [json.loads((store.folder(job) / QUALITY).read_text()) for job in jobs_of]
-        for key, jobs_of in reports.items()
+        key: {s: json.loads((store.folder(job) / QUALITY).read_text()) for s, job in of.items()}
+        for key, of in reports.items()
     }
     return [
         Point.of(row, judge, weight, found[row, weight])
@@ -109,9 +132,10 @@ def run(
 
 
 def table(points: list[Point]) -> str:
-    """A Markdown line a point: means with 95 % intervals over seeds (`interval`)."""
-    heads = ["row", "seen by", "λ", "near the boundary %", "median score / base"]
-    heads += ["label agreement %", "coverage / base", "confidence - base"]
+    """A Markdown line a point: means with 95 % intervals over seeds (`interval`); in brackets, the base images' mean."""
+    heads = ["row", "seen by", "λ", f"near the boundary % [{100 * NEAR:g}]"]
+    heads += ["median score / base", "label agreement % [base]", "coverage [base]"]
+    heads += ["coverage / base", "confidence - base"]
     lines = [f"| {' | '.join(heads)} |", "|---|---|" + "---:|" * (len(heads) - 2)]
     for p in points:
         cells = [
@@ -120,9 +144,31 @@ def table(points: list[Point]) -> str:
             f"{p.weight:g}",
             _spread(100 * p.near, 1),
             _spread(p.median_ratio, 2),
-            _spread(100 * p.agreement, 1),
-            _spread(p.coverage, 2),
+            f"{_spread(100 * p.agreement, 1)} [{100 * p.base_agreement.mean():.1f}]",
+            f"{_spread(p.coverage, 2)} [{p.base_coverage.mean():.2f}]",
+            _spread(p.coverage_ratio, 2),
             _spread(p.confidence, 3),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def table_by_seed(points: list[Point]) -> str:
+    """A Markdown line a point: the value of each seed, in their order, and the seeds that reach all three bars."""
+    heads = ["row", "seen by", "λ", f"near the boundary %, from {100 * LEAST_NEAR:g}"]
+    heads += ["median score / base", f"label agreement %, from {100 * LEAST_AGREEMENT:g}"]
+    heads += [f"coverage / base, from {LEAST_COVERAGE:g}", "seeds that reach all"]
+    lines = [f"| {' | '.join(heads)} |", "|---|---|" + "---:|" * (len(heads) - 2)]
+    for p in points:
+        cells = [
+            f"`{p.row}`",
+            p.judge,
+            f"{p.weight:g}",
+            _each(100 * p.near, 1),
+            _each(p.median_ratio, 2),
+            _each(100 * p.agreement, 1),
+            _each(p.coverage_ratio, 3),
+            ", ".join(map(str, p.reaching)) or "none",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -140,23 +186,32 @@ def _spread(values: np.ndarray, digits: int) -> str:
     return mean if len(values) < 2 else f"{mean} ± {interval(values):.{digits}f}"
 
 
+def _each(values: np.ndarray, digits: int) -> str:
+    return ", ".join(f"{value:.{digits}f}" for value in values)
+
+
+PANELS = {
+    "near": ("near the boundary, %", 100),
+    "median_ratio": ("median score / base", 1),
+    "agreement": ("label agreement, %", 100),
+    "coverage": ("coverage", 1),
+}
+"""What the curves show: attribute of a point -> title and scale."""
+
+
 def draw(points: list[Point], path: Path) -> None:
-    """The curves over lambda as a PNG: near the boundary, label agreement, coverage; the judge's are solid."""
+    """The curves over lambda as a PNG, the judge's solid, the guide's dotted; grey: the base images, by each of them."""
+    colours: dict[str, str] = dict(zip(GUIDED, ("#6741d9", "#d9480f", "#b07d00"), strict=True))
     with matplotlib.rc_context({"font.size": 9}):
-        figure = Figure(figsize=(10, 3.2), layout="constrained")
-        axes = figure.subplots(1, 3)
-        panels = {
-            "near": ("near the boundary, %", 100),
-            "agreement": ("label agreement, %", 100),
-            "coverage": ("coverage / base", 1),
-        }
-        colours: dict[str, str] = dict(zip(GUIDED, ("#6741d9", "#d9480f", "#b07d00"), strict=True))
-        for axis, (name, (label, scale)) in zip(axes, panels.items(), strict=True):
+        figure = Figure(figsize=(12, 3.2), layout="constrained")
+        axes = figure.subplots(1, len(PANELS))
+        for axis, (name, (label, scale)) in zip(axes, PANELS.items(), strict=True):
             for row in dict.fromkeys(p.row for p in points):
                 for judge, style in zip(JUDGES, ("-", ":"), strict=True):
                     curve = [p for p in points if (p.row, p.judge) == (row, judge)]
                     x = [p.weight for p in curve]
                     y = np.array([scale * getattr(p, name) for p in curve])
+                    axis.axhline(scale * _base(curve[0], name), color="0.6", linestyle=style, lw=1)
                     axis.plot(x, y.mean(1), style, color=colours[row], label=f"{row}, {judge}")
                     if judge == JUDGES[0]:
                         half = np.array([interval(values) for values in y])
@@ -167,3 +222,10 @@ def draw(points: list[Point], path: Path) -> None:
             axis.grid(linewidth=0.4)
         axes[0].legend(fontsize=7)
         figure.savefig(path, dpi=150)
+
+
+def _base(point: Point, name: str) -> float:
+    """The base images' mean of what a panel shows; the first two are relative to them."""
+    if name == "near":
+        return NEAR
+    return 1.0 if name == "median_ratio" else float(getattr(point, f"base_{name}").mean())

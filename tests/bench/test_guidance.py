@@ -1,4 +1,4 @@
-"""bench guidance: the table and the figure of invented reports."""
+"""bench guidance: the tables and the figure of invented reports."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from ssat_ray.bench.guidance import Point, draw, interval, table
+from ssat_ray.bench.guidance import PANELS, Point, draw, interval, table, table_by_seed
 
 
 def _report(near: float, coverage: float) -> dict[str, Any]:
@@ -24,8 +24,8 @@ def _report(near: float, coverage: float) -> dict[str, Any]:
 
 def _points() -> list[Point]:
     reports = {
-        0.0: [_report(0.2, 0.5), _report(0.22, 0.5)],
-        0.2: [_report(0.4, 0.4), _report(0.5, 0.45)],
+        0.0: {3: _report(0.2, 0.5), 7: _report(0.22, 0.5)},
+        0.2: {3: _report(0.4, 0.4), 7: _report(0.5, 0.45)},
     }
     return [
         Point.of("lcg-km", judge, weight, found)
@@ -36,10 +36,40 @@ def _points() -> list[Point]:
 
 def test_a_line_has_means_with_students_intervals_over_seeds() -> None:
     lines = table(_points()).splitlines()
-    assert len(lines) == 2 + 4
+    assert len(lines) == 2 + 4 and {line.count("|") for line in lines} == {10}
     # t = 12.706 at one degree of freedom, times half the difference of two seeds
-    expected = "| `lcg-km` | judge | 0.2 | 45.0 ± 63.5 | 0.80 ± 0.00 | 95.0 ± 0.0 | 0.85 ± 0.64 | -0.050 ± 0.000 |"
+    expected = (
+        "| `lcg-km` | judge | 0.2 | 45.0 ± 63.5 | 0.80 ± 0.00 | 95.0 ± 0.0 [99.0] "
+        "| 0.43 ± 0.32 [0.50] | 0.85 ± 0.64 | -0.050 ± 0.000 |"
+    )
     assert lines[3] == expected
+
+
+def test_every_seed_has_its_value_and_is_held_against_the_bars() -> None:
+    """Of the two seeds one has 0.8 of the base images' coverage; without guidance none is near the boundary."""
+    lines = table_by_seed(_points()).splitlines()
+    assert len(lines) == 2 + 4 and {line.count("|") for line in lines} == {9}
+    assert lines[0].endswith(
+        "near the boundary %, from 40 | median score / base | label agreement %, from 95 "
+        "| coverage / base, from 0.85 | seeds that reach all |"
+    )
+    assert lines[2].endswith("| 20.0, 22.0 | 0.80, 0.80 | 95.0, 95.0 | 1.000, 1.000 | none |")
+    assert lines[3].endswith("| 40.0, 50.0 | 0.80, 0.80 | 95.0, 95.0 | 0.800, 0.900 | 7 |")
+
+
+@pytest.mark.parametrize(
+    ("near", "agreement", "coverage", "reached"),
+    [
+        (0.4, 0.95, 0.45, [0]),
+        (0.39, 0.95, 0.45, []),
+        (0.4, 0.94, 0.45, []),
+        (0.4, 0.95, 0.42, []),
+    ],
+)
+def test_each_bar_counts(near: float, agreement: float, coverage: float, reached: list) -> None:
+    report = _report(near, coverage)
+    report["judge"]["guided"]["agreement"] = agreement
+    assert Point.of("pcg", "judge", 0.2, {0: report}).reaching == reached
 
 
 def test_the_interval_of_three_seeds_is_the_textbooks() -> None:
@@ -49,7 +79,9 @@ def test_the_interval_of_three_seeds_is_the_textbooks() -> None:
 
 
 def test_the_curves_are_drawn(tmp_path: Path) -> None:
+    """In orange, in each of four panels."""
     draw(_points(), tmp_path / "curve.png")
     pixels = matplotlib.image.imread(tmp_path / "curve.png")
     orange = np.abs(pixels[..., :3] - np.array([0xD9, 0x48, 0x0F]) / 255).max(axis=2) < 0.02
-    assert orange.sum() > 100
+    assert len(PANELS) == 4
+    assert all(part.sum() > 100 for part in np.array_split(orange, 4, axis=1))
