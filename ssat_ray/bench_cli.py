@@ -117,7 +117,7 @@ def step(repeats: Repeats = None, device: Device = None, out: Out = None) -> Non
 def generate(
     rows: Rows = None, repeats: Repeats = None, device: Device = None, out: Out = None
 ) -> None:
-    """Images by `ssat generate` against a plain diffusers loop; with --device, against its matrix peak."""
+    """Images by `ssat generate` against a plain diffusers loop; with --device, sampling alone against its matrix peak."""
     if device is None:
         _run("generate", rows, repeats, out)
     elif rows is not None:

@@ -86,7 +86,8 @@ def samples(
 ) -> list[Comparison]:
     """One line a case, 20 steps of DPM-Solver++ in bf16: seconds a batch, and of its multiplications at the peak.
 
-    Untrained weights: they change no time.
+    Of `sample` alone, from noise on the device to bytes on the CPU. What the stage `generate` does besides is not in it:
+    noise by image id, made on the CPU, its transfer, shards, Ray. Untrained weights: they change no time.
     """
     return [_sampled(case, repeats, device) for case in cases]
 
@@ -111,7 +112,7 @@ def _sampled(case: Sampling, repeats: int, device: torch.device) -> Comparison:
     make()
     took, peak = [seconds(make, device) for _ in range(repeats)], matrix_peak(device)
     return Comparison(
-        f"{config.num_inference_steps} steps of {config.sampler}, {case.name}, batch {case.batch_size}, bf16, {device.type}",
+        f"`sample` alone, {config.num_inference_steps} steps of {config.sampler}, {case.name}, batch {case.batch_size}, bf16, {device.type}",
         took,
         [work / peak],
         None,

@@ -52,7 +52,7 @@ def test_sampling_counts_every_step_of_every_image() -> None:
         "add_attention": False,
     }
     (line,) = gpu.samples(2, CPU, (gpu.Sampling("tiny", unet, (1, 8, 8), 4),))
-    assert line.what == "20 steps of dpmsolver++, tiny, batch 4, bf16, cpu"
+    assert line.what == "`sample` alone, 20 steps of dpmsolver++, tiny, batch 4, bf16, cpu"
     peak = float(line.notes["peak"].removesuffix(" TFLOP/s")) * 1e12
     layers = list(UNet2DModel(**unet).modules())
     pixels = sum(64 * m.weight.numel() for m in layers if isinstance(m, torch.nn.Conv2d))
