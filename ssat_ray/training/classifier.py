@@ -93,7 +93,7 @@ class ClassifierTrainer:
             world,
             engine,
         )
-        self.step = 0
+        self.step = self.resumed_step = 0
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
         self.loss_sums: dict[str, Tensor] = {}
@@ -165,6 +165,7 @@ class ClassifierTrainer:
             Paused: `pause` steps were validated, and more are to come; the state is saved.
         """
         self.restore(states.load(self.world))
+        self.resumed_step = self.step
         every = (
             self.config.eval_every
             if isinstance(self.config, TrainConfig)
@@ -205,6 +206,7 @@ class ClassifierTrainer:
         units = self.step * self.config.batch_size * self.forward_units()
         return {
             "steps": self.step,
+            "resumed_step": self.resumed_step,
             "plateau_step": self.rule.plateau_step,
             "hit_max_steps": self.rule.hit_max_steps,
             "seconds": self.seconds,

@@ -87,6 +87,7 @@ def train_ddpm(
         ema.num_updates = state["ema_updates"]
         step, seconds, history = state["step"], state["seconds"], state["history"]
         sums, count = state["sums"].to(device) * (world.rank == 0), state["count"]  # of all ranks
+    resumed_step = step
     started = time.perf_counter() - seconds
     own = world.part(config.batch_size)
     # the mean over ranks that DDP takes is then one over images, whatever their parts
@@ -150,7 +151,8 @@ def train_ddpm(
                 states.save(step, state)
     seconds = time.perf_counter() - started
     last = {name: history[-1][name] for name in terms}
-    return ema, {"steps": step, "seconds": seconds, **last, "history": history}
+    steps = {"steps": step, "resumed_step": resumed_step}
+    return ema, {**steps, "seconds": seconds, **last, "history": history}
 
 
 def _batch(task: DDPMTask, world: World, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

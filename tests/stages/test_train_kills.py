@@ -131,6 +131,8 @@ def test_a_kill_changes_no_bit(
         process.wait()
         process = run.start()
     run.finish(process)
+    assert oracle.record["resumed_step"] == 0
+    assert at <= run.record["resumed_step"] < NUM_STEPS, "it went on, it did not start again"
     assert run.files() == oracle.files()
     assert run.history() == [pytest.approx(row, rel=1e-6) for row in oracle.history()]
     if log := os.environ.get("SSAT_KILL_LOG"):

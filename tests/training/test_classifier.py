@@ -309,8 +309,9 @@ def test_a_killed_run_continues_to_the_same_bits(tmp_path: Path, kind: str, kill
     assert min(steps) > state["step"], "it went on, it did not start again"
     _assert_identical(whole, again)
     assert _untimed(found["history"]) == _untimed(expected["history"])
-    for key in expected.keys() - {"seconds", "history"}:
+    for key in expected.keys() - {"seconds", "history", "resumed_step"}:
         assert found[key] == expected[key]
+    assert (expected["resumed_step"], found["resumed_step"]) == (0, state["step"])
     assert found["seconds"] >= state["seconds"] > 0, "time survives a resume"
 
 

@@ -103,6 +103,7 @@ def test_the_loss_falls_and_a_killed_run_continues_to_the_same_bits(tmp_path: Pa
     for a, b in zip(result["history"], again_result["history"], strict=True):
         assert (a["step"], a["loss"]) == (b["step"], b["loss"])
     assert again_result["seconds"] >= state["seconds"] > 0
+    assert (result["resumed_step"], again_result["resumed_step"]) == (0, 40)
 
 
 def test_the_seed_decides_the_batches(tmp_path: Path) -> None:

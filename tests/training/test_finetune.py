@@ -211,7 +211,11 @@ def test_a_killed_run_continues_to_the_same_bits(tmp_path: Path) -> None:
 
     with pytest.raises(Killed):
         _run(_task(**settings), tmp_path / "broken", kill)  # after step 50
-    again, again_result = _run(_task(**settings), tmp_path / "broken")
+    task, passes = _task(**settings), []
+    task.unet.register_forward_pre_hook(lambda *_: passes.append(1))
+    again, again_result = _run(task, tmp_path / "broken")
+    assert (again_result["resumed_step"], result["resumed_step"]) == (45, 0)
+    assert len(passes) == 15, "it went on, it did not start again"
     x, y = ema.model.state_dict(), again.model.state_dict()
     assert [k for k in x if not torch.equal(x[k], y[k])] == []
     for key in ("loss", "guidance", "anchor"):
