@@ -552,7 +552,8 @@ class RuntimeConfig(Section):
     """Where and with how much; nothing here enters a digest.
 
     Nothing here changes a result by more than rounding. Workers and actors change no bit on CPUs, as long
-    as `exact`, `compile`, `channels_last` and `cpus_per_worker` stay.
+    as `exact`, `compile`, `channels_last` and `cpus_per_worker` stay; but `pretrain` and `finetune` sum their
+    gradients in float32, in an order that depends on the number of workers.
     """
 
     store: str = Field("store", description="folder or URI of all artefacts")
