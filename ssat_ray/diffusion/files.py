@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import tempfile
 from pathlib import Path
@@ -126,7 +127,7 @@ def load_pipeline(folder: Path) -> tuple[UNet2DModel, DDPMScheduler]:
         # without its own unpickler: diffusers reads .bin files with weights_only
         model, loaded = UNet2DModel.from_pretrained(unet, output_loading_info=True)
         _check_keys(folder, loaded)
-        return model, DDPMScheduler.from_pretrained(scheduler)
+        return model, _own_settings(DDPMScheduler.from_pretrained(scheduler))
     except FileNotFoundError as error:
         raise UserError(
             f"{folder} is no diffusers pipeline: it has neither unet/config.json nor config.json."
@@ -134,6 +135,13 @@ def load_pipeline(folder: Path) -> tuple[UNet2DModel, DDPMScheduler]:
     except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{folder} cannot be loaded as a diffusers pipeline: {reason}") from error
+
+
+def _own_settings(scheduler: DDPMScheduler) -> DDPMScheduler:
+    """Without those of the sampler that the folder was saved with, such as `use_karras_sigmas`: diffusers keeps them
+    in the configuration, and a sampler that is built from it would take them up again."""
+    known = inspect.signature(type(scheduler).__init__).parameters
+    return type(scheduler)(**{k: v for k, v in scheduler.config.items() if k in known})
 
 
 def _check_keys(folder: Path, loaded: dict[str, list[str]]) -> None:

@@ -33,4 +33,4 @@ def run(jobs: list[Job], context: StageContext) -> None:
         )
 
 
-STAGE = Stage("ddpm", 1, run)
+STAGE = Stage("ddpm", 2, run)

@@ -10,12 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    SchedulerMixin,
+    UNet2DModel,
+)
 from safetensors.torch import load_file, save_file
 
 from ssat_ray.config import RuntimeConfig
 from ssat_ray.diffusion.files import load_ddpm, load_pipeline, pipeline_digest
-from ssat_ray.diffusion.sampling import initial_noise, sample
+from ssat_ray.diffusion.sampling import build_solver, initial_noise, sample
 from ssat_ray.errors import UserError
 from ssat_ray.loading import load_config
 from ssat_ray.pipeline import Watcher, execute
@@ -78,6 +84,33 @@ def test_both_layouts_are_taken_and_sampled(tmp_path: Path, layout: str) -> None
     noise = initial_noise(np.arange(5), (1, 8, 8), 0)
     images = sample(unet, scheduler, noise, None, config)
     assert images.shape == (5, 1, 8, 8) and images.dtype == torch.uint8
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        DPMSolverMultistepScheduler(1000, use_karras_sigmas=True, final_sigmas_type="sigma_min"),
+        DDIMScheduler(1000, set_alpha_to_one=False),
+    ],
+)
+@pytest.mark.parametrize("sampler", ["ddim", "dpmsolver++", "ancestral"])
+def test_settings_of_the_sampler_it_was_saved_with_are_not_revived(
+    tmp_path: Path, theirs: SchedulerMixin, sampler: str
+) -> None:
+    """Timesteps are trailing, as documented, whatever spaced them before."""
+    folder = save(tmp_path / "theirs", make_unet())
+    theirs.save_pretrained(folder / "scheduler")
+    plan, store = adopt(folder, tmp_path)
+    _, scheduler = load_ddpm(store.folder(plan.jobs["random", 0, "pretrain"]))
+    assert torch.equal(scheduler.alphas_cumprod, DDPMScheduler(1000).alphas_cumprod)
+    solver = build_solver(scheduler, sampler, 20)
+    assert solver.timesteps.tolist() == list(range(999, 0, -50))
+    changed = {
+        "use_karras_sigmas": True,
+        "final_sigmas_type": "sigma_min",
+        "set_alpha_to_one": False,
+    }
+    assert [key for key, value in changed.items() if solver.config.get(key) == value] == []
 
 
 def test_the_names_of_the_first_ddpms_of_the_hub_are_taken(tmp_path: Path) -> None:
