@@ -65,6 +65,8 @@ def look(task: Task) -> dict[str, bytes]:
     )
     sets = {n: (images[:MOST_IMAGES], y[:MOST_IMAGES]) for n, (images, y) in sets.items()}
     labels = {name: y for name, (_, y) in sets.items()}
+    # what an unconditional model's images are called, if anything, the guide has said itself
+    unknown = {} if is_conditional(unet) else {n: np.full_like(asked[n], -1) for n in asked}
     embed = EmbedConfig(**task.job.config["embed"])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found: dict[str, Any] = {}
@@ -75,7 +77,7 @@ def look(task: Task) -> dict[str, bytes]:
         folder = task.inputs.get(f"{judge}_clusters")
         clusters = None if folder is None else load_clusters(folder)
         seen = {name: Seen.by(embedder, clusters, images) for name, (images, _) in sets.items()}
-        found[judge] = judged(**seen, labels=labels)
+        found[judge] = judged(**seen, labels=labels | (unknown if judge == "guide" else {}))
         scores |= {f"{judge}.{name}": s.score.astype(np.float32) for name, s in seen.items()}
     train = labelled.splits["labelled"][0]
     compared = {
@@ -114,4 +116,4 @@ def run(jobs: list[Job], context: StageContext) -> None:
     ray.get([task.remote(Task.of(job, context.store)) for job in jobs])
 
 
-STAGE = Stage("quality", 2, run)
+STAGE = Stage("quality", 3, run)

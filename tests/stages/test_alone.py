@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from ssat_ray.models.files import load_classifier
 from ssat_ray.plan import STAGES, Plan, build_plan
 from ssat_ray.stages.base import Session, StageContext, Task
 from ssat_ray.stages.generate import SampleActor, finish
+from ssat_ray.stages.quality import QUALITY, look
 from ssat_ray.store import Job, Store
 
 SMALL = "generate={num_images: 50, shard_rows: 30, num_inference_steps: 3}"
@@ -54,7 +56,10 @@ class Work:
         return self.store.folder(self.job(name))
 
     def train(self, name: str) -> dict[str, float]:
-        task, stage = Task.of(self.job(name), self.store), STAGES[self.job(name).stage]
+        return self.trained(self.job(name))
+
+    def trained(self, job: Job) -> dict[str, float]:
+        task, stage = Task.of(job, self.store), STAGES[job.stage]
         assert stage.train is not None
         files, record = stage.train(task, Session.alone(task.folder))
         task.write(files)
@@ -72,11 +77,12 @@ class Work:
     def images(self, name: str) -> Shard:
         return Pool(self.folder(name)).load()
 
-    def predicted(self, images: np.ndarray) -> np.ndarray:
-        """(N, K) probabilities by the intermediate model."""
+    def predicted(self, images: np.ndarray, by: Job | None = None) -> np.ndarray:
+        """(N, K) probabilities, by the intermediate model if no other is named."""
         x = torch.from_numpy(images / 255).permute(0, 3, 1, 2).float()
         with torch.no_grad():
-            return load_classifier(self.folder("intermediate"))(x).softmax(1).numpy()
+            model = load_classifier(self.store.folder(by or self.job("intermediate")))
+            return model(x).softmax(1).numpy()
 
 
 Prepare = Callable[..., Work]
@@ -173,6 +179,27 @@ def test_steered_sampling_lowers_the_confidence(prepare: Prepare) -> None:
         work.make("guided")
         confidence[weight] = work.predicted(work.images("guided").images).max(1).mean()
     assert confidence[3.0] < confidence[1e-9]
+
+
+def test_the_guide_is_not_asked_about_labels_that_it_gave(prepare: Prepare) -> None:
+    """It would agree with all of them; the judge, and the real images' labels, say something."""
+    settings = ("generate.guidance=1.0", "generate.labels=intermediate")
+    work = prepare(None, *PCG, *settings)
+    work.make("base")
+    base = work.images("base")
+    scored(work, work.predicted(base.images).max(1))
+    work.make("guided")
+    assert base.labels.tolist() == work.predicted(base.images).argmax(1).tolist()
+    quality = work.job("quality")
+    judge = quality.inputs["judge"]
+    work.trained(judge)
+    found = json.loads(look(Task.of(quality, work.store))[QUALITY])
+    for name in ("base", "guided"):
+        shard = work.images(name)
+        agreed = (work.predicted(shard.images, by=judge).argmax(1) == shard.labels).mean()
+        assert found["judge"][name]["agreement"] == pytest.approx(agreed)
+        assert found["guide"][name]["agreement"] is None
+    assert found["guide"]["real"]["agreement"] is not None
 
 
 def test_scores_without_a_spread_are_no_unit(prepare: Prepare) -> None:
