@@ -7,7 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from torch import Tensor
 from ssat_ray.config import DataConfig, FinetuneConfig, GuidedRow, ModelConfig, PretrainConfig
 from ssat_ray.data.batches import epoch_indices, generator
 from ssat_ray.data.labelled import read_labelled
-from ssat_ray.diffusion.guidance import Guide, Regulariser, margin_of
+from ssat_ray.diffusion.guidance import ClassMargin, Guide, Regulariser, margin_of
 from ssat_ray.diffusion.noise import build_scheduler
 from ssat_ray.models.registry import build_classifier
 from ssat_ray.models.unet import build_unet, is_conditional
@@ -50,14 +50,18 @@ def _unet(prediction: str = "v_prediction") -> UNet2DModel:
     return build_unet(_base(prediction), (1, 8, 8), 10, seed=0)
 
 
-def _guide(kind: GuidedRow) -> Guide:
+def _guide(kind: GuidedRow | Literal["per-class"]) -> Guide:
     model = ModelConfig(name="preact-small", widths=(4, 8), strides=(1, 2))
     classifier = build_classifier(model, (1, 8, 8), 10, seed=1).eval().requires_grad_(False)
-    rows = np.random.default_rng(0).normal(size=(200, 8)).astype(np.float32)
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(200, 8)).astype(np.float32)
+    if kind == "per-class":
+        margin = ClassMargin(torch.from_numpy(rng.normal(size=(10, 3, 10)).astype(np.float32)))
+        return Guide("lcg-km", classifier, "pooled", margin, scale=0.5)
     clusters = {"pcg": None, "lcg-km": rows[:5], "lcg-gmm": fit_gmm(rows, 3, restarts=1)}
     found = clusters[kind]
-    margin = None if found is None else margin_of(found)
-    return Guide(kind, classifier, "pooled", margin, scale=0.5)
+    of = None if found is None else margin_of(found)
+    return Guide(kind, classifier, "pooled", of, scale=0.5)
 
 
 def _task(
@@ -87,11 +91,11 @@ def _noisy(scheduler: Any, count: int) -> tuple[Tensor, Tensor]:
     return scheduler.add_noise(x0, noise, timesteps), timesteps
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "per-class"])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("attention", [False, True])
 def test_guidance_alone_gives_every_tensor_a_gradient(
-    kind: GuidedRow, prediction: str, attention: bool
+    kind: GuidedRow | Literal["per-class"], prediction: str, attention: bool
 ) -> None:
     """What the authors' research revision did not: it computed the term under no_grad."""
     unet, labels = _unet(prediction), torch.arange(32) % 10
