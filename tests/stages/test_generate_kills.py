@@ -67,6 +67,46 @@ def test_one_actor_makes_the_same_bytes(
     assert run.files() == oracle.files()
 
 
+STEERED = """\
+rows: [lcg-km]
+pretrain: {channels: [16, 32], norm_num_groups: 4, num_steps: 20, batch_size: 64}
+model: {widths: [16, 32], strides: [2, 2]}
+intermediate: {num_steps: 20, batch_size: 64, bn_group: 32}
+generate: {num_images: 2000, shard_rows: 50, num_inference_steps: 10, guidance: 2.0}
+select: {ratio: 1.0}
+runtime: {actors: ACTORS}
+"""
+OTHERS = {
+    "ancestral": (
+        PRESET.replace("generate: {", "generate: {sampler: ancestral, "),
+        "generate",
+        "full",
+        "pool",
+    ),
+    "steered": (STEERED, "quality", "lcg-km", "guided"),
+}
+"""Preset, verb, row and job of images that take a second stream of noise, and gradients at every step."""
+
+
+@pytest.mark.parametrize("way", OTHERS)
+def test_one_actor_makes_the_same_bytes_in_other_ways(
+    stage_run: type[StageRun], tmp_path: Path, way: str
+) -> None:
+    preset, verb, row, name = OTHERS[way]
+    runs: list[StageRun] = []
+    for actors in (2, 1):
+        run = stage_run(tmp_path / str(actors), verb, row, name)
+        run.cwd.mkdir()
+        (run.cwd / "preset.yaml").write_text(preset.replace("ACTORS", str(actors)))
+        for other in runs:
+            without_pool(other, run)
+        run.finish(run.start())
+        assert len(run.record["actor_pids"]) == actors
+        runs.append(run)
+    two, one = (run.files() for run in runs)
+    assert one == two and len(two) == runs[0].record["blocks"] + 1 > 10
+
+
 def notes(run: StageRun) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in (run.folder / NOTES).glob("[0-9]*.json")]
 
