@@ -89,10 +89,10 @@ Prepare = Callable[..., Work]
 
 
 @pytest.fixture
-def prepare(tmp_path: Path) -> Prepare:
-    """(classes of the DDPM or None, settings) -> the work; as `google/ddpm-cifar10-32` is saved."""
+def prepare(tmp_path: Path, hub_pipeline: Callable[[Path], Path]) -> Prepare:
+    """(classes of the DDPM or None, settings) -> the work; from a `hub_pipeline` if asked."""
 
-    def work(classes: int | None, *settings: str) -> Work:
+    def work(classes: int | None, *settings: str, from_hub: bool = False) -> Work:
         torch.manual_seed(0)
         unet = UNet2DModel(
             sample_size=8,
@@ -105,8 +105,11 @@ def prepare(tmp_path: Path) -> Prepare:
             norm_num_groups=2,
             num_class_embeds=classes,
         )
-        unet.save_pretrained(tmp_path / "ddpm" / "unet")
-        DDPMScheduler(1000).save_pretrained(tmp_path / "ddpm" / "scheduler")
+        if from_hub:
+            hub_pipeline(tmp_path / "ddpm")
+        else:
+            unet.save_pretrained(tmp_path / "ddpm" / "unet")
+            DDPMScheduler(1000).save_pretrained(tmp_path / "ddpm" / "scheduler")
         adopted = (f"pretrain.checkpoint={tmp_path / 'ddpm'}", "intermediate.num_steps=5", SMALL)
         plan = build_plan(load_config("digits", [*adopted, *settings]))
         store = Store(tmp_path / "store")
@@ -150,10 +153,14 @@ def scored(work: Work, confidence: np.ndarray) -> None:
     task.publish({"rows": len(confidence), "seconds": 1.0})
 
 
-@pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_an_unconditional_ddpm_is_fine_tuned_and_sampled(prepare: Prepare, precision: str) -> None:
+@pytest.mark.parametrize(
+    ("precision", "from_hub"), [("float32", False), ("bf16", False), ("float32", True)]
+)
+def test_an_unconditional_ddpm_is_fine_tuned_and_sampled(
+    prepare: Prepare, precision: str, from_hub: bool
+) -> None:
     settings = f"finetune={{num_steps: 4, batch_size: 16, anchor: 0.5, precision: {precision}}}"
-    work = prepare(None, *PCG, settings)
+    work = prepare(None, *PCG, settings, from_hub=from_hub)
     work.make("base")
     base = work.images("base")
     assert base.labels.tolist() == [-1] * 60
@@ -163,6 +170,7 @@ def test_an_unconditional_ddpm_is_fine_tuned_and_sampled(prepare: Prepare, preci
     before, after = (load_ddpm(work.folder(n))[0].state_dict() for n in ("pretrain", "finetune"))
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert any(name.startswith("down_blocks.1.attentions") for name in after) == from_hub
     work.make("guided")
     guided = work.images("guided")
     assert guided.ids.tolist() == list(range(60, 100)) and set(guided.labels.tolist()) == {-1}
