@@ -12,6 +12,15 @@ from ssat_ray.report import figures as draw
 from ssat_ray.report import words
 from ssat_ray.report.drawing import STAGE_COLOURS, UInt8, png_uri
 from ssat_ray.report.figures import BOUNDARY, FigureData, GuidedData
+from ssat_ray.report.guided import (
+    HEADS,
+    JUDGES,
+    NEAREST,
+    guided_cells,
+    guided_classes,
+    guided_images,
+    nearest_images,
+)
 from ssat_ray.report.words import Row, count, duration, mean
 
 _STAGE_FACTS = (
@@ -117,11 +126,11 @@ def _charts(rows: list[Row], data: FigureData) -> dict[str, Any]:
 def _guided_figures(row: str, data: GuidedData) -> dict[str, Any]:
     charts = [
         {
-            "name": words.JUDGES[judge],
+            "name": JUDGES[judge],
             "svg": draw.two_densities(
                 base,
                 guided,
-                f"{row} score, by {words.JUDGES[judge]}",
+                f"{row} score, by {JUDGES[judge]}",
                 f"guided-{row}-{judge}",
                 "images of the base model and guided ones",
             ),
@@ -255,7 +264,11 @@ def render(results: dict[str, Any], figures: FigureData) -> str:
         grids=_grids(figures),
         strips=_class_strips(figures),
         show_method=figures.show_method,
-        guided=words.guided_images(rows),
+        guided=[(entry, guided_cells(entry)) for entry in guided_images(rows)],
+        guided_heads=HEADS,
+        nearest=nearest_images(rows),
+        nearest_heads=list(NEAREST.values()),
+        guided_classes=guided_classes(rows),
         guided_figures=[_guided_figures(row, data) for row, data in figures.guided.items()],
         config=json.dumps(results["config"], indent=2, ensure_ascii=False, default=str),
     )

@@ -5,6 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from ssat_ray.report import words
+from ssat_ray.report.guided import (
+    HEADS,
+    NEAREST,
+    guided_cells,
+    guided_classes,
+    guided_images,
+    nearest_images,
+)
 
 
 def markdown_table(results: dict[str, Any]) -> str:
@@ -46,9 +54,13 @@ def markdown_table(results: dict[str, Any]) -> str:
     for note in words.notes(results):
         lines += ["", note]
     lines += ["", f"{names['pgd']} accuracy by class, %:", "", *_class_table(rows)]
-    guided = words.guided_images(rows)
+    guided = guided_images(rows)
     if guided:
         lines += ["", "Guided images, the base model's in brackets:", "", *_guided_table(guided)]
+        text = "Distance to the nearest training image, pixels in [0, 1], quantiles:"
+        lines += ["", text, "", *_nearest_table(rows)]
+    if classes := guided_classes(rows):
+        lines += ["", "Images by most probable class, %:", "", *_guided_class_table(classes)]
     return "\n".join(lines) + "\n"
 
 
@@ -59,29 +71,20 @@ def _class_table(rows: list[words.Row]) -> list[str]:
 
 
 def _guided_table(guided: list[dict[str, Any]]) -> list[str]:
-    heads = [
-        "row",
-        "seen by",
-        "near the boundary % [20]",
-        "median score / base",
-        "label agreement %",
-    ]
-    heads += ["coverage", "mean confidence", "Fréchet distance, its features"]
-    cells = [
-        _line(
-            [
-                f"`{entry['row']}`",
-                entry["name"],
-                words.share(entry["near"]),
-                f"{entry['median_ratio']:.2f}",
-                f"{words.share(entry['agreement'])} [{words.share(entry['base_agreement'])}]",
-                f"{entry['coverage']:.3f} [{entry['base_coverage']:.3f}]",
-                f"{entry['confidence']:.3f} [{entry['base_confidence']:.3f}]",
-                f"{words.number(entry['frechet'])} [{words.number(entry['base_frechet'])}]",
-            ]
-        )
-        for entry in guided
-    ]
+    heads = ["row", "seen by", *HEADS]
+    cells = [_line([f"`{g['row']}`", g["name"], *guided_cells(g)]) for g in guided]
+    return [_line(heads), "|---|---|" + "---:|" * (len(heads) - 2), *cells]
+
+
+def _nearest_table(rows: list[words.Row]) -> list[str]:
+    heads = ["images", *NEAREST.values()]
+    cells = [_line([title, *quantiles]) for title, quantiles in nearest_images(rows)]
+    return [_line(heads), "|---|" + "---:|" * (len(heads) - 1), *cells]
+
+
+def _guided_class_table(classes: list[tuple[str, str, list[str]]]) -> list[str]:
+    heads = ["images", "seen by", *map(str, range(len(classes[0][2])))]
+    cells = [_line([title, name, *shares]) for title, name, shares in classes]
     return [_line(heads), "|---|---|" + "---:|" * (len(heads) - 2), *cells]
 
 

@@ -210,43 +210,6 @@ def in_order(rows: list[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: ROWS.index(row["row"]) if row["row"] in ROWS else len(ROWS))
 
 
-JUDGES = {"guide": "the guide", "judge": "a judge it never saw"}
-"""Who looks at guided images, for tables."""
-
-
-def guided_images(rows: list[Row]) -> list[dict[str, Any]]:
-    """What guide and judge say of each guided row's images, means over seeds; `base_…` of the base model's.
-
-    agreement is None where the images have no labels.
-    """
-    found = []
-    for row in rows:
-        for judge, name in JUDGES.items() if "quality" in row else ():
-            seen = [quality[judge] for quality in row["quality"]]
-
-            def average(key: str, of: str, seen: list[Any] = seen) -> float | None:
-                return mean(entry[of][key] for entry in seen)
-
-            found.append(
-                {
-                    "row": row["row"],
-                    "judge": judge,
-                    "name": name,
-                    "near": mean(entry["near"] for entry in seen),
-                    "median_ratio": mean(entry["median_ratio"] for entry in seen),
-                    "agreement": average("agreement", "guided"),
-                    "base_agreement": average("agreement", "base"),
-                    "coverage": average("coverage", "guided"),
-                    "base_coverage": average("coverage", "base"),
-                    "confidence": average("confidence", "guided"),
-                    "base_confidence": average("confidence", "base"),
-                    "frechet": average("frechet", "guided"),
-                    "base_frechet": average("frechet", "base"),
-                }
-            )
-    return found
-
-
 def notes(results: dict[str, Any]) -> list[str]:
     """Sentences under the table of costs: what ≥ means, and what the search over recipes took."""
     found = []

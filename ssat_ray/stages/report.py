@@ -153,4 +153,4 @@ def read_results(folder: Place) -> dict[str, Any]:
     return results
 
 
-STAGE = Stage("report", 3, run)
+STAGE = Stage("report", 4, run)

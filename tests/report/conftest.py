@@ -25,13 +25,27 @@ def around(mean: float, half: float, **more: Any) -> dict[str, Any]:
 def make_quality() -> dict[str, Any]:
     """What guide and judge say of a guided row's images, as stages/quality.py writes it."""
 
+    keys = ("agreement", "coverage", "density", "confidence", "frechet")
+    of_classes = {"base": [30] * 10, "guided": [*[14] * 5, *[26] * 5], "real": [100] * 10}
+    medians = {"base": 2.0, "guided": 1.54, "real": 2.5}
+
     def seen(near: float) -> dict[str, Any]:
-        sets = {"base": (0.985, 0.81, 0.97, 1.5), "guided": (0.962, 0.72, 0.94, 2.5)}
-        keys = ("agreement", "coverage", "confidence", "frechet")
-        by_set = {name: dict(zip(keys, values, strict=True)) for name, values in sets.items()}
+        sets = {"base": (0.985, 0.81, 1.21, 0.97, 1.5), "guided": (0.962, 0.72, 1.1, 0.94, 2.5)}
+        figures = {name: dict(zip(keys, values, strict=True)) for name, values in sets.items()}
+        by_set = {
+            name: {"score": {"0.5": median}, "classes": of_classes[name], **figures.get(name, {})}
+            for name, median in medians.items()
+        }
         return {"near": near, "median_ratio": 0.77, **by_set}
 
-    return {"guide": seen(0.517), "judge": seen(0.413)}
+    nearest = {"guided": 1.125, "base": 0.75, "validation": 1.5}
+    return {
+        "guide": seen(0.517),
+        "judge": seen(0.413),
+        "nearest_training_image": {
+            name: {"0.05": low / 2, "0.25": low, "0.5": 2 * low} for name, low in nearest.items()
+        },
+    }
 
 
 def make_row(name: str, rows: tuple[str, ...], seeds: list[int], autoattack: bool) -> dict:
@@ -230,6 +244,11 @@ def make_figures(
         neighbour_real=nearest(real, labelled),
         show_method=show_method,
     )
+
+
+@pytest.fixture(scope="session")
+def quality() -> Callable[[], dict[str, Any]]:
+    return make_quality
 
 
 @pytest.fixture(scope="session")

@@ -103,11 +103,16 @@ def test_guided_images_are_judged_by_both_and_shown_before_and_after(results, fi
     content = results(rows=("none", "random", GUIDED_ROW))
     page = render(content, figure_data(num_pool=300, guided={GUIDED_ROW: GUIDED_DATA}))
     text = text_of(page)
-    assert "<b>51.7&nbsp;%</b>" in page and "<b>41.3&nbsp;%</b>" in page
+    assert "<b>51.7</b>" in page and "<b>41.3</b>" in page
     assert "a judge it never saw" in text and "96.2 [98.5]" in text and "0.720 [0.810]" in text
     assert "Images made near the boundary" in text and page.count("guided images of the same") == 1
     assert "lcg-km, seen by the guide" in text and "lcg-km, seen by a judge it never saw" in text
     assert page.count("images of the base model and guided ones") == 2
+    assert "1.10 [1.21]" in text and "0.77 1.25 96.2 [98.5]" in text, "density, real images' median"
+    assert "lcg-km 0.5625 1.125 2.25 base model 0.375 0.75 1.5 validation images 0.75 1.5 3" in text
+    assert (
+        "lcg-km the guide 7.0 7.0 7.0 7.0 7.0 13.0" in text and "real images the guide 10.0" in text
+    )
     assert "15 Glossary" in text
     without = render(results(), figure_data(num_pool=300))
     assert "Images made near" not in without and "14 Glossary" in text_of(without)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ssat_ray.report.markdown import markdown_table
@@ -107,20 +108,45 @@ def test_limits_and_the_search_over_recipes_are_told() -> None:
     assert lines[9].startswith("Choosing random's recipe took 2 min 25 s more")
 
 
-def test_guided_rows_have_a_table_of_their_images() -> None:
+def test_guided_rows_have_tables_of_their_images(quality: Callable[[], dict[str, Any]]) -> None:
     """Means over seeds of what guide and judge say; other rows have none."""
     results = make_results()
     assert "Guided images" not in markdown_table(results)
-
-    def seen(near: float) -> dict[str, Any]:
-        of = {"agreement": 0.96, "coverage": 0.7, "confidence": 0.94, "frechet": 2.5}
-        return {"near": near, "median_ratio": 0.77, "guided": of, "base": {**of, "coverage": 0.8}}
-
-    results["rows"][1]["quality"] = [{"guide": seen(0.5), "judge": seen(n)} for n in (0.4, 0.5)]
+    seeds = [quality() for _ in range(2)]
+    seeds[0]["judge"]["near"], seeds[1]["judge"]["near"] = 0.4, 0.5
+    results["rows"][1]["quality"] = seeds
     lines = markdown_table(results).splitlines()
     start = lines.index("Guided images, the base model's in brackets:")
-    assert [line.count("|") for line in lines[start + 2 :]] == [9] * 4
-    assert lines[start + 4].startswith(
-        "| `lcs-km` | the guide | 50.0 | 0.77 | 96.0 [96.0] | 0.700 [0.800]"
+    nearest = lines.index("Distance to the nearest training image, pixels in [0, 1], quantiles:")
+    classes = lines.index("Images by most probable class, %:")
+    assert [line.count("|") for line in lines[start + 2 : nearest - 1]] == [11] * 4
+    assert lines[start + 4] == (
+        "| `lcs-km` | the guide | 51.7 | 0.77 | 1.25 | 96.2 [98.5] | 0.720 [0.810] | 1.10 [1.21] "
+        "| 0.940 [0.970] | 2.5 [1.5] |"
     )
     assert lines[start + 5].startswith("| `lcs-km` | a judge it never saw | 45.0 |")
+    assert lines[nearest + 2 : classes - 1] == [
+        "| images | 5 % | 25 % | median |",
+        "|---|---:|---:|---:|",
+        "| lcs-km | 0.5625 | 1.125 | 2.25 |",
+        "| base model | 0.375 | 0.75 | 1.5 |",
+        "| validation images | 0.75 | 1.5 | 3 |",
+    ]
+    assert [line.count("|") for line in lines[classes + 2 :]] == [13] * 8
+    assert lines[classes + 4].startswith("| lcs-km | the guide | 7.0 | 7.0 |")
+    assert lines[classes + 9].startswith("| real images | a judge it never saw | 10.0 |")
+
+
+def test_what_is_not_known_of_guided_images_is_a_dash(
+    quality: Callable[[], dict[str, Any]],
+) -> None:
+    """Agreement with labels that the judge gave itself; the classes of a set that has too many for columns."""
+    seen, results = quality(), make_results()
+    for judge in ("guide", "judge"):
+        seen[judge]["base"]["score"]["0.5"] = 0.0
+        for name in ("base", "guided", "real"):
+            seen[judge][name] |= {"agreement": None, "classes": [1] * 21}
+    results["rows"][1]["quality"] = [seen]
+    text = markdown_table(results)
+    assert "| the guide | 51.7 | 0.77 | – | – | 0.720 [0.810] |" in text
+    assert "validation images" in text and "most probable class" not in text
