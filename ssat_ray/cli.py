@@ -252,8 +252,8 @@ def _execute(
     from ssat_ray import pipeline
     from ssat_ray.stages.soundness import require_sound
     from ssat_ray.store import Store
-    from ssat_ray.tables import selection_lines
-    from ssat_ray.view import follower, quiet_output
+    from ssat_ray.tables import guided_rows, quality_lines, selection_lines
+    from ssat_ray.view import Ends, follower, quiet_output
 
     log = folder.home / "run.log"
     try:
@@ -278,8 +278,12 @@ def _execute(
             raise
         finally:
             view.close()
-        chosen = until == "select" or (until is None and config.goal == "selection")
-        view.finished(outcome, selection_lines(plan, Store(config.runtime.store)) if chosen else [])
+        store, ends = Store(config.runtime.store), Ends()
+        if until == "select" or (until is None and config.goal == "selection"):
+            ends = Ends(selection=selection_lines(plan, store))
+        elif until == "quality":
+            ends = Ends(quality=quality_lines(plan, store), guided=guided_rows(plan, store))
+        view.finished(outcome, ends)
     if outcome.untracked:
         raise RunFailed(
             f"the results are in {outcome.folder}, but logging them to MLflow failed: "

@@ -1,7 +1,8 @@
-"""Tables and lines in the terminal: results, selections, drift, estimates."""
+"""Tables and lines in the terminal: results, selections, guided images, drift, estimates."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from rich.table import Table
@@ -10,11 +11,15 @@ from ssat_ray.drift import MethodDrift
 from ssat_ray.estimate import Estimate, Measurements
 from ssat_ray.plan import Plan
 from ssat_ray.report import words
-from ssat_ray.report.words import duration
+from ssat_ray.report.guided import beside_base, guided_cells, guided_images
+from ssat_ray.report.words import Row, duration
 from ssat_ray.selection.drift import Drift
+from ssat_ray.stages.quality import QUALITY
 from ssat_ray.store import Store
 
 _NAMED_SHARDS = 5
+_SHORT_HEADS = "near %", "median", "real", "agree %", "coverage", "density", "confidence", "Fréchet"
+"""Of `guided_cells`, as `report.guided.HEADS` has them in full."""
 
 
 def results_table(results: dict[str, Any]) -> Table:
@@ -65,6 +70,42 @@ def selection_lines(plan: Plan, store: Store) -> list[str]:
         for (row, seed, stage), job in plan.jobs.items()
         if stage == "select"
     ]
+
+
+def guided_rows(plan: Plan, store: Store) -> list[Row]:
+    """Each guided row and what `quality` found of its images, by seed, as in results.json; all are published."""
+    found: dict[str, Row] = {}
+    for (row, _, stage), job in plan.jobs.items():
+        if stage == "quality":
+            seen = json.loads((store.folder(job) / QUALITY).read_text())
+            found.setdefault(row, {"row": row, "quality": []})["quality"].append(seen)
+    return list(found.values())
+
+
+def quality_lines(plan: Plan, store: Store) -> list[str]:
+    """Where the figures of the guided images of each row and seed are."""
+    return [
+        f"{row} seed {seed}: {store.folder(job) / QUALITY}"
+        for (row, seed, stage), job in plan.jobs.items()
+        if stage == "quality"
+    ]
+
+
+def guided_table(rows: list[Row]) -> Table:
+    """What guide and judge say of the images of `guided_rows`, means over seeds, for the terminal."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for heading in ("row", "by", *_SHORT_HEADS, "nearest"):
+        table.add_column(heading, justify="left" if heading in ("row", "by") else "right")
+    for one in guided_images(rows):
+        nearest = beside_base(one, "nearest", "{:.3f}".format)
+        table.add_row(one["row"], one["judge"], *guided_cells(one), nearest)
+    table.caption = (
+        "means over seeds; in brackets: images of the base model. near %: nearer the boundary than 80 % of "
+        "these; median, real: median score of guided and of real images over theirs; nearest: median "
+        "distance to the nearest training image"
+    )
+    table.caption_justify = "left"
+    return table
 
 
 def drift_table(found: MethodDrift) -> Table:

@@ -9,6 +9,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,10 +21,11 @@ from ssat_ray.board import read_board
 from ssat_ray.config import Config
 from ssat_ray.pipeline import Outcome, Watcher
 from ssat_ray.plan import STAGES
-from ssat_ray.report.words import duration
+from ssat_ray.report.guided import guided_images
+from ssat_ray.report.words import Row, duration
 from ssat_ray.start import json_line, stamped
 from ssat_ray.store import Job
-from ssat_ray.tables import results_table, selection_table
+from ssat_ray.tables import guided_table, results_table, selection_table
 
 POLL_SECONDS = 1.0
 LINE_SECONDS = 30.0
@@ -50,6 +52,21 @@ def quiet_output(log: Path) -> Iterator[TextIO]:
             os.close(original)
         os.close(sink)
         screen.flush()
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What a command ends with that its results do not have, as far as it was asked for.
+
+    Args:
+        selection: a line a row and seed that selects: where the chosen images are.
+        quality: a line a guided row and seed: where the figures of its images are.
+        guided: these figures (`tables.guided_rows`).
+    """
+
+    selection: list[str] = field(default_factory=list)
+    quality: list[str] = field(default_factory=list)
+    guided: list[Row] = field(default_factory=list)
 
 
 class Follower(Watcher, ABC):
@@ -86,8 +103,8 @@ class Follower(Watcher, ABC):
         """What the jobs on the board have done so far."""
 
     @abstractmethod
-    def finished(self, outcome: Outcome, selection: list[str]) -> None:
-        """Say what came out; `selection` has a line for each row that selects, if that was the goal."""
+    def finished(self, outcome: Outcome, ends: Ends) -> None:
+        """Say what came out, with what the command was to end with."""
 
 
 def follower(config: Config, screen: TextIO, run: str, since: float) -> Follower:
@@ -163,7 +180,7 @@ class View(Follower):
             self.waited.add(job.digest)
             self._line(f"{job.label}: another process computes it; waiting")
 
-    def finished(self, outcome: Outcome, selection: list[str]) -> None:
+    def finished(self, outcome: Outcome, ends: Ends) -> None:
         say = self.console.print
         if outcome.computed == 0:
             say(f"everything is up to date ({outcome.total} artefacts)", highlight=False)
@@ -173,7 +190,9 @@ class View(Follower):
             for warning in outcome.results["warnings"]:
                 say(f"warning: {warning}", highlight=False, markup=False)
             say(f"report: {outcome.folder / 'report.html'}", highlight=False, soft_wrap=True)
-        for line in selection:
+        if ends.guided:
+            say(guided_table(ends.guided))
+        for line in (*ends.selection, *ends.quality):
             say(line, highlight=False, markup=False, soft_wrap=True)
 
     # -- what is shown --------------------------------------------------------------------------------
@@ -245,12 +264,14 @@ class JsonLines(Follower):
             self._waited.add(job.digest)
             self.say("waiting", stage=job.stage, job=job.label)
 
-    def finished(self, outcome: Outcome, selection: list[str]) -> None:
+    def finished(self, outcome: Outcome, ends: Ends) -> None:
         results = outcome.results
         files = {} if results is None else {"report": str(outcome.folder / "report.html")}
         warnings = [] if results is None else results["warnings"]
         about = {"computed": outcome.computed, "artefacts": outcome.total, **files}
-        self.say("finished", **about, warnings=warnings, selection=selection)
+        made = {"selection": ends.selection, "quality": ends.quality}
+        seen = guided_images(ends.guided)
+        self.say("finished", **about, warnings=warnings, **made, guided=seen)
 
     def _show(self, jobs: dict[str, dict[str, Any]]) -> None:
         for name, entry in _under_way(jobs, self._current).items():

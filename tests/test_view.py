@@ -16,9 +16,10 @@ from rich.console import Console
 from ssat_ray.loading import load_config
 from ssat_ray.pipeline import Outcome
 from ssat_ray.plan import build_plan
+from ssat_ray.stages.quality import QUALITY
 from ssat_ray.store import Store
-from ssat_ray.tables import results_table, selection_lines
-from ssat_ray.view import JsonLines, View, _status, follower, quiet_output
+from ssat_ray.tables import guided_rows, quality_lines, results_table, selection_lines
+from ssat_ray.view import Ends, JsonLines, View, _status, follower, quiet_output
 
 
 def test_plain_lines_name_stage_and_jobs() -> None:
@@ -51,6 +52,51 @@ def test_the_chosen_images_are_a_line_a_row_and_seed(tmp_path: Path) -> None:
     assert lines[-1] == f"lcs-km seed 3: {tmp_path}/select/{digest}"
 
 
+def judged(tmp_path: Path) -> Ends:
+    """What `ssat quality` ends with for two seeds, whose figures are invented."""
+    plan = build_plan(load_config("digits", ["rows=[none,lcg-km]", "seeds=[0,3]"]))
+    store = Store(tmp_path)
+    for seed, near in {0: 0.4, 3: 0.5}.items():
+        folder = store.folder(plan.jobs["lcg-km", seed, "quality"])
+        folder.mkdir(parents=True)
+        sets = {
+            name: {"agreement": 0.96, "coverage": 0.7, "density": 1.1, "confidence": 0.94, "frechet": value, "score": {"0.5": value}}
+            for name, value in {"base": 2.5, "guided": 2.0, "real": 3.0}.items()
+        }  # fmt: skip
+        nearest = {"guided": {"0.5": 2.25}, "base": {"0.5": 2.5}}
+        seen = {"near": near, "median_ratio": 0.8, **sets}
+        found = {"guide": seen, "judge": seen, "nearest_training_image": nearest}
+        (folder / QUALITY).write_text(json.dumps(found))
+    return Ends(quality=quality_lines(plan, store), guided=guided_rows(plan, store))
+
+
+def test_guided_images_are_a_table_and_where_their_figures_are(tmp_path: Path) -> None:
+    out = io.StringIO()
+    View(Console(file=out, width=140)).finished(Outcome(tmp_path, None, 3, 9), judged(tmp_path))
+    heads, guide, judge, *rest = out.getvalue().splitlines()
+    assert heads.split()[:4] == ["row", "by", "near", "%"] and heads.split()[-1] == "nearest"
+    figures = (
+        "45.0 0.80 1.20 96.0 [96.0] 0.700 [0.700] 1.10 [1.10] 0.940 [0.940] 2 [2.5] 2.250 [2.500]"
+    )
+    assert guide.split() == ["lcg-km", "guide", *figures.split()]
+    assert judge.split() == ["lcg-km", "judge", *figures.split()]
+    assert [line.partition(": ")[0] for line in rest[-2:]] == ["lcg-km seed 0", "lcg-km seed 3"]
+    assert all(Path(line.partition(": ")[2]).is_file() for line in rest[-2:])
+
+
+def test_guided_images_are_in_the_json_lines_too(tmp_path: Path) -> None:
+    out = io.StringIO()
+    JsonLines(out, "try").finished(Outcome(tmp_path, None, 3, 9), judged(tmp_path))
+    (line,) = map(json.loads, out.getvalue().splitlines())
+    assert [(one["row"], one["judge"], one["near"]) for one in line["guided"]] == [
+        ("lcg-km", "guide", 0.45),
+        ("lcg-km", "judge", 0.45),
+    ]
+    first = line["guided"][0]
+    assert (first["density"], first["base_agreement"], first["nearest"]) == (1.1, 0.96, 2.25)
+    assert len(line["quality"]) == 2 and line["quality"][0].endswith(QUALITY)
+
+
 def test_the_stage_table_has_the_wanted_stages_only() -> None:
     """`ssat generate` says nothing of stages after `generate`."""
     view = View(Console(file=io.StringIO(), width=200))
@@ -76,7 +122,7 @@ def test_json_lines_say_what_happened_to_which_run_and_stage() -> None:
     lines._show({"pretrain seed 0": entry})
     lines.waiting(jobs[0])
     lines.waiting(jobs[0])
-    lines.finished(Outcome(Path("runs/try"), {"warnings": ["w"]}, 1, 5), ["kept"])
+    lines.finished(Outcome(Path("runs/try"), {"warnings": ["w"]}, 1, 5), Ends(["kept"]))
     said = [json.loads(line) for line in out.getvalue().splitlines()]
     assert all(
         abs(line.pop("time") - time.time()) < 60 and line.pop("run") == "try" for line in said
@@ -88,7 +134,7 @@ def test_json_lines_say_what_happened_to_which_run_and_stage() -> None:
         {"event": "progress", **stage, "job": "pretrain seed 0", "done": 3.0, "total": 9.0, "unit": "steps", "note": "loss 1"},
         {"event": "stage_finished", **stage, "jobs": 1, "seconds": 1.235},
         {"event": "waiting", "stage": "labelled", "job": "labelled"},
-        {"event": "finished", "computed": 1, "artefacts": 5, "report": "runs/try/report.html", "warnings": ["w"], "selection": ["kept"]},
+        {"event": "finished", "computed": 1, "artefacts": 5, "report": "runs/try/report.html", "warnings": ["w"], "selection": ["kept"], "guided": [], "quality": []},
     ]  # fmt: skip
 
 

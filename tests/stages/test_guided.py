@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from ssat_ray.diffusion.files import load_ddpm
 from ssat_ray.diffusion.sampling import initial_noise, sample
 from ssat_ray.errors import UserError
 from ssat_ray.models.files import load_classifier
+from ssat_ray.report.words import number
 from ssat_ray.selection.clusters import load_clusters
 from ssat_ray.stages.base import Task
 from ssat_ray.stages.finetune import class_margin, median_score
@@ -181,3 +184,23 @@ def test_results_and_report_show_the_images_quality(tiny_run: Any, artefact: Any
     table = (tiny_run.folder / "results.md").read_text()
     assert f"| `{ROW}` | a judge it never saw | {100 * quality['judge']['near']:.1f} |" in table
     assert quality["nearest_training_image"].keys() == {"base", "guided", "validation"}
+    nearest = quality["nearest_training_image"]["guided"]
+    assert f"| {ROW} | " + " | ".join(number(nearest[q]) for q in ("0.05", "0.25", "0.5")) in table
+    real = quality["judge"]["real"]["score"]["0.5"] / quality["judge"]["base"]["score"]["0.5"]
+    density = quality["judge"]["guided"]["density"]
+    assert f" | {real:.2f} | " in table and f" | {density:.2f} [" in table
+
+
+def test_the_command_prints_the_figures_and_where_they_are(
+    tiny_run: Any, tiny_preset: Path, artefact: Any
+) -> None:
+    ssat = str(Path(sys.executable).with_name("ssat"))
+    command = [ssat, "quality", str(tiny_preset), "--name", "judged"]
+    done = subprocess.run(command, cwd=tiny_run.cwd, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    quality = json.loads((artefact("quality") / QUALITY).read_text())
+    assert "everything is up to date" in done.stdout
+    printed = " ".join(done.stdout.split())
+    for judge in ("guide", "judge"):
+        assert f"{ROW} {judge} {100 * quality[judge]['near']:.1f}" in printed
+    assert f"{ROW} seed 0: {artefact('quality') / QUALITY}" in done.stdout

@@ -69,3 +69,9 @@ def test_the_judge_alone_is_asked_about_labels_of_the_intermediate_model(
     quality = json.loads((run.folder / "quality.json").read_text())
     assert quality["guide"]["guided"]["agreement"] is None
     assert 0 <= quality["judge"]["guided"]["agreement"] <= 1
+    printed = run.output()
+    assert f"lcg-km seed 0: {run.folder / 'quality.json'}" in printed
+    for judge in ("guide", "judge"):
+        (line,) = [text for text in printed.splitlines() if text.startswith(f"lcg-km  {judge}  ")]
+        assert (" – " in line) == (judge == "guide")
+        assert f" {100 * quality[judge]['near']:.1f} " in line
