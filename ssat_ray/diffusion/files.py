@@ -140,8 +140,10 @@ def load_pipeline(folder: Path) -> tuple[UNet2DModel, DDPMScheduler]:
 def _own_settings(scheduler: DDPMScheduler) -> DDPMScheduler:
     """Without those of the sampler that the folder was saved with, such as `use_karras_sigmas`: diffusers keeps them
     in the configuration, and a sampler that is built from it would take them up again."""
-    known = inspect.signature(type(scheduler).__init__).parameters
-    return type(scheduler)(**{k: v for k, v in scheduler.config.items() if k in known})
+    from diffusers import DDPMScheduler
+
+    known = inspect.signature(DDPMScheduler).parameters
+    return DDPMScheduler(**{k: v for k, v in scheduler.config.items() if k in known})
 
 
 def _check_keys(folder: Path, loaded: dict[str, list[str]]) -> None:

@@ -72,7 +72,7 @@ rows: [lcg-km]
 pretrain: {channels: [16, 32], norm_num_groups: 4, num_steps: 20, batch_size: 64}
 model: {widths: [16, 32], strides: [2, 2]}
 intermediate: {num_steps: 20, batch_size: 64, bn_group: 32}
-generate: {num_images: 2000, shard_rows: 50, num_inference_steps: 10, guidance: 2.0}
+generate: {num_images: 2000, shard_rows: 50, num_inference_steps: 20, guidance: 2.0}
 select: {ratio: 1.0}
 runtime: {actors: ACTORS}
 """
