@@ -63,11 +63,35 @@ def test_a_curve_of_something_else_is_a_user_error(options: dict[str, Any], expe
         guidance(**options)
 
 
-def test_lambda_can_be_chosen_on_other_seeds() -> None:
-    """One that cannot be is a usage error: nothing has been computed yet."""
+def test_lambda_can_be_chosen_on_other_seeds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ssat_ray.bench import guidance as curve
+
+    def found(weights: tuple, seeds: tuple, rows: tuple, folder: Path | None) -> list[curve.Point]:
+        of = {
+            name: {"agreement": 0.9, "coverage": 0.5, "confidence": 0.7}
+            for name in ("base", "guided")
+        }
+        seen = {"near": 0.5, "median_ratio": 0.8, **of}
+        reports = {seed: dict.fromkeys(curve.JUDGES, seen) for seed in seeds}
+        return [curve.Point.of(row, "judge", w, reports) for row in rows for w in weights]
+
+    monkeypatch.setattr(curve, "run", found)
+    guidance(weight=[0.25], row=["pcg"], seed=[7, 9])
+    shown = capsys.readouterr().out
+    assert "`ssat bench guidance --weight 0.25 --row pcg --seed 7 --seed 9`" in shown
+    assert (
+        "over the seeds 7, 9)" in shown and "The values of the seeds 7, 9, in this order:" in shown
+    )
+    lines = [line for line in shown.splitlines() if line.startswith("| `pcg` | judge | 0.25 | ")]
+    assert len(lines) == 2 and "| 50.0, 50.0 |" in lines[1]
+
+
+def test_a_seed_that_cannot_be_is_a_usage_error() -> None:
     command = [SSAT, "bench", "guidance", "--seed", "7", "--seed", "-1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and "--seed" in done.stderr and "-1" in done.stderr
+    assert done.returncode == 2 and "--seed" in done.stderr and "or equal to 0" in done.stderr
 
 
 def test_the_groups_hold_every_bench_once() -> None:
