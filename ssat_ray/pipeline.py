@@ -21,7 +21,7 @@ from ssat_ray.report.markdown import markdown_table
 from ssat_ray.report.selection import render_selection
 from ssat_ray.run_folder import MEMORY, RunFolder
 from ssat_ray.stages import pool
-from ssat_ray.stages.base import Rungs, StageContext
+from ssat_ray.stages.base import StageContext
 from ssat_ray.stages.group import run_group
 from ssat_ray.stages.report import REPORT, RESULTS, read_results
 from ssat_ray.stages.robustbench import write_model_info
@@ -224,13 +224,12 @@ def run(
 
 
 def run_in_session(
-    config: Config, plan: Plan, folder: Place, watcher: Watcher, rungs: Rungs | None = None
+    config: Config, plan: Plan, folder: Place, watcher: Watcher, context: StageContext
 ) -> dict[str, Any]:
     """The same for a comparison in a Ray session that has a board; memory is not watched, nothing is tracked.
 
     Args:
         folder: of the run.
-        rungs: where trainings pause.
 
     Returns:
         The results.
@@ -239,9 +238,8 @@ def run_in_session(
         UserError, RunFailed: as `run`.
     """
     assert plan.report is not None
-    store = Store(config.runtime.store)
+    store = context.store
     write_run(config, plan, folder)
-    context = StageContext(store, config.runtime, rungs)
     missing = [job for job in plan.unique if store.record(job) is None]
     watcher.planned(plan.unique, missing)
     pool.follow(plan.unique, store)

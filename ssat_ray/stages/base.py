@@ -34,11 +34,18 @@ class Rungs:
 
 @dataclass(frozen=True)
 class StageContext:
-    """What a stage needs beside its jobs."""
+    """What a stage needs beside its jobs.
+
+    Args:
+        rungs: where trainings pause; None: they do not.
+        configurations: of a sweep, the digests that each of them needs. Then what has failed in a worker group is not tried
+            again, as long as its note is there (`stages.group`).
+    """
 
     store: Store
     runtime: RuntimeConfig
     rungs: Rungs | None = None
+    configurations: tuple[frozenset[str], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import hashlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import psutil
@@ -33,6 +33,7 @@ from ssat_ray.training.world import World
 
 FAILED, FAULT = "failed.txt", "fault.txt"
 """Why a job failed: its loss became NaN, or its input is at fault. The others of its group still finish."""
+NOTES: dict[str, type[UserError] | type[Diverged]] = {FAULT: UserError, FAILED: Diverged}
 GPU_BACKEND = "cpu:gloo,cuda:nccl"
 """Also for tensors on CPUs, such as losses for the log."""
 DECISION_SECONDS = 120.0
@@ -52,6 +53,8 @@ def run_group(functions: dict[str, TrainFunction], jobs: list[Job], context: Sta
 
     With `context.rungs`, jobs pause at each rung until all that pause there have reached it. The board is told, and asked
     whether they go on.
+
+    With `context.configurations`, jobs that have failed before are not tried again; the notes in their folders say so.
 
     Raises:
         RunFailed: the group could not finish. Diverged: a job's loss became NaN (the others still finish).
@@ -89,9 +92,8 @@ def run_group(functions: dict[str, TrainFunction], jobs: list[Job], context: Sta
             failure_config=ray.train.FailureConfig(max_failures=runtime.max_failures),
         ),
     )
-    for task in tasks:
-        for note in (FAILED, FAULT):
-            (task.folder / note).unlink(missing_ok=True)
+    if not context.configurations:
+        forget_failures([task.folder for task in tasks])
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit()
@@ -108,11 +110,26 @@ def run_group(functions: dict[str, TrainFunction], jobs: list[Job], context: Sta
         raise Stopped(f"{', '.join(left)}: stopped at a rung")
 
 
+def failure_of(folder: Place) -> UserError | Diverged | None:
+    """Why the job of this folder failed in a worker group, as its note says; None without a note."""
+    for name, kind in NOTES.items():
+        if (folder / name).exists():
+            return kind((folder / name).read_text())
+    return None
+
+
+def forget_failures(folders: Iterable[Place]) -> None:
+    """Remove the notes, so that the jobs of these folders are tried again."""
+    for folder in folders:
+        for name in NOTES:
+            (folder / name).unlink(missing_ok=True)
+
+
 def _raise_notes(tasks: list[Task]) -> None:
     """The error that the workers' notes ask for, if there are any."""
-    for name, kind in ((FAULT, UserError), (FAILED, Diverged)):
-        notes = [(task.job.label, task.folder / name) for task in tasks]
-        found = [f"{label}: {note.read_text()}" for label, note in notes if note.exists()]
+    failures = [(task.job.label, failure_of(task.folder)) for task in tasks]
+    for kind in NOTES.values():
+        found = [f"{label}: {error}" for label, error in failures if isinstance(error, kind)]
         if found:
             raise kind("; ".join(found))
 
@@ -201,7 +218,7 @@ def settled(task: Task, world: World, runtime: RuntimeConfig) -> bool:
         if world.rank == 0:
             states_of(task, runtime).drop()
         return True
-    return any((task.folder / note).exists() for note in (FAILED, FAULT))
+    return failure_of(task.folder) is not None
 
 
 def rounds(tasks: list[Task], rungs: Rungs | None) -> Iterator[tuple[int | None, list[Task]]]:
@@ -219,7 +236,7 @@ def _go_on(tasks: list[Task], paused: bool, key: str, rung: int, world: World) -
     """
     decided: bool | None = None
     if world.rank == 0:
-        if any((task.folder / name).exists() for task in tasks for name in (FAILED, FAULT)):
+        if any(failure_of(task.folder) is not None for task in tasks):
             decided = False
         end, progress_board = time.monotonic() + DECISION_SECONDS, board()
         while paused and decided is None and time.monotonic() < end:

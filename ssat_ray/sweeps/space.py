@@ -40,6 +40,8 @@ ALSO_CALLED = {"select.method": ROW, "select.layer": "embed.layer"}
 """What people may look for, and the key that it has."""
 NAME_DIGITS = 10
 MOST_CORNERS = 256
+BATCH = 5
+"""Trials in a batch where the file does not say: the start of a worker group is paid once for so many."""
 MOST_DRAWS = 1000
 """Draws a wanted point, until a random search is said to have fewer points than that."""
 
@@ -107,7 +109,11 @@ class Sweep(Section):
     )
     search_seed: int = Field(0, ge=0)
     stopping: Stopping | None = None
-    concurrent: Positive | None = Field(None, description="trials at once; null: from the cluster")
+    concurrent: Positive | None = Field(None, description="batches at once; null: from the cluster")
+    batch: Positive | None = Field(
+        None,
+        description=f"trials that are computed together; null: {BATCH}, 1 where they cannot be",
+    )
 
     @field_validator("space", mode="before")
     @classmethod
@@ -143,7 +149,17 @@ class Sweep(Section):
                 "stopping goes with search=grid or random: a trial that was stopped has no "
                 "objectives to tell a Bayesian search"
             )
+        if self.one_by_one and (self.batch or 1) > 1:
+            raise ValueError(
+                f"batch={self.batch} goes with search=grid or random without stopping: otherwise one "
+                "trial's results decide about the next"
+            )
         return self
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether what a trial shows decides about others, so that they cannot be computed together."""
+        return self.search == "bayesian" or self.stopping is not None
 
     @property
     def written(self) -> dict[str, Any]:

@@ -1,9 +1,11 @@
-"""A whole sweep: what all trials share is computed first, then Ray Tune runs the trials; every end is noted at once."""
+"""A whole sweep: what all trials share is computed first, then Ray Tune runs them batch by batch; every end is noted at once."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
+import math
 import os
 import shutil
 import traceback
@@ -26,19 +28,22 @@ from ssat_ray.places import cache_of
 from ssat_ray.plan import Plan, build_plan
 from ssat_ray.run_folder import MEMORY
 from ssat_ray.stages import pool
-from ssat_ray.stages.base import StageContext
+from ssat_ray.stages.group import forget_failures
 from ssat_ray.store import RAY_TUNE, Store
 from ssat_ray.sweeps.halving import Halving
 from ssat_ray.sweeps.log import Log
-from ssat_ray.sweeps.record import ENDED, FAILED, STOPPED, Record, Trial
+from ssat_ray.sweeps.record import ENDED, FAILED, FINISHED, STOPPED, Record
+from ssat_ray.sweeps.runner import context_of
 from ssat_ray.sweeps.show import Lines
-from ssat_ray.sweeps.space import Point, Space
-from ssat_ray.sweeps.trial import CAUSE, STATUS, STEP, VALUE, Order, rungs_of, trainable
+from ssat_ray.sweeps.space import BATCH, Point, Space
+from ssat_ray.sweeps.trial import CAUSE, NAME, STATUS, STEP, VALUE, Order, rungs_of, trainable
 from ssat_ray.training.schedule import rule_of
 
 LOG, EXPERIMENT = "sweep.log", "tune"
+NUMBER = "batch"
+"""What Ray Tune has for a batch: its number; a Bayesian search has the settings of its one trial instead."""
 LAST = ("train", "evaluate", "report")
-"""Stages of the trials; all before them are shared work, done first where the points are known."""
+"""Stages of the batches; all before them are shared work, done first where the points are known."""
 TUNE = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # sweep.json and MLflow have it all
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a rung's report and the last one differ
@@ -73,7 +78,10 @@ def run(space: Space, folder: Path, lines: Lines, log: Log) -> Record:
             due = {point.name: plans[point.name] for point in record.due}
             for name, plan in due.items():
                 pipeline.write_run(record.points[name].config, plan, folder / name)
-            examine(record, due or {"": build_plan(base)}, lines)
+            examined = due or {"": build_plan(base)}
+            jobs = {job.digest: job for plan in examined.values() for job in plan.unique}
+            forget_failures(map(store.folder, jobs.values()))  # each is tried again, once
+            examine(record, examined, lines)
             lines.connecting()
             with (
                 MemoryWatch(folder / MEMORY) as memory,
@@ -127,7 +135,7 @@ def examine(record: Record, plans: dict[str, Plan], lines: Lines) -> None:
     jobs = {job.digest: job for plan in plans.values() for job in plan.unique}
     missing = [job for job in jobs.values() if store.record(job) is None]
     pool.follow(list(jobs.values()), store)
-    context = StageContext(store, base.runtime)
+    context = context_of(base, plans.values())
     pipeline.execute([job for job in missing if job.stage in pipeline.ON_DRIVER], context, lines)
     for name, plan in plans.items():
         point = record.points.get(name)
@@ -139,13 +147,13 @@ def prepare(base: Config, plans: list[Plan], lines: Lines) -> None:
 
     A failure is left to the trials that need what failed.
     """
-    store = Store(base.runtime.store)
+    context = context_of(base, plans)
     jobs = {job.digest: job for plan in plans for job in plan.unique}
     shared = [job for job in jobs.values() if job.stage not in LAST]
-    missing = [job for job in shared if store.record(job) is None]
+    missing = [job for job in shared if context.store.record(job) is None]
     lines.planned(shared, missing)
     try:
-        pipeline.execute(missing, StageContext(store, base.runtime), lines)
+        pipeline.execute(missing, context, lines)
     except (RunFailed, UserError) as error:
         traceback.print_exc()
         text = f"shared stages: {error} Trials that need it will fail, the others go on."
@@ -153,7 +161,10 @@ def prepare(base: Config, plans: list[Plan], lines: Lines) -> None:
 
 
 class _Trials(tune.Callback):
-    """The trials of one session: what each is told, and what is noted of it as Ray Tune goes on."""
+    """The trials of one session: what each batch is told, and what is noted of its trials as Ray Tune goes on.
+
+    A "trial" of Ray Tune's is a batch of ours.
+    """
 
     def __init__(
         self,
@@ -169,7 +180,8 @@ class _Trials(tune.Callback):
         self.due = record.due
         self.asha = record.space.sweep.asha
         self.rungs = () if self.asha is None else self._rungs()
-        self._outcomes: dict[str, dict[str, Any]] = {}
+        self.batches: list[list[Point]] = []
+        self._under_way: dict[str, list[str]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Ray Tune saves its callbacks, with which nobody ever goes on: `sweep.json` is there for that."""
@@ -197,9 +209,10 @@ class _Trials(tune.Callback):
         return found
 
     def orders(self) -> Callable[[dict[str, Any]], Order]:
-        """Settings -> what a trial is told; it is called in the trial's process."""
+        """What Ray Tune has for a batch -> what it is told; it is called in the batch's process."""
         space, rungs, cwd = self.record.space, self.rungs, Path.cwd()
         parent = self.record.folder
+        batches = [[point.settings for point in batch] for batch in self.batches]
         trained = {
             point.name: {
                 job.digest: self.store.folder(job)
@@ -211,23 +224,29 @@ class _Trials(tune.Callback):
         }
 
         def order_of(config: dict[str, Any]) -> Order:
-            point = space.point(config.get("settings", config))
-            return Order(point, parent / point.name, cwd, rungs, trained.get(point.name))
+            settings = batches[config[NUMBER]] if NUMBER in config else [config]
+            points = tuple(space.point(one) for one in settings)
+            return Order(points, parent, cwd, rungs, trained.get(points[0].name))
 
         return order_of
 
     # -- what Ray Tune says ---------------------------------------------------------------------------
 
-    def _point(self, trial: TuneTrial) -> Point:
-        return self.record.space.point(trial.config.get("settings", trial.config))
+    def _points(self, trial: TuneTrial) -> list[Point]:
+        config = trial.config
+        return (
+            self.batches[config[NUMBER]] if NUMBER in config else [self.record.space.point(config)]
+        )
 
     def on_trial_start(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
-        point = self._point(trial)
-        self.record.add(point)
-        self.record.start(point.name)
-        self.lines.trial_started(self.record.trials[point.name])
+        points = self._points(trial)
+        for point in points:
+            self.record.add(point)
+            self.record.start(point.name)
+            self.lines.trial_started(self.record.trials[point.name])
+        self._under_way[trial.trial_id] = [point.name for point in points]
 
     def on_trial_result(
         self,
@@ -237,33 +256,34 @@ class _Trials(tune.Callback):
         result: dict[str, Any],
         **info: Any,
     ) -> None:
-        name = self._point(trial).name
+        name = result[NAME]
         if STATUS in result:
-            self._outcomes[name] = result
+            self._under_way[trial.trial_id].remove(name)
+            self._end(name, result)
         elif STEP in result:
             self.record.report(name, int(result[STEP]), float(result[VALUE]))
-
-    def on_trial_complete(
-        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
-    ) -> None:
-        name = self._point(trial).name
-        stopped = self._outcomes[name][STATUS] == STOPPED
-        self._ended(self.record.stop(name) if stopped else self.record.finish(name))
 
     def on_trial_error(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
-        name = self._point(trial).name
-        found = self._outcomes.get(name)
-        if found is None:  # not our error: the trial's process is gone
-            found = {STATUS: FAILED, CAUSE: f"Ray Tune lost the trial; its error: {_last(trial)}"}
-        self._ended(self.record.fail(name, found[STATUS], found[CAUSE]))
+        cause = f"Ray Tune lost the trial; its error: {_last(trial)}"
+        for name in self._under_way.pop(
+            trial.trial_id
+        ):  # its process is gone, through no error of ours
+            self._end(name, {STATUS: FAILED, CAUSE: cause})
 
     def decide(self, trial: TuneTrial, rung: int, go_on: bool) -> None:
         """What a trial waits for at a rung."""
-        ray.get(self.board.decide.remote(self._point(trial).name, rung, go_on))
+        ray.get(self.board.decide.remote(self._points(trial)[0].name, rung, go_on))
 
-    def _ended(self, trial: Trial) -> None:
+    def _end(self, name: str, outcome: dict[str, Any]) -> None:
+        status = outcome[STATUS]
+        if status == FINISHED:
+            trial = self.record.finish(name)
+        elif status == STOPPED:
+            trial = self.record.stop(name)
+        else:
+            trial = self.record.fail(name, status, outcome[CAUSE])
         self.lines.trial_ended(trial, self.record)
         self.log.add(trial)
 
@@ -275,26 +295,36 @@ def _last(trial: TuneTrial) -> str:
     return (text.strip().splitlines() or ["unknown"])[-1][:300]
 
 
+def batches(points: list[Point], size: int, at_once: int) -> list[list[Point]]:
+    """The points in their order, in batches of at most `size`, as equal as can be, and enough for `at_once` of them."""
+    number = max(math.ceil(len(points) / size), min(at_once, len(points)))
+    bounds = [len(points) * i // number for i in range(number + 1)]
+    return [points[start:stop] for start, stop in itertools.pairwise(bounds)]
+
+
 def _tune(trials: _Trials, scratch: Path, left: int) -> None:
     """Run the trials. Their ends are noted by `trials`; nothing of Ray Tune's own files is kept."""
     os.environ.update({name: os.environ.get(name, value) for name, value in TUNE.items()})
     sweep = trials.record.space.sweep
     bayesian = sweep.search == "bayesian"
+    most = sweep.concurrent or concurrent(trials.base.runtime, ray.cluster_resources())
     space: dict[str, Any] = {}
     if not bayesian:
-        space = {"settings": tune.grid_search([point.settings for point in trials.due])}
+        size = 1 if sweep.one_by_one else sweep.batch or BATCH
+        trials.batches = batches(trials.due, size, most)
+        space = {NUMBER: tune.grid_search(list(range(len(trials.batches))))}
     searcher: Any = None
     if bayesian:
         from ssat_ray.sweeps.bayesian import search
 
         searcher = search(trials.record)
-    most = sweep.concurrent or concurrent(trials.base.runtime, ray.cluster_resources())
     scheduler: TrialScheduler | None = None
     if trials.asha is not None and trials.rungs:
         ended = trials.record.of(*ENDED)
         known = {trial["name"]: trial["reports"] for trial in ended}
         scheduler = Halving(trials.rungs, trials.asha.reduction, known, trials.decide)
-    trials.lines.say("trials", f"{most} trial(s) at once", concurrent=most)
+    about = {"concurrent": most, "batches": len(trials.batches) or None}
+    trials.lines.say("trials", _plan_text(trials, left, most), **about)
     tune.Tuner(
         trainable(trials.orders(), trials.board),
         param_space=space,
@@ -315,8 +345,16 @@ def _tune(trials: _Trials, scratch: Path, left: int) -> None:
     ).fit()
 
 
+def _plan_text(trials: _Trials, left: int, at_once: int) -> str:
+    """20 settings x 2 seeds in 4 batches, 1 at once"""
+    settings, seeds = len(trials.due), len(trials.record.space.sweep.seeds)
+    number = len(trials.batches)
+    how = f" in {number} batch{'es' if number > 1 else ''}" if 0 < number < settings else ""
+    return f"{settings or left} settings x {seeds} seed{'s' if seeds > 1 else ''}{how}, {at_once} at once"
+
+
 def concurrent(config: RuntimeConfig, resources: dict[str, float]) -> int:
-    """Trials at once: as often as what one asks for at a time is in the cluster, and 1 at least."""
+    """Batches at once: as often as what one asks for at a time is in the cluster, and 1 at least."""
     needs = {
         "CPU": max(config.most_workers * config.cpus_per_worker, config.actors),
         "GPU": max(

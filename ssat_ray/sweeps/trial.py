@@ -1,13 +1,11 @@
-"""One trial: a pipeline run in an actor of its own, and the function that Ray Tune calls, which looks after it.
+"""A batch of trials: pipeline runs in an actor, and the function that Ray Tune calls, which looks after it.
 
-The function reserves nothing but a thousandth of its node's own resource: Ray Tune puts all that a trial starts into the
-trial's placement group, so the pipeline runs outside of it, and its stages ask the cluster for what they need.
+The function reserves nothing but a thousandth of its node's own resource: Ray Tune puts all that a trial of its own starts into
+a placement group, so the pipeline runs outside of it, and its stages ask the cluster for what they need.
 """
 
 from __future__ import annotations
 
-import os
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ import ray
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ssat_ray.errors import Diverged, RunFailed, Stopped, UserError
+from ssat_ray.errors import RunFailed
 from ssat_ray.places import Place
 from ssat_ray.store import Store
 from ssat_ray.sweeps.space import Point
@@ -27,24 +25,24 @@ SHARE = 0.001
 """Of the resource `node:<address>`, of which every node has 1: as many trials can be on one."""
 STEP, VALUE = "step", "val_pgd"
 """What a trial reports at a rung: its steps, and the mean validation robust accuracy of its seeds in percent."""
-STATUS, CAUSE = "status", "cause"
-"""What it reports at its end."""
+NAME, STATUS, CAUSE = "name", "status", "cause"
+"""Which trial a report is about, and what it says at the trial's end."""
 History = list[dict[str, float]]
 
 
 @dataclass(frozen=True)
 class Order:
-    """What a trial has to do.
+    """What a batch has to do.
 
     Args:
-        point: the configuration.
-        folder: of the run.
-        cwd: that relative paths of the configuration are about.
-        rungs: steps at which trainings of the swept row pause; none: they do not.
+        points: the configurations of its trials.
+        folder: of the sweep; a trial's is in it, under the trial's name.
+        cwd: that relative paths of the configurations are about.
+        rungs: steps at which trainings of the swept row pause, in a batch of one trial; none: they do not.
         trained: of these trainings, digest -> the artefact's folder.
     """
 
-    point: Point
+    points: tuple[Point, ...]
     folder: Path
     cwd: Path
     rungs: tuple[int, ...] = ()
@@ -53,52 +51,20 @@ class Order:
 
 @ray.remote(num_cpus=0)
 class Runner:
-    """Runs a trial's pipeline in the main thread of a process, whose output goes to the run's log."""
+    """Runs the pipelines of a batch in the main thread of a process, whose output goes to the runs' logs."""
 
-    def run(self, order: Order) -> dict[str, Any]:
-        """`status`, and `cause` or the objectives; an error of the pipeline is a result here."""
-        from ssat_ray import pipeline, runtime
-        from ssat_ray.plan import build_plan
-        from ssat_ray.stages.base import Rungs
-        from ssat_ray.sweeps.record import (
-            DIVERGED,
-            FAILED,
-            FINISHED,
-            STOPPED,
-            objectives,
-            summary,
-        )
-        from ssat_ray.sweeps.show import Lines
-        from ssat_ray.view import quiet_output
+    def run(self, order: Order) -> dict[str, dict[str, Any]]:
+        """Trial -> how it ended."""
+        from ssat_ray.sweeps.runner import run_trials  # torch: not in the process that only waits
 
-        os.chdir(order.cwd)
-        runtime.quiet_data()
-        config, folder = order.point.config, order.folder
-        rungs = None
-        if order.rungs:
-            rungs = Rungs(order.point.name, frozenset(order.trained or ()), order.rungs)
-        with quiet_output(folder / "run.log"):
-            try:
-                watcher = Lines(config.runtime.log_format, folder.name)
-                plan = build_plan(config)
-                results = pipeline.run_in_session(config, plan, folder, watcher, rungs)
-            except Stopped:
-                return {STATUS: STOPPED}
-            except Diverged as error:
-                return {STATUS: DIVERGED, CAUSE: str(error)}
-            except (UserError, RunFailed) as error:
-                return {STATUS: FAILED, CAUSE: str(error)}
-            except Exception as error:  # ours, and the other trials go on
-                traceback.print_exc()
-                return {STATUS: FAILED, CAUSE: f"{type(error).__name__}: {error}"}
-        return {STATUS: FINISHED, **objectives(summary(results), order.point.row)}
+        return run_trials(order)
 
 
 def trainable(order_of: Callable[[dict[str, Any]], Order], board: Any) -> Any:
-    """The function that Ray Tune calls with a trial's settings, with what it reserves.
+    """The function that Ray Tune calls for a batch, with what it reserves.
 
     Args:
-        order_of: settings -> what to do.
+        order_of: what Ray Tune has for the batch -> what to do.
         board: the session's progress board.
     """
 
@@ -106,29 +72,36 @@ def trainable(order_of: Callable[[dict[str, Any]], Order], board: Any) -> Any:
         order = order_of(config)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         runner = Runner.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
-        outcome = _watch(runner.run.remote(order), order, board)
+        outcomes = _watch(runner.run.remote(order), order, board)
         ray.kill(runner)
-        tune.report(outcome)
-        if outcome.get(CAUSE) is not None:  # so that a search knows that it failed
-            raise RunFailed(outcome[CAUSE])
+        for name, outcome in outcomes.items():
+            tune.report({NAME: name, **outcome})
+        causes = [o[CAUSE] for o in outcomes.values() if o.get(CAUSE) is not None]
+        if causes:  # so that a search knows that it failed
+            raise RunFailed(causes[0])
 
     return tune.with_resources(trial, {"cpu": 0, _node_resource(): SHARE})
 
 
-def _watch(done: Any, order: Order, board: Any) -> dict[str, Any]:
-    """Wait for the runner, and report every rung that all seeds have reached meanwhile."""
+def _watch(done: Any, order: Order, board: Any) -> dict[str, dict[str, Any]]:
+    """Wait for the runner, and report every rung that all seeds of a trial have reached meanwhile.
+
+    Returns:
+        Trial -> how it ended.
+    """
     left = list(order.rungs)
     while not ray.wait([done], timeout=POLL_SECONDS)[0]:
         if left:
             histories, finished = _progress(order, board)
             while left and (value := rung_value(histories, finished, left[0])) is not None:
-                tune.report({STEP: left.pop(0), VALUE: value})
+                tune.report({NAME: order.points[0].name, STEP: left.pop(0), VALUE: value})
     try:
-        outcome: dict[str, Any] = ray.get(done)
+        outcomes: dict[str, dict[str, Any]] = ray.get(done)
     except ray.exceptions.RayError as error:  # the process is gone, for lack of memory for example
         reason = " ".join(str(error).split())[:300]
-        return {STATUS: "failed", CAUSE: f"the trial's process died: {reason}"}
-    return outcome
+        lost = {STATUS: "failed", CAUSE: f"the trial's process died: {reason}"}
+        return {point.name: lost for point in order.points}
+    return outcomes
 
 
 def _progress(order: Order, board: Any) -> tuple[list[History], list[bool]]:

@@ -48,6 +48,7 @@ def test_a_grid_has_every_combination_in_the_order_of_the_file(read: Any) -> Non
 def test_the_packages_sweep_is_the_one_of_the_documents() -> None:
     space = read_sweep(Path("digits-grid"))
     assert len(space.points) == 20 and len(space.sweep.seeds) == 2
+    assert space.base.evaluate.attacks == ("clean", "pgd") and space.base.evaluate.pgd_steps == 40
 
 
 def test_a_name_is_of_the_settings_alone(read: Any) -> None:
@@ -129,6 +130,8 @@ def test_a_bayesian_search_has_no_points_beforehand_but_checks_its_ends(read: An
             {"search": "bayesian", "trials": 2, "stopping": {"asha": {"grace": 5}}},
             "no objectives to tell",
         ),
+        ({"stopping": {"asha": {"grace": 5}}, "batch": 2}, "batch=2 goes with"),
+        ({"search": "bayesian", "trials": 2, "batch": 2}, "batch=2 goes with"),
         ({"set": {"cluster.k": 5}}, "set: cluster.k is in space"),
         ({"set": {"train.lrr": 5}}, "set: train.lrr: .*'train.lr'"),
         ({"set": {"rows": ["full"]}}, "row and baselines say which"),

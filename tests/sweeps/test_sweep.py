@@ -20,7 +20,7 @@ from ssat_ray.config import RuntimeConfig
 from ssat_ray.errors import UserError
 from ssat_ray.plan import build_plan
 from ssat_ray.store import RAY_TUNE, Store
-from ssat_ray.sweeps.sweep import _alone, concurrent, sharing
+from ssat_ray.sweeps.sweep import _alone, batches, concurrent, sharing
 
 PRESET = """\
 model: {widths: [8, 16], strides: [2, 2]}
@@ -54,6 +54,26 @@ def test_trials_at_once(
     settings: dict[str, Any], resources: dict[str, float], expected: int
 ) -> None:
     assert concurrent(RuntimeConfig(**settings), resources) == expected
+
+
+@pytest.mark.parametrize(
+    ("number", "size", "at_once", "expected"),
+    [
+        (20, 5, 1, [5, 5, 5, 5]),
+        (20, 5, 8, [2, 3, 2, 3, 2, 3, 2, 3]),
+        (7, 5, 1, [3, 4]),
+        (3, 5, 8, [1, 1, 1]),
+        (3, 1, 1, [1, 1, 1]),
+        (1, 5, 1, [1]),
+    ],
+)
+def test_batches_are_equal_and_enough_for_the_cluster(
+    number: int, size: int, at_once: int, expected: list[int]
+) -> None:
+    points: list[Any] = list(range(number))
+    found = batches(points, size, at_once)
+    assert [len(batch) for batch in found] == expected
+    assert [point for batch in found for point in batch] == points, "in their order"
 
 
 def test_what_trials_share_is_counted(invented: Any) -> None:
@@ -183,6 +203,10 @@ def test_a_grid_ends_with_its_table_and_the_same_command_does_nothing(
     sharing = sweep.content["sharing"]
     assert (sharing["synth"]["artefacts"], sharing["synth"]["references"]) == (1, 2)
     assert (sharing["train"]["artefacts"], sharing["train"]["references"]) == (3, 4)
+    records = [json.loads(path.read_text()) for path in sweep.cwd.glob("store/train/*/stage.json")]
+    groups = {tuple(record["worker_pids"]) for record in records}
+    assert len(records) == 3 and len(groups) == 1, "a batch starts one worker group"
+    assert sum(record["startup_seconds"] > 1 for record in records) == 1
     for trial in (first, second):
         names = {path.name for path in (sweep.cwd / "runs/sweep" / trial["name"]).iterdir()}
         assert {"run.json", "results.json", "report.html", "run.log"} <= names
@@ -228,7 +252,7 @@ def test_early_stopping_stops_settings_and_changes_no_bit_of_the_others(
 @pytest.mark.slow
 def test_killed_three_times_it_ends_with_the_same_table(swept: Callable[..., Swept]) -> None:
     space = {"select.ratio": [0.1, 0.2, 0.3]}
-    whole, killed = swept(space=space), swept(space=space)
+    whole, killed = swept(space=space, batch=2), swept(space=space, batch=2)
     whole.run()
     store = killed.cwd / "store"
 
@@ -240,7 +264,7 @@ def test_killed_three_times_it_ends_with_the_same_table(swept: Callable[..., Swe
 
     killed.kill_when(lambda: any(store.glob("select/*/stage.json")))
     killed.kill_when(lambda: any(store.glob("train/*/state/*.pt")))
-    killed.kill_when(lambda: "finished" in statuses() and statuses().count("running") == 1)
+    killed.kill_when(lambda: {"finished", "running"} <= set(statuses()))
     finished = [t for t in killed.trials if t["status"] == "finished"]
     killed.run()
     assert killed.outcomes == whole.outcomes
