@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import socket
 import time
 import traceback
+import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -124,7 +128,8 @@ def _compute(ready: list[Job], context: StageContext, watcher: Watcher) -> bool:
             watcher.stage_started(name, jobs)
         start = time.perf_counter()
         try:
-            _run_stages(by_stage, context)
+            with _counted(mine, context):
+                _run_stages(by_stage, context)
         except runtime.RayError as error:
             traceback.print_exc()
             last = str(error).strip().splitlines()[-1]
@@ -138,6 +143,25 @@ def _compute(ready: list[Job], context: StageContext, watcher: Watcher) -> bool:
         for name, jobs in by_stage.items():
             watcher.stage_finished(name, jobs, time.perf_counter() - start)
     return True
+
+
+@contextlib.contextmanager
+def _counted(jobs: list[Job], context: StageContext) -> Iterator[None]:
+    """A file for each computation, marked once the artefact is there: object stores cannot append to one for all."""
+    if context.computations is None:
+        yield
+        return
+    about = {"host": socket.gethostname(), "pid": os.getpid(), "begun": time.time()}
+    files = [(job, context.computations / f"{job.digest}.{uuid.uuid4().hex}.json") for job in jobs]
+    for job, file in files:
+        write_atomic(file, json.dumps({"job": job.label, **about}))
+    try:
+        yield
+    finally:
+        for job, file in files:
+            if context.store.record(job) is not None:
+                done = {"job": job.label, **about, "finished": time.time()}
+                write_atomic(file, json.dumps(done))
 
 
 def _run_stages(by_stage: dict[str, list[Job]], context: StageContext) -> None:

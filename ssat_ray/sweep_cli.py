@@ -54,6 +54,7 @@ def _run(space: Space, own: str, since: float) -> None:
     from ssat_ray.sweeps import sweep as sweeping
     from ssat_ray.sweeps.log import PATIENCE, Log
     from ssat_ray.sweeps.record import FAILED, FILE
+    from ssat_ray.sweeps.sharing import sharing_text
     from ssat_ray.sweeps.show import Lines, sweep_table
     from ssat_ray.view import quiet_output
 
@@ -81,7 +82,8 @@ def _run(space: Space, own: str, since: float) -> None:
         else:
             console = Console(file=screen, width=None if screen.isatty() else 160)
             console.print(sweep_table(record))
-            console.print(f"trials: {folder / FILE}", highlight=False, soft_wrap=True)
+            for line in (f"shared: {sharing_text(record.sharing)}", f"trials: {folder / FILE}"):
+                console.print(line, highlight=False, soft_wrap=True)
     failed = record.of(FAILED)
     problems = [f"trial {trial['name']} failed: {trial['cause']}" for trial in failed[:3]]
     if len(failed) > len(problems):

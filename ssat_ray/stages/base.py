@@ -40,12 +40,14 @@ class StageContext:
         rungs: where trainings pause; None: they do not.
         configurations: of a sweep, the digests that each of them needs. Then what has failed in a worker group is not tried
             again, as long as its note is there (`stages.group`).
+        computations: folder in which each computation of a job leaves a file; None: they are not counted.
     """
 
     store: Store
     runtime: RuntimeConfig
     rungs: Rungs | None = None
     configurations: tuple[frozenset[str], ...] = ()
+    computations: Place | None = None
 
 
 @dataclass(frozen=True)

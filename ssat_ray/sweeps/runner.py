@@ -16,6 +16,7 @@ from ssat_ray.stages.base import Rungs, StageContext
 from ssat_ray.stages.group import failure_of
 from ssat_ray.store import Store
 from ssat_ray.sweeps.record import DIVERGED, FAILED, FINISHED, STOPPED, objectives, summary
+from ssat_ray.sweeps.sharing import COMPUTATIONS
 from ssat_ray.sweeps.show import Lines
 from ssat_ray.sweeps.space import Point
 from ssat_ray.sweeps.trial import CAUSE, STATUS, Order
@@ -34,10 +35,13 @@ def run_trials(order: Order) -> dict[str, Outcome]:
     return {point.name: _finish(point, order) for point in order.points}
 
 
-def context_of(config: Config, plans: Iterable[Plan], rungs: Rungs | None = None) -> StageContext:
-    """What the stages of these trials are told."""
+def context_of(
+    config: Config, plans: Iterable[Plan], sweep: Path, rungs: Rungs | None = None
+) -> StageContext:
+    """What the stages of these trials are told; `sweep` is its folder."""
     configurations = tuple(frozenset(job.digest for job in plan.unique) for plan in plans)
-    return StageContext(Store(config.runtime.store), config.runtime, rungs, configurations)
+    store = Store(config.runtime.store)
+    return StageContext(store, config.runtime, rungs, configurations, sweep / COMPUTATIONS)
 
 
 def _compute(order: Order) -> None:
@@ -53,7 +57,7 @@ def _compute(order: Order) -> None:
         watcher = Lines(first.config.runtime.log_format, first.name)
         try:
             left = [(point, build_plan(point.config)) for point in order.points]
-            while left and not _execute([plan for _, plan in left], first.config, watcher):
+            while left and not _execute([plan for _, plan in left], order, watcher):
                 before, left = left, [one for one in left if _failure(*one) is None]
                 if len(left) == len(
                     before
@@ -63,9 +67,9 @@ def _compute(order: Order) -> None:
             traceback.print_exc()
 
 
-def _execute(plans: list[Plan], config: Config, watcher: Lines) -> bool:
+def _execute(plans: list[Plan], order: Order, watcher: Lines) -> bool:
     """Compute what is missing for these plans; whether all of it could be."""
-    context = context_of(config, plans)
+    context = context_of(order.points[0].config, plans, order.folder)
     jobs = {job.digest: job for plan in plans for job in plan.unique}
     missing = [job for job in jobs.values() if context.store.record(job) is None]
     watcher.planned(list(jobs.values()), missing)
@@ -88,7 +92,8 @@ def _finish(point: Point, order: Order) -> Outcome:
             plan, watcher = build_plan(config), Lines(config.runtime.log_format, folder.name)
             if (failure := _failure(point, plan)) is not None:
                 return failure
-            results = _results(point, plan, folder, watcher, rungs)
+            context = context_of(config, [plan], order.folder, rungs)
+            results = _results(point, plan, folder, watcher, context)
         except Stopped:
             return {STATUS: STOPPED}
         except (UserError, RunFailed) as error:
@@ -100,14 +105,13 @@ def _finish(point: Point, order: Order) -> Outcome:
 
 
 def _results(
-    point: Point, plan: Plan, folder: Path, watcher: Lines, rungs: Rungs | None
+    point: Point, plan: Plan, folder: Path, watcher: Lines, context: StageContext
 ) -> Outcome:
     """Run a trial's pipeline to its end.
 
     Raises:
         Stopped: at a rung. UserError, RunFailed: of anything but a worker group.
     """
-    context = context_of(point.config, [plan], rungs)
     try:
         results = pipeline.run_in_session(point.config, plan, folder, watcher, context)
     except (UserError, RunFailed):

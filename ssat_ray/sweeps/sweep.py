@@ -34,6 +34,7 @@ from ssat_ray.sweeps.halving import Halving
 from ssat_ray.sweeps.log import Log
 from ssat_ray.sweeps.record import ENDED, FAILED, FINISHED, STOPPED, Record
 from ssat_ray.sweeps.runner import context_of
+from ssat_ray.sweeps.sharing import COMPUTATIONS, sharing
 from ssat_ray.sweeps.show import Lines
 from ssat_ray.sweeps.space import BATCH, Point, Space
 from ssat_ray.sweeps.trial import CAUSE, NAME, STATUS, STEP, VALUE, Order, rungs_of, trainable
@@ -91,14 +92,14 @@ def run(space: Space, folder: Path, lines: Lines, log: Log) -> Record:
                 lines.connected(board)
                 try:
                     memory.stage = "shared stages"
-                    prepare(base, list(due.values()), lines)
+                    prepare(record, list(due.values()), lines)
                     memory.stage = "trials"
                     _tune(_Trials(record, plans, board, store, lines, log), scratch, left)
                 finally:
                     lines.disconnected()
         for name, point in record.points.items():  # a search has found some since
             plans.setdefault(name, build_plan(point.config))
-        record.sharing = sharing(list(plans.values()), store)
+        record.sharing = sharing(list(plans.values()), store, folder / COMPUTATIONS)
         record.write()
     return record
 
@@ -135,19 +136,19 @@ def examine(record: Record, plans: dict[str, Plan], lines: Lines) -> None:
     jobs = {job.digest: job for plan in plans.values() for job in plan.unique}
     missing = [job for job in jobs.values() if store.record(job) is None]
     pool.follow(list(jobs.values()), store)
-    context = context_of(base, plans.values())
+    context = context_of(base, plans.values(), record.folder)
     pipeline.execute([job for job in missing if job.stage in pipeline.ON_DRIVER], context, lines)
     for name, plan in plans.items():
         point = record.points.get(name)
         pipeline.preflight(point.config if point else base, plan, store)
 
 
-def prepare(base: Config, plans: list[Plan], lines: Lines) -> None:
+def prepare(record: Record, plans: list[Plan], lines: Lines) -> None:
     """Compute what comes before training for all trials at once: few starts of actors for many jobs.
 
     A failure is left to the trials that need what failed.
     """
-    context = context_of(base, plans)
+    context = context_of(record.space.base, plans, record.folder)
     jobs = {job.digest: job for plan in plans for job in plan.unique}
     shared = [job for job in jobs.values() if job.stage not in LAST]
     missing = [job for job in shared if context.store.record(job) is None]
@@ -363,28 +364,3 @@ def concurrent(config: RuntimeConfig, resources: dict[str, float]) -> int:
     }
     room = [int(resources.get(name, 0.0) // need) for name, need in needs.items() if need > 0]
     return max(1, min(room))
-
-
-def sharing(plans: list[Plan], store: Store) -> dict[str, dict[str, float]]:
-    """Stage -> artefacts, how many trials' references they have, and seconds with and without sharing them.
-
-    Of published artefacts only. `seconds` are what the artefacts took, once each; `seconds_unshared` what they would have
-    taken if every trial had computed its own.
-    """
-    found: dict[str, dict[str, float]] = {}
-    seen: set[str] = set()
-    for plan in plans:
-        for job in plan.unique:
-            record = store.record(job)
-            if record is None:
-                continue
-            own = {"artefacts": 0, "references": 0, "seconds": 0.0, "seconds_unshared": 0.0}
-            entry = found.setdefault(job.stage, own)
-            seconds = 0.0 if job.params.get("recipe") == "best-of-recipes" else record["seconds"]
-            entry["references"] += 1
-            entry["seconds_unshared"] += seconds
-            if job.digest not in seen:
-                seen.add(job.digest)
-                entry["artefacts"] += 1
-                entry["seconds"] += seconds
-    return found

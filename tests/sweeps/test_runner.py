@@ -68,6 +68,6 @@ def test_a_note_is_nothing_once_the_artefact_is_there_or_the_command_is_new(tria
 
 def test_stages_know_what_each_trial_needs(trial: Any) -> None:
     point, plan, store = trial
-    context = context_of(point.config, [plan])
+    context = context_of(point.config, [plan], store.root)
     assert context.configurations == (frozenset(job.digest for job in plan.unique),)
     assert context.store.root == store.root and context.rungs is None

@@ -18,9 +18,8 @@ import yaml
 
 from ssat_ray.config import RuntimeConfig
 from ssat_ray.errors import UserError
-from ssat_ray.plan import build_plan
 from ssat_ray.store import RAY_TUNE, Store
-from ssat_ray.sweeps.sweep import _alone, batches, concurrent, sharing
+from ssat_ray.sweeps.sweep import _alone, batches, concurrent
 
 PRESET = """\
 model: {widths: [8, 16], strides: [2, 2]}
@@ -74,21 +73,6 @@ def test_batches_are_equal_and_enough_for_the_cluster(
     found = batches(points, size, at_once)
     assert [len(batch) for batch in found] == expected
     assert [point for batch in found for point in batch] == points, "in their order"
-
-
-def test_what_trials_share_is_counted(invented: Any) -> None:
-    for point in invented.space.points:
-        invented.publish(point, 70.0)
-    plans = [build_plan(point.config) for point in invented.space.points]
-    found = sharing(plans, invented.store)
-    assert found["labelled"] == {
-        "artefacts": 1,
-        "references": 2,
-        "seconds": 2.0,
-        "seconds_unshared": 4.0,
-    }
-    assert found["select"]["artefacts"] == found["select"]["references"] == 4
-    assert (found["train"]["artefacts"], found["train"]["references"]) == (6, 8), "full is shared"
 
 
 def test_one_process_at_a_time_runs_a_sweep(tmp_path: Path) -> None:
@@ -201,8 +185,10 @@ def test_a_grid_ends_with_its_table_and_the_same_command_does_nothing(
     )
     assert first["results"]["full"]["accuracy"] == second["results"]["full"]["accuracy"]
     sharing = sweep.content["sharing"]
-    assert (sharing["synth"]["artefacts"], sharing["synth"]["references"]) == (1, 2)
-    assert (sharing["train"]["artefacts"], sharing["train"]["references"]) == (3, 4)
+    counted = ("artefacts", "references", "begun", "finished")
+    assert [sharing["synth"][name] for name in counted] == [1, 2, 1, 1]
+    assert [sharing["train"][name] for name in counted] == [3, 4, 3, 3]
+    assert "none was computed twice" in output
     records = [json.loads(path.read_text()) for path in sweep.cwd.glob("store/train/*/stage.json")]
     groups = {tuple(record["worker_pids"]) for record in records}
     assert len(records) == 3 and len(groups) == 1, "a batch starts one worker group"
@@ -217,6 +203,25 @@ def test_a_grid_ends_with_its_table_and_the_same_command_does_nothing(
     output = sweep.run()
     assert sweep.trials == before and "started" not in output
     assert time.perf_counter() - since < 60
+
+
+@pytest.mark.slow
+def test_trials_that_start_at_the_same_moment_compute_what_they_share_once(
+    swept: Callable[..., Swept],
+) -> None:
+    """Each is a batch of its own, so both want the baseline; the selections have been made before."""
+    one_each = {"runtime.train_workers": 1, "runtime.actors": 1, "runtime.num_cpus": 2}
+    sweep = swept(baselines=["full"], batch=1, concurrent=2, set=one_each)
+    output = sweep.run()
+    assert [t["status"] for t in sweep.trials] == ["finished"] * 2
+    starts = [output.index(f"select.ratio={ratio}: started") for ratio in (0.1, 0.2)]
+    assert max(starts) < output.index("have ended"), "they ran at once"
+    for stage, entry in sweep.content["sharing"].items():
+        assert entry["begun"] == entry["finished"] == entry["artefacts"], stage
+    assert sweep.content["sharing"]["train"]["artefacts"] == 3
+    files = list(sweep.cwd.glob("runs/sweep/computations/*.json"))
+    artefacts = sum(entry["artefacts"] for entry in sweep.content["sharing"].values())
+    assert len(files) == artefacts, "no computation of anything else"
 
 
 @pytest.mark.slow
@@ -268,5 +273,8 @@ def test_killed_three_times_it_ends_with_the_same_table(swept: Callable[..., Swe
     finished = [t for t in killed.trials if t["status"] == "finished"]
     killed.run()
     assert killed.outcomes == whole.outcomes
+    sharing = killed.content["sharing"]
+    assert all(entry["finished"] == entry["artefacts"] for entry in sharing.values())
+    assert sharing["train"]["begun"] > sharing["train"]["finished"], "some were killed"
     for trial in finished:
         assert trial in killed.trials, "it keeps its result, its seconds too"
