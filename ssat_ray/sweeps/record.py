@@ -12,7 +12,7 @@ from ssat_ray.errors import UserError
 from ssat_ray.places import write_atomic
 from ssat_ray.provenance import git_commit, machine
 from ssat_ray.stages.report import RESULTS, read_results
-from ssat_ray.sweeps.space import Point, Space
+from ssat_ray.sweeps.space import ROW, Point, Space
 
 FILE, SCHEMA = "sweep.json", 1
 WAITING, RUNNING = "waiting", "running"
@@ -55,26 +55,23 @@ class Record:
         if space.sweep.search == "bayesian":
             for name, trial in self._before.items():
                 if trial["settings"].keys() == space.sweep.space.keys():
-                    point = space.point(trial["settings"])
-                    if point.name == name:  # of this preset and these fixed settings
-                        self.add(point)
+                    self._take_up(name, trial["settings"])
+
+    def _take_up(self, name: str, settings: dict[str, Any]) -> None:
+        """A trial of an earlier command of a Bayesian search, if it is of this preset and these fixed settings."""
+        if self.space.name_of(settings) != name:
+            return
+        try:
+            self.add(self.space.point(settings))
+        except UserError as error:
+            self._refused(name, settings, str(error))
 
     def add(self, point: Point) -> Trial:
         """The trial of a point, with what an earlier command has noted; one that had not ended waits again."""
         if point.name in self.trials:
             return self.trials[point.name]
         self.points[point.name] = point
-        new: Trial = {
-            "name": point.name,
-            "settings": point.settings,
-            "row": point.row,
-            "status": WAITING,
-            "step": None,
-            "cause": None,
-            "seconds": 0.0,
-            "reports": [],
-            "results": None,
-        }
+        new = _waiting(point.name, point.settings, point.row)
         trial = {**new, **self._before.get(point.name, {})}
         done = trial["status"] in ENDED
         if trial["status"] == FINISHED and not (self.folder / point.name / RESULTS).exists():
@@ -84,10 +81,31 @@ class Record:
         self.trials[point.name] = trial
         return trial
 
+    def refuse(self, settings: dict[str, Any], cause: str) -> Trial:
+        """A failed trial without a folder: a point between the ends of its ranges that the configuration refuses."""
+        trial = self._refused(self.space.name_of(settings), settings, cause)
+        self.write()
+        return trial
+
+    def _refused(self, name: str, settings: dict[str, Any], cause: str) -> Trial:
+        row = str(settings.get(ROW, self.space.sweep.row))
+        self.trials[name] = {**_waiting(name, settings, row), "status": FAILED, "cause": cause}
+        return self.trials[name]
+
     @property
     def due(self) -> list[Point]:
         """What is still to be run, in the order of the search."""
         return [self.points[name] for name, t in self.trials.items() if t["status"] == WAITING]
+
+    @property
+    def left(self) -> int:
+        """Trials that a command has to run: what is due and, of a Bayesian search, what is still to be proposed.
+
+        A refused point is one of its trials: it would be refused again.
+        """
+        refused = len(self.trials.keys() - self.points.keys())
+        wanted = self.space.sweep.trials or 0
+        return max(len(self.due), wanted - len(self.of(*ENDED)) - refused)
 
     def of(self, *statuses: str) -> list[Trial]:
         return [trial for trial in self.trials.values() if trial["status"] in statuses]
@@ -146,6 +164,21 @@ class Record:
             "sessions": [*self._sessions, own],
             "sharing": self.sharing,
         }
+
+
+def _waiting(name: str, settings: dict[str, Any], row: str) -> Trial:
+    """A trial of which nothing is known yet."""
+    return {
+        "name": name,
+        "settings": settings,
+        "row": row,
+        "status": WAITING,
+        "step": None,
+        "cause": None,
+        "seconds": 0.0,
+        "reports": [],
+        "results": None,
+    }
 
 
 def summary(results: dict[str, Any]) -> dict[str, Any]:

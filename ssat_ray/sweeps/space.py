@@ -189,8 +189,7 @@ class Point:
     @cached_property
     def name(self) -> str:
         """Hex digits of a digest of all that determines the trial's result, and of nothing else."""
-        tree = self.config.model_dump(mode="json", exclude={"runtime"})
-        return hashlib.sha256(canonical_json(tree).encode()).hexdigest()[:NAME_DIGITS]
+        return _digest(self.config.model_dump(mode="json", exclude={"runtime"}))
 
     @property
     def title(self) -> str:
@@ -274,6 +273,13 @@ class Space:
             raise UserError(f"space, at {title(own)}: {error}") from error
         return Point(own, row, config)
 
+    def name_of(self, settings: Mapping[str, Any]) -> str:
+        """The name of the point, or of the settings alone if the configuration refuses them."""
+        try:
+            return self.point(settings).name
+        except UserError:
+            return f"refused-{_digest({key: settings[key] for key in self.sweep.space})}"
+
     def _resolve(self, settings: dict[str, Any]) -> Config:
         return resolve(copy.deepcopy(self._tree), settings=copy.deepcopy(settings))
 
@@ -338,6 +344,10 @@ def points(sweep: Sweep) -> list[dict[str, Any]]:
 def title(settings: Mapping[str, Any]) -> str:
     """`cluster.k=5 select.ratio=0.05`"""
     return " ".join(f"{key}={value}" for key, value in settings.items())
+
+
+def _digest(tree: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(tree).encode()).hexdigest()[:NAME_DIGITS]
 
 
 def _axis(key: str, found: Any) -> Axis | dict[str, Any]:

@@ -69,20 +69,18 @@ def run(space: Space, folder: Path, lines: Lines, log: Log) -> Record:
     with _alone(folder, store) as scratch:
         record = Record(folder, space)
         record.write()
-        ended = record.of(*ENDED)
-        for trial in ended:
+        for trial in record.of(*ENDED):
             log.add(trial)
         plans = {name: build_plan(point.config) for name, point in record.points.items()}
-        left = (space.sweep.trials or 0) - len(ended)
-        if record.due or (space.sweep.search == "bayesian" and left > 0):
+        if record.left > 0:
             log.check()
             due = {point.name: plans[point.name] for point in record.due}
             for name, plan in due.items():
                 pipeline.write_run(record.points[name].config, plan, folder / name)
-            examined = due or {"": build_plan(base)}
-            jobs = {job.digest: job for plan in examined.values() for job in plan.unique}
+            standing = build_plan(base)
+            jobs = {job.digest: job for plan in (standing, *due.values()) for job in plan.unique}
             forget_failures(map(store.folder, jobs.values()))  # each is tried again, once
-            examine(record, examined, lines)
+            examine(record, due if space.points else {"": standing}, lines)
             lines.connecting()
             with (
                 MemoryWatch(folder / MEMORY) as memory,
@@ -94,7 +92,7 @@ def run(space: Space, folder: Path, lines: Lines, log: Log) -> Record:
                     memory.stage = "shared stages"
                     prepare(record, list(due.values()), lines)
                     memory.stage = "trials"
-                    _tune(_Trials(record, plans, board, store, lines, log), scratch, left)
+                    _tune(_Trials(record, plans, board, store, lines, log), scratch)
                 finally:
                     lines.disconnected()
         for name, point in record.points.items():  # a search has found some since
@@ -127,6 +125,9 @@ def _alone(folder: Path, store: Store) -> Iterator[Path]:
 
 def examine(record: Record, plans: dict[str, Plan], lines: Lines) -> None:
     """Read the input, and look for what only the data shows to be wrong with a point. Needs no Ray.
+
+    Args:
+        plans: trial -> its plan; of a Bayesian search, whose trials look for themselves, that of its base.
 
     Raises:
         UserError: the input or a point is at fault.
@@ -234,10 +235,15 @@ class _Trials(tune.Callback):
     # -- what Ray Tune says ---------------------------------------------------------------------------
 
     def _points(self, trial: TuneTrial) -> list[Point]:
-        config = trial.config
-        return (
-            self.batches[config[NUMBER]] if NUMBER in config else [self.record.space.point(config)]
-        )
+        """Of a batch; none if the configuration refuses its point, as its process will find out too."""
+        if NUMBER in trial.config:
+            return self.batches[trial.config[NUMBER]]
+        settings = {key: trial.config[key] for key in self.record.space.sweep.space}
+        try:
+            return [self.record.space.point(settings)]
+        except UserError as error:
+            self.lines.trial_ended(self.record.refuse(settings, str(error)), self.record)
+            return []
 
     def on_trial_start(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
@@ -267,15 +273,16 @@ class _Trials(tune.Callback):
     def on_trial_error(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
+        if trial.trial_id not in self._under_way:  # its process never started
+            self.on_trial_start(iteration, trials, trial)
         cause = f"Ray Tune lost the trial; its error: {_last(trial)}"
-        for name in self._under_way.pop(
-            trial.trial_id
-        ):  # its process is gone, through no error of ours
+        for name in self._under_way[trial.trial_id]:  # an error of ours has a result
             self._end(name, {STATUS: FAILED, CAUSE: cause})
 
     def decide(self, trial: TuneTrial, rung: int, go_on: bool) -> None:
         """What a trial waits for at a rung."""
-        ray.get(self.board.decide.remote(self._points(trial)[0].name, rung, go_on))
+        (name,) = self._under_way[trial.trial_id]  # ASHA has batches of one
+        ray.get(self.board.decide.remote(name, rung, go_on))
 
     def _end(self, name: str, outcome: dict[str, Any]) -> None:
         status = outcome[STATUS]
@@ -303,7 +310,7 @@ def batches(points: list[Point], size: int, at_once: int) -> list[list[Point]]:
     return [points[start:stop] for start, stop in itertools.pairwise(bounds)]
 
 
-def _tune(trials: _Trials, scratch: Path, left: int) -> None:
+def _tune(trials: _Trials, scratch: Path) -> None:
     """Run the trials. Their ends are noted by `trials`; nothing of Ray Tune's own files is kept."""
     os.environ.update({name: os.environ.get(name, value) for name, value in TUNE.items()})
     sweep = trials.record.space.sweep
@@ -325,14 +332,14 @@ def _tune(trials: _Trials, scratch: Path, left: int) -> None:
         known = {trial["name"]: trial["reports"] for trial in ended}
         scheduler = Halving(trials.rungs, trials.asha.reduction, known, trials.decide)
     about = {"concurrent": most, "batches": len(trials.batches) or None}
-    trials.lines.say("trials", _plan_text(trials, left, most), **about)
+    trials.lines.say("trials", _plan_text(trials, most), **about)
     tune.Tuner(
         trainable(trials.orders(), trials.board),
         param_space=space,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=scheduler,
-            num_samples=left if bayesian else 1,
+            num_samples=trials.record.left if bayesian else 1,
             max_concurrent_trials=most,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
@@ -346,12 +353,12 @@ def _tune(trials: _Trials, scratch: Path, left: int) -> None:
     ).fit()
 
 
-def _plan_text(trials: _Trials, left: int, at_once: int) -> str:
+def _plan_text(trials: _Trials, at_once: int) -> str:
     """20 settings x 2 seeds in 4 batches, 1 at once"""
-    settings, seeds = len(trials.due), len(trials.record.space.sweep.seeds)
+    settings, seeds = trials.record.left, len(trials.record.space.sweep.seeds)
     number = len(trials.batches)
     how = f" in {number} batch{'es' if number > 1 else ''}" if 0 < number < settings else ""
-    return f"{settings or left} settings x {seeds} seed{'s' if seeds > 1 else ''}{how}, {at_once} at once"
+    return f"{settings} settings x {seeds} seed{'s' if seeds > 1 else ''}{how}, {at_once} at once"
 
 
 def concurrent(config: RuntimeConfig, resources: dict[str, float]) -> int:

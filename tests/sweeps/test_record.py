@@ -106,6 +106,45 @@ def test_a_bayesian_search_takes_up_its_own_trials(invented: Any) -> None:
     assert invented.again("train.lr=0.01", **search).record().trials == {}
 
 
+BATCHES = {
+    "space": {"train.batch_size": {"integer": [128, 256]}},
+    "search": "bayesian",
+    "trials": 4,
+}
+"""Both ends fit train.bn_group, and most of what is between them does not."""
+
+
+def test_a_refused_point_is_a_failed_trial_that_no_command_runs(invented: Any) -> None:
+    bayesian = invented.again(**BATCHES)
+    record, refused = bayesian.record(), {"train.batch_size": 129}
+    record.add(bayesian.space.point({"train.batch_size": 128}))
+    assert record.left == 4
+    with pytest.raises(UserError) as error:
+        bayesian.space.point(refused)
+    trial = record.refuse(refused, str(error.value))
+    assert (trial["status"], trial["settings"], trial["row"]) == ("failed", refused, "random")
+    assert trial["name"].startswith("refused-") and written(invented)["trials"][1] == trial
+    again = bayesian.record()
+    assert "bn_group" in again.trials[trial["name"]]["cause"]
+    assert [p.settings for p in again.due] == [{"train.batch_size": 128}] and again.left == 3
+    allowed = invented.again("train.bn_group=1", **BATCHES)
+    assert allowed.record().trials == {}, "other settings, and a point that they allow"
+
+
+def test_trials_that_are_due_are_run_after_the_number_was_lowered(invented: Any) -> None:
+    search = {"space": {"select.ratio": {"uniform": [0.1, 0.5]}}, "search": "bayesian"}
+    bayesian = invented.again(**search, trials=3)
+    record = bayesian.record()
+    done = [bayesian.space.point({"select.ratio": ratio}) for ratio in (0.1, 0.2)]
+    for point in done:
+        record.add(point)
+        invented.publish(point, 70.0)
+        record.finish(point.name)
+    record.add(bayesian.space.point({"select.ratio": 0.3}))
+    record.write()
+    assert [invented.again(**search, trials=n).record().left for n in (1, 2, 3, 5)] == [1, 1, 1, 3]
+
+
 def test_a_damaged_file_is_named(invented: Any) -> None:
     invented.folder.mkdir(parents=True)
     (invented.folder / FILE).write_text("{")
