@@ -58,8 +58,11 @@ class Record:
                     self._take_up(name, trial["settings"])
 
     def _take_up(self, name: str, settings: dict[str, Any]) -> None:
-        """A trial of an earlier command of a Bayesian search, if it is of this preset and these fixed settings."""
-        if self.space.name_of(settings) != name:
+        """A trial of an earlier command of a Bayesian search, if it is of this preset, fixed settings and space."""
+        axes = self.space.sweep.space
+        if self.space.name_of(settings) != name or not all(
+            axes[key].holds(value) for key, value in settings.items()
+        ):
             return
         try:
             self.add(self.space.point(settings))

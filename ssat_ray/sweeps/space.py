@@ -78,6 +78,20 @@ class Axis(Section):
         values = list(self.values)
         return values if self.kind == "choice" else {self.kind: values}
 
+    @property
+    def size(self) -> float:
+        """How many values it has."""
+        if self.kind == "choice":
+            return len(self.values)
+        low, high = self.values
+        return high - low + 1 if self.kind.endswith("integer") else math.inf
+
+    def holds(self, value: Any) -> bool:
+        if self.kind == "choice":
+            return value in self.values
+        low, high = self.values
+        return bool(low <= value <= high)
+
     def draw(self, u: float) -> Any:
         """The value at `u`, uniform in [0, 1): floats with four digits, integers as many times each."""
         if self.kind == "choice":
@@ -144,6 +158,12 @@ class Sweep(Section):
                 raise ValueError(f"trials={self.trials} goes with search=random or bayesian")
         elif self.trials is None:
             raise ValueError(f"search={self.search} needs trials, their number")
+        size = math.prod(axis.size for axis in self.space.values())
+        if self.search == "bayesian" and size < (self.trials or 0):
+            raise ValueError(
+                f"trials={self.trials}: the space has {size} different points; lower trials, or give "
+                "search=grid"
+            )
         if self.search == "bayesian" and self.stopping is not None:
             raise ValueError(
                 "stopping goes with search=grid or random: a trial that was stopped has no "

@@ -76,6 +76,56 @@ def test_after_a_restart_it_knows_what_was_found_and_starts_with_what_was_under_
     assert bayesian.space.point(searcher.suggest("second")).name not in (done.name, going.name)
 
 
+FEW: dict[str, Any] = {
+    "space": {"select.ratio": [0.1, 0.2, 0.3], "embed.layer": ["pooled", "logits"]},
+    "search": "bayesian",
+    "trials": 6,
+    "objectives": ["validation"],
+}
+"""A space with as many points as trials: Optuna alone would propose some of them again and again."""
+
+
+def test_no_point_is_proposed_twice(invented: Any) -> None:
+    """Each is known as soon as it is proposed, ended or not, and by the next command too."""
+    bayesian = invented.again(**FEW)
+    record = bayesian.record()
+    searcher = search(record)
+    names = []
+    for number in range(4):
+        point = bayesian.space.point(searcher.suggest(str(number)))
+        names.append(point.name)
+        record.add(point)
+        record.start(point.name)
+        if number == 3:
+            continue
+        invented.publish(point, 70.0)
+        record.finish(point.name)
+        searcher.on_trial_complete(str(number), {"validation": 61.0})
+    again = bayesian.record()
+    assert [p.name for p in again.due] == names[3:] and again.left == 3
+    later = search(again)
+    assert bayesian.space.point(later.suggest("a")).name == names[3], "it was under way"
+    names += [bayesian.space.point(later.suggest(name)).name for name in "bc"]
+    assert len(set(names)) == 6
+    values = [t.values for t in later._ot_study.trials if t.state.name == "COMPLETE"]
+    assert all(value == [61.0] for value in values) and len(values) >= 3
+
+
+def test_an_exhausted_space_ends_in_a_repetition_and_not_in_a_loop(invented: Any) -> None:
+    record = invented.again(**FEW).record()
+    searcher = search(record)
+    names = [record.space.point(searcher.suggest(str(i))).name for i in range(7)]
+    assert len(set(names[:6])) == 6 and names[6] in names[:6]
+
+
+def test_a_refused_point_is_known_as_a_failed_one(invented: Any) -> None:
+    space = {"train.batch_size": {"integer": [128, 256]}}
+    record = invented.again(**{**SEARCH, "space": space}).record()
+    record.refuse({"train.batch_size": 129}, "not whole groups")
+    (known,) = search(record)._ot_study.trials
+    assert (known.state.name, known.params) == ("FAIL", {"train.batch_size": 129})
+
+
 def test_the_same_seed_proposes_the_same(invented: Any) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     found = [search(invented.again(**SEARCH).record()).suggest("a") for _ in range(2)]

@@ -104,6 +104,8 @@ def test_a_bayesian_search_takes_up_its_own_trials(invented: Any) -> None:
     again = bayesian.record()
     assert [p.name for p in again.due] == [point.name]
     assert invented.again("train.lr=0.01", **search).record().trials == {}
+    narrower = {**search, "space": {"select.ratio": {"uniform": [0.4, 0.5]}}}
+    assert invented.again(**narrower).record().trials == {}, "Optuna would refuse it"
 
 
 BATCHES = {

@@ -125,6 +125,11 @@ def test_a_bayesian_search_has_no_points_beforehand_but_checks_its_ends(read: An
         ({"trials": 3}, "goes with search=random or bayesian"),
         ({"search": "random"}, "needs trials"),
         ({"search": "random", "trials": 7}, "draws found 6 different points"),
+        ({"search": "bayesian", "trials": 7}, "trials=7: the space has 6 different points"),
+        (
+            {"search": "bayesian", "trials": 7, "space": {"cluster.k": {"integer": [5, 10]}}},
+            "the space has 6 different points",
+        ),
         ({"stopping": {"asha": {}}}, "stopping.asha.grace is missing"),
         (
             {"search": "bayesian", "trials": 2, "stopping": {"asha": {"grace": 5}}},
