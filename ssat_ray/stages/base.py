@@ -39,7 +39,7 @@ class StageContext:
     Args:
         rungs: where trainings pause; None: they do not.
         configurations: of a sweep, the digests that each of them needs. Then what has failed in a worker group is not tried
-            again, as long as its note is there (`stages.group`).
+            again, as long as its note is there, and what only such configurations need is left out (`stages.group`).
         computations: folder in which each computation of a job leaves a file; None: they are not counted.
     """
 

@@ -54,7 +54,8 @@ def run_group(functions: dict[str, TrainFunction], jobs: list[Job], context: Sta
     With `context.rungs`, jobs pause at each rung until all that pause there have reached it. The board is told, and asked
     whether they go on.
 
-    With `context.configurations`, jobs that have failed before are not tried again; the notes in their folders say so.
+    With `context.configurations`, jobs that have failed before are not tried again, as the notes in their folders say, and jobs
+    that only configurations with a failed job need are left out.
 
     Raises:
         RunFailed: the group could not finish. Diverged: a job's loss became NaN (the others still finish).
@@ -76,6 +77,7 @@ def run_group(functions: dict[str, TrainFunction], jobs: list[Job], context: Sta
             "tasks": tasks,
             "runtime": runtime,
             "rungs": context.rungs,
+            "configurations": context.configurations,
             "since": time.time(),
             "started": started,
         },
@@ -145,7 +147,8 @@ def _worker(config: dict[str, Any]) -> None:
         paused = False
         for task in tasks:
             world.barrier()  # all ranks see the same published jobs
-            if settled(task, world, runtime):
+            mates = [other for other in config["tasks"] if other is not task]
+            if settled(task, world, runtime) or hopeless(task, mates, config["configurations"]):
                 continue
             label = task.job.label
 
@@ -219,6 +222,14 @@ def settled(task: Task, world: World, runtime: RuntimeConfig) -> bool:
             states_of(task, runtime).drop()
         return True
     return failure_of(task.folder) is not None
+
+
+def hopeless(task: Task, others: list[Task], configurations: tuple[frozenset[str], ...]) -> bool:
+    """Whether each configuration that needs the job needs another one too that failed: nobody wants it any more."""
+    needing = [needed for needed in configurations if task.job.digest in needed]
+    mates = [other for other in others if any(other.job.digest in needed for needed in needing)]
+    failed = {mate.job.digest for mate in mates if failure_of(mate.folder) is not None}
+    return bool(needing) and all(needed & failed for needed in needing)
 
 
 def rounds(tasks: list[Task], rungs: Rungs | None) -> Iterator[tuple[int | None, list[Task]]]:

@@ -12,9 +12,10 @@ from ssat_ray.config import ObjectiveConfig, TrainConfig
 from ssat_ray.data.windows import WindowOrder, rows_a_window
 from ssat_ray.errors import Diverged
 from ssat_ray.models.files import DESCRIPTION, WEIGHTS
+from ssat_ray.places import write_atomic
 from ssat_ray.stages.base import Session, Stage, StageContext, Task
 from ssat_ray.stages.fit import fit_classifier
-from ssat_ray.stages.group import DIVERGED, run_group
+from ssat_ray.stages.group import DIVERGED, FAILED, run_group
 from ssat_ray.stages.parts import record_of
 from ssat_ray.stages.shards import QUARANTINED, Pools
 from ssat_ray.stages.stream import stream_of
@@ -117,7 +118,9 @@ def keep_best(task: Task) -> None:
     diverged = {name: record[DIVERGED] for name, record in tried.items() if DIVERGED in record}
     records = {name: record for name, record in tried.items() if name not in diverged}
     if not records:
-        raise Diverged(f"{task.job.label}: every recipe diverged: {next(iter(diverged.values()))}")
+        cause = f"every recipe diverged: {next(iter(diverged.values()))}"
+        write_atomic(task.folder / FAILED, cause)
+        raise Diverged(f"{task.job.label}: {cause}")
     best = max(records, key=lambda name: (records[name]["val_pgd"], name))
     source = task.inputs[best]
     written = task.write({name: (source / name).read_bytes() for name in (WEIGHTS, DESCRIPTION)})

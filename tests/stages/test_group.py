@@ -11,10 +11,21 @@ import pytest
 
 from ssat_ray.config import RuntimeConfig
 from ssat_ray.data.pool import Pool
+from ssat_ray.errors import Diverged, UserError
 from ssat_ray.loading import load_config
 from ssat_ray.plan import build_plan
 from ssat_ray.stages.base import Rungs, Task
-from ssat_ray.stages.group import FAILED, FAULT, engine_of, rounds, settled, states_of
+from ssat_ray.stages.group import (
+    FAILED,
+    FAULT,
+    engine_of,
+    failure_of,
+    forget_failures,
+    hopeless,
+    rounds,
+    settled,
+    states_of,
+)
 from ssat_ray.store import RAY_TRAIN, Job, Store
 from ssat_ray.training.world import World
 
@@ -60,6 +71,40 @@ def test_a_job_that_failed_is_settled(tmp_path: Path, note: str) -> None:
     task.folder.mkdir(parents=True)
     (task.folder / note).write_text("why")
     assert settled(task, World(), RuntimeConfig())
+
+
+def test_a_note_says_whose_fault_it_is(tmp_path: Path) -> None:
+    assert failure_of(tmp_path) is None
+    (tmp_path / FAILED).write_text("the loss is NaN")
+    found = failure_of(tmp_path)
+    assert isinstance(found, Diverged) and str(found) == "the loss is NaN"
+    (tmp_path / FAULT).write_text("a shard is damaged")
+    assert isinstance(failure_of(tmp_path), UserError), "which the user can mend"
+    forget_failures([tmp_path, tmp_path / "none"])
+    assert failure_of(tmp_path) is None
+
+
+@pytest.mark.parametrize("note", [FAILED, FAULT])
+def test_what_only_failed_configurations_need_is_left_out(tmp_path: Path, note: str) -> None:
+    """Two settings with two seeds each, and a baseline that both need."""
+    jobs = [Job("train", 1, {"of": of, "seed": seed}, {}) for of in "ab" for seed in (0, 1)]
+    jobs.append(Job("train", 1, {"of": "full", "seed": 0}, {}))
+    tasks = [Task.of(job, Store(tmp_path)) for job in jobs]
+    digests = [job.digest for job in jobs]
+    configurations = (frozenset(digests[:2] + digests[4:]), frozenset(digests[2:]))
+
+    def left_out(configurations: tuple[frozenset[str], ...]) -> list[int]:
+        found = [hopeless(t, [o for o in tasks if o is not t], configurations) for t in tasks]
+        return [number for number, hope in enumerate(found) if hope]
+
+    assert left_out(configurations) == []
+    tasks[0].folder.mkdir(parents=True)
+    (tasks[0].folder / note).write_text("why")
+    assert left_out(configurations) == [1], "the other setting still needs the baseline"
+    assert left_out(()) == [], "an ordinary run goes on with every row"
+    tasks[3].folder.mkdir(parents=True)
+    (tasks[3].folder / note).write_text("why")
+    assert left_out(configurations) == [1, 2, 4]
 
 
 @pytest.mark.ray

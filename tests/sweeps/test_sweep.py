@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -225,15 +226,80 @@ def test_trials_that_start_at_the_same_moment_compute_what_they_share_once(
 
 
 @pytest.mark.slow
-def test_a_failing_trial_leaves_the_others_alone_and_a_diverging_one_is_marked(
-    swept: Callable[..., Swept],
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_diverging_trial_is_stopped_early_and_marked(
+    swept: Callable[..., Swept], batch: int
 ) -> None:
-    sweep = swept(space={"train.lr": [1.0e30, 0.1]})
+    """Its second seed is not trained; the baseline is, for the other trial."""
+    sweep = swept(
+        space={"train.lr": [1.0e30, 0.1], "select.ratio": [0.1]},
+        seeds=[0, 1],
+        batch=batch,
+    )
     output = sweep.run()
     assert [t["status"] for t in sweep.trials] == ["diverged", "finished"]
-    assert "NaN or infinite" in sweep.trials[0]["cause"]
+    assert sweep.trials[0]["cause"].startswith("train random seed 0: ")
+    assert "NaN or infinite" in sweep.trials[0]["cause"] and "diverged" in output
+    records = [json.loads(path.read_text()) for path in sweep.cwd.glob("store/train/*/stage.json")]
+    assert {record["config"]["train"]["lr"] for record in records} == {0.1} and len(records) == 2
+    notes = sorted(path.name for path in sweep.cwd.glob("store/train/*/failed.txt"))
+    assert notes == ["failed.txt"], "the first seed's alone"
     before = sweep.trials
-    assert "diverged" in output and sweep.run() and sweep.trials == before
+    sweep.run()
+    assert sweep.trials == before, "it would diverge again"
+
+
+@pytest.mark.slow
+def test_a_diverging_baseline_fails_the_trials_and_is_trained_once_a_command(
+    swept: Callable[..., Swept],
+) -> None:
+    """It depends on no swept setting, which may be innocent. `none` has no images that the weight is of."""
+    sweep = swept(
+        row="none",
+        baselines=["full"],
+        set={"objective.pool_weight": 3.0e38},
+        space={"train.none_recipes.half.lr": [0.05, 0.02]},
+        batch=1,
+    )
+
+    def trained() -> list[str]:
+        files = sweep.cwd.glob("runs/sweep/computations/*.json")
+        labels = [json.loads(path.read_text())["job"] for path in files]
+        return sorted(label for label in labels if label.startswith("train "))
+
+    for command in (1, 2):
+        output = sweep.run(code=1)
+        assert [t["status"] for t in sweep.trials] == ["failed", "failed"]
+        causes = {t["cause"] for t in sweep.trials}
+        assert len(causes) == 1 and next(iter(causes)).startswith("train full seed 0: ")
+        assert "NaN or infinite" in output
+        assert trained().count("train full seed 0") == command, "not by each trial"
+        assert trained().count("train none seed 0 recipe half") == 1, "the second one's is in vain"
+
+
+@pytest.mark.slow
+def test_a_failing_trial_leaves_the_others_alone_and_is_tried_again(
+    swept: Callable[..., Swept],
+) -> None:
+    """The process that runs its pipeline is killed before it has started a worker group."""
+    sweep = swept(batch=1)
+    process = sweep.start()
+    runners: list[psutil.Process] = []
+    while not runners:
+        assert process.poll() is None
+        children = psutil.Process(process.pid).children(recursive=True)
+        runners = [p for p in children if "ray::Runner" in " ".join(p.cmdline())]
+        time.sleep(0.02)
+    runners[0].kill()
+    output, _ = process.communicate(timeout=1800)
+    assert process.returncode == 1, output
+    failed, finished = sweep.trials
+    assert (failed["status"], finished["status"]) == ("failed", "finished")
+    assert failed["cause"].startswith("the trial's process died: ") and failed["results"] is None
+    assert failed["cause"] in " ".join(output.split()) and "tries again" in output
+    sweep.run()
+    mended, same = sweep.trials
+    assert (mended["status"], mended["cause"]) == ("finished", None) and same == finished
 
 
 @pytest.mark.slow
