@@ -1,8 +1,13 @@
-"""A sweep of invented numbers: two settings and two seeds, everything published, nothing computed."""
+"""A sweep of invented numbers, of which nothing is computed; and small sweeps that a user's command runs."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,3 +107,105 @@ def invented(tmp_path: Path) -> Invented:
 def result() -> Callable[[str, float], dict[str, Any]]:
     """(row, PGD accuracy) -> a row of `results.json`."""
     return _result
+
+
+PRESET = """\
+model: {widths: [8, 16], strides: [2, 2]}
+intermediate: {num_steps: 20, batch_size: 64, bn_group: 32, warmup_steps: 5}
+pool: {source: synth}
+synth: {num_images: 400}
+objective: {num_steps: 1, step_size: 0.1}
+train: {max_steps: 40, eval_every: 10, batch_size: 32, bn_group: 16, warmup_steps: 5}
+evaluate: {attacks: [clean, pgd], pgd_steps: 2, batch_size: 400}
+runtime: {checkpoint_minutes: 0}
+"""
+"""Of sweeps that are really run."""
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A folder with a preset and a sweep file."""
+
+    cwd: Path
+
+    @property
+    def content(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.cwd / "runs/sweep/sweep.json").read_text())
+        return found
+
+    @property
+    def trials(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.content["trials"]
+        return found
+
+    @property
+    def statuses(self) -> list[str]:
+        """Of all trials; none before there is a sweep.json."""
+        path = self.cwd / "runs/sweep/sweep.json"
+        return [trial["status"] for trial in self.trials] if path.exists() else []
+
+    @property
+    def outcomes(self) -> list[Any]:
+        """What does not depend on the clock: status, accuracies and differences of every trial."""
+        return [
+            (t["settings"], t["status"], t["results"] and _untimed(t["results"]))
+            for t in self.trials
+        ]
+
+    def output(self) -> str:
+        """What the last command has printed."""
+        return (self.cwd / "output.txt").read_text()
+
+    def start(self) -> subprocess.Popen[bytes]:
+        command = [str(Path(sys.executable).with_name("ssat")), "sweep", "sweep.yaml"]
+        with (self.cwd / "output.txt").open("wb") as output:
+            return subprocess.Popen(
+                command,
+                cwd=self.cwd,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def run(self, code: int = 0) -> str:
+        assert self.start().wait(1800) == code, self.output()
+        return self.output()
+
+    def kill_when(self, done: Callable[[], bool]) -> str:
+        """Start the command and SIGKILL its driver once something is true; returns what it has printed."""
+        process = self.start()
+        try:
+            end = time.time() + 900
+            while not done():
+                assert process.poll() is None and time.time() < end, self.output()
+                time.sleep(0.05)
+        finally:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+        return self.output()
+
+
+def _untimed(results: dict[str, Any]) -> dict[str, Any]:
+    kept = ("accuracy", "differences", "validation", "images", "steps", "flops")
+    return {row: {key: entry[key] for key in kept} for row, entry in results.items()}
+
+
+@pytest.fixture
+def swept(tmp_path: Path) -> Callable[..., Swept]:
+    """Changes to a sweep file -> the sweep in a new folder."""
+
+    def make(**changes: Any) -> Swept:
+        file = {
+            "preset": "tiny.yaml",
+            "row": "random",
+            "baselines": [],
+            "seeds": [0],
+            "space": {"select.ratio": [0.1, 0.2]},
+        }
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        (folder / "tiny.yaml").write_text(PRESET)
+        (folder / "sweep.yaml").write_text(yaml.safe_dump({**file, **changes}))
+        return Swept(folder)
+
+    return make

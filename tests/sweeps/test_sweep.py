@@ -1,38 +1,20 @@
-"""Sweeps as a user runs them, through real Ray: sharing, failures, early stopping, kills."""
+"""Sweeps as a user runs them, through real Ray: sharing, failures, early stopping, Bayesian search."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-import yaml
 
 from ssat_ray.config import RuntimeConfig
 from ssat_ray.errors import UserError
 from ssat_ray.store import RAY_TUNE, Store
 from ssat_ray.sweeps.sweep import _alone, batches, concurrent
-
-PRESET = """\
-model: {widths: [8, 16], strides: [2, 2]}
-intermediate: {num_steps: 20, batch_size: 64, bn_group: 32, warmup_steps: 5}
-pool: {source: synth}
-synth: {num_images: 400}
-objective: {num_steps: 1, step_size: 0.1}
-train: {max_steps: 40, eval_every: 10, batch_size: 32, bn_group: 16, warmup_steps: 5}
-evaluate: {attacks: [clean, pgd], pgd_steps: 2, batch_size: 400}
-runtime: {checkpoint_minutes: 0}
-"""
-
 
 # -- without Ray ------------------------------------------------------------------------------------------
 
@@ -89,92 +71,10 @@ def test_one_process_at_a_time_runs_a_sweep(tmp_path: Path) -> None:
 # -- as a user runs it ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Swept:
-    """A folder with a preset and a sweep file."""
-
-    cwd: Path
-
-    @property
-    def file(self) -> Path:
-        return self.cwd / "sweep.yaml"
-
-    @property
-    def content(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.cwd / "runs/sweep/sweep.json").read_text())
-        return found
-
-    @property
-    def trials(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.content["trials"]
-        return found
-
-    @property
-    def outcomes(self) -> list[Any]:
-        """What does not depend on the clock: status and accuracy of every trial."""
-        return [
-            (t["settings"], t["status"], t["results"] and _untimed(t["results"]))
-            for t in self.trials
-        ]
-
-    def start(self) -> subprocess.Popen[str]:
-        command = [str(Path(sys.executable).with_name("ssat")), "sweep", "sweep.yaml"]
-        return subprocess.Popen(
-            command,
-            cwd=self.cwd,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-
-    def run(self, code: int = 0) -> str:
-        process = self.start()
-        output, _ = process.communicate(timeout=1800)
-        assert process.returncode == code, output
-        return output
-
-    def kill_when(self, done: Callable[[], bool]) -> None:
-        """Start the command and SIGKILL its driver once something is true."""
-        process = self.start()
-        try:
-            end = time.time() + 900
-            while not done():
-                assert process.poll() is None and time.time() < end, "it ended too early"
-                time.sleep(0.05)
-        finally:
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def _untimed(results: dict[str, Any]) -> dict[str, Any]:
-    kept = ("accuracy", "validation", "images", "steps", "flops")
-    return {row: {key: entry[key] for key in kept} for row, entry in results.items()}
-
-
-@pytest.fixture
-def swept(tmp_path: Path) -> Callable[..., Swept]:
-    def make(**changes: Any) -> Swept:
-        file = {
-            "preset": "tiny.yaml",
-            "row": "random",
-            "baselines": [],
-            "seeds": [0],
-            "space": {"select.ratio": [0.1, 0.2]},
-        }
-        folder = tmp_path / str(len(list(tmp_path.iterdir())))
-        folder.mkdir()
-        (folder / "tiny.yaml").write_text(PRESET)
-        (folder / "sweep.yaml").write_text(yaml.safe_dump({**file, **changes}))
-        return Swept(folder)
-
-    return make
-
-
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_grid_ends_with_its_table_and_the_same_command_does_nothing(
-    swept: Callable[..., Swept],
+    swept: Any,
 ) -> None:
     sweep = swept(baselines=["full"])
     output = sweep.run()
@@ -208,7 +108,7 @@ def test_a_grid_ends_with_its_table_and_the_same_command_does_nothing(
 
 @pytest.mark.slow
 def test_trials_that_start_at_the_same_moment_compute_what_they_share_once(
-    swept: Callable[..., Swept],
+    swept: Any,
 ) -> None:
     """Each is a batch of its own, so both want the baseline; the selections have been made before."""
     one_each = {"runtime.train_workers": 1, "runtime.actors": 1, "runtime.num_cpus": 2}
@@ -227,9 +127,7 @@ def test_trials_that_start_at_the_same_moment_compute_what_they_share_once(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 2])
-def test_a_diverging_trial_is_stopped_early_and_marked(
-    swept: Callable[..., Swept], batch: int
-) -> None:
+def test_a_diverging_trial_is_stopped_early_and_marked(swept: Any, batch: int) -> None:
     """Its second seed is not trained; the baseline is, for the other trial."""
     sweep = swept(
         space={"train.lr": [1.0e30, 0.1], "select.ratio": [0.1]},
@@ -251,7 +149,7 @@ def test_a_diverging_trial_is_stopped_early_and_marked(
 
 @pytest.mark.slow
 def test_a_diverging_baseline_fails_the_trials_and_is_trained_once_a_command(
-    swept: Callable[..., Swept],
+    swept: Any,
 ) -> None:
     """It depends on no swept setting, which may be innocent. `none` has no images that the weight is of."""
     sweep = swept(
@@ -279,20 +177,21 @@ def test_a_diverging_baseline_fails_the_trials_and_is_trained_once_a_command(
 
 @pytest.mark.slow
 def test_a_failing_trial_leaves_the_others_alone_and_is_tried_again(
-    swept: Callable[..., Swept],
+    swept: Any,
 ) -> None:
     """The process that runs its pipeline is killed before it has started a worker group."""
     sweep = swept(batch=1)
     process = sweep.start()
     runners: list[psutil.Process] = []
     while not runners:
-        assert process.poll() is None
-        children = psutil.Process(process.pid).children(recursive=True)
-        runners = [p for p in children if "ray::Runner" in " ".join(p.cmdline())]
+        assert process.poll() is None, sweep.output()
+        with contextlib.suppress(psutil.Error):
+            children = psutil.Process(process.pid).children(recursive=True)
+            runners = [p for p in children if "ray::Runner" in " ".join(p.cmdline())]
         time.sleep(0.02)
     runners[0].kill()
-    output, _ = process.communicate(timeout=1800)
-    assert process.returncode == 1, output
+    assert process.wait(1800) == 1, sweep.output()
+    output = sweep.output()
     failed, finished = sweep.trials
     assert (failed["status"], finished["status"]) == ("failed", "finished")
     assert failed["cause"].startswith("the trial's process died: ") and failed["results"] is None
@@ -304,7 +203,7 @@ def test_a_failing_trial_leaves_the_others_alone_and_is_tried_again(
 
 @pytest.mark.slow
 def test_early_stopping_stops_settings_and_changes_no_bit_of_the_others(
-    swept: Callable[..., Swept],
+    swept: Any,
 ) -> None:
     space = {"train.lr": [0.1, 1.0e-7], "objective.beta": [1.0]}
     plain = swept(space={**space, "train.lr": [0.1]}, seeds=[0, 1])
@@ -321,26 +220,25 @@ def test_early_stopping_stops_settings_and_changes_no_bit_of_the_others(
 
 
 @pytest.mark.slow
-def test_killed_three_times_it_ends_with_the_same_table(swept: Callable[..., Swept]) -> None:
-    space = {"select.ratio": [0.1, 0.2, 0.3]}
-    whole, killed = swept(space=space, batch=2), swept(space=space, batch=2)
-    whole.run()
-    store = killed.cwd / "store"
-
-    def statuses() -> list[str]:
-        path = killed.cwd / "runs/sweep/sweep.json"
-        return (
-            [t["status"] for t in json.loads(path.read_text())["trials"]] if path.exists() else []
-        )
-
-    killed.kill_when(lambda: any(store.glob("select/*/stage.json")))
-    killed.kill_when(lambda: any(store.glob("train/*/state/*.pt")))
-    killed.kill_when(lambda: {"finished", "running"} <= set(statuses()))
-    finished = [t for t in killed.trials if t["status"] == "finished"]
-    killed.run()
-    assert killed.outcomes == whole.outcomes
-    sharing = killed.content["sharing"]
-    assert all(entry["finished"] == entry["artefacts"] for entry in sharing.values())
-    assert sharing["train"]["begun"] > sharing["train"]["finished"], "some were killed"
-    for trial in finished:
-        assert trial in killed.trials, "it keeps its result, its seconds too"
+def test_a_bayesian_search_runs_different_points_and_refused_ones_are_failed_trials(
+    swept: Any,
+) -> None:
+    """Of five points two are refused, so of four trials one at least is, and two are not."""
+    sweep = swept(
+        search="bayesian",
+        trials=4,
+        objectives=["validation", "images"],
+        set={"train.bn_group": 2},
+        space={"train.batch_size": {"integer": [32, 36]}, "select.ratio": [0.1]},
+    )
+    output = sweep.run(code=1)
+    assert "4 of 4 have ended" in output
+    by_size = {t["settings"]["train.batch_size"]: t["status"] for t in sweep.trials}
+    assert len(by_size) == 4 and by_size == {
+        size: "failed" if size % 2 else "finished" for size in by_size
+    }
+    assert {"failed", "finished"} == set(by_size.values())
+    refused = [t for t in sweep.trials if t["status"] == "failed"]
+    assert all("bn_group" in t["cause"] and t["name"].startswith("refused-") for t in refused)
+    before = sweep.trials
+    assert "started" not in sweep.run(code=1) and sweep.trials == before
