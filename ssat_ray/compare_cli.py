@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -11,8 +10,6 @@ import typer
 
 from ssat_ray.errors import UserError
 from ssat_ray.options import JsonFile, check_folder_of, write_json
-
-PAGE = "compare.html"
 
 
 class Attack(StrEnum):
@@ -72,28 +69,17 @@ def compare(
 
     from rich.console import Console
 
-    from ssat_ray.comparison.analysis import Question, analyse
-    from ssat_ray.comparison.html import render
-    from ssat_ray.comparison.sources import folder_of, read_sources
+    from ssat_ray.comparison.analysis import Question
+    from ssat_ray.comparison.page import write_page
     from ssat_ray.comparison.table import comparison_lines, outcomes_table
-    from ssat_ray.places import named, write_atomic
+    from ssat_ray.places import named
 
+    question = Question(attack.value, by.value, watts, price, named(runs))
     names = list(dict.fromkeys(sources))
-    there = named(runs)
-    reading = read_sources(names, there, named(store) if store else None)
-    content = analyse(reading, Question(attack.value, by.value, watts, price, there))
-    created = datetime.now(UTC).isoformat(timespec="seconds")
-    only = folder_of(names[0], there) if len(names) == 1 else None
-    page = out or (only or Path()) / PAGE
-    try:
-        write_atomic(page, render(content, " · ".join(names), created.replace("T", " ")))
-    except OSError as error:
-        raise UserError(f"{page} cannot be written ({error.strerror}).") from error
+    content, page = write_page(names, question, named(store) if store else None, out)
     if json_file is not None:
-        whole = {"created": created, "sources": names, **content}
-        write_json(json_file, json.dumps(whole, indent=1, allow_nan=False))
+        write_json(json_file, json.dumps(content, indent=1, allow_nan=False))
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(outcomes_table(content))
-    lines = [f"warning: {warning}" for warning in content["warnings"]]
-    for line in [*lines, *comparison_lines(content), f"page: {page}"]:
+    for line in [*comparison_lines(content), f"page: {page}"]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)

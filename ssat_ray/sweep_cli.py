@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ssat_ray.errors import RunFailed, UserError
 from ssat_ray.options import Overrides
-from ssat_ray.places import place
+from ssat_ray.places import named, place
 from ssat_ray.start import check_inputs, check_name, failures_told, json_line, stamped
 from ssat_ray.sweeps.space import Space, read_sweep
 
@@ -22,6 +22,8 @@ def sweep(
     name: Annotated[str | None, typer.Option(help="sweep's name; default: the file's")] = None,
 ) -> None:
     """Run the pipeline at every setting of a space, sharing what they have in common. Run it again to resume.
+
+    At its end it compares the trials, as `ssat compare` does, and writes the page.
 
     Exit code: 1 if a trial failed, 2 for a mistake in the file or the input.
     """
@@ -53,7 +55,7 @@ def _run(space: Space, own: str, since: float) -> None:
     from ssat_ray.store import Store
     from ssat_ray.sweeps import sweep as sweeping
     from ssat_ray.sweeps.log import PATIENCE, Log
-    from ssat_ray.sweeps.record import FAILED, FILE
+    from ssat_ray.sweeps.record import FAILED, FILE, FINISHED
     from ssat_ray.sweeps.sharing import sharing_text
     from ssat_ray.sweeps.show import Lines, sweep_table
     from ssat_ray.view import quiet_output
@@ -76,18 +78,27 @@ def _run(space: Space, own: str, since: float) -> None:
             ) from error
         finally:
             untracked = log.close(record, PATIENCE if record else 0.0)
-        files = {"results": str(folder / FILE)}
+        told, uncompared = [f"trials: {folder / FILE}"], None
+        about: dict[str, Any] = {"trials": len(record.trials), "results": str(folder / FILE)}
+        if record.of(FINISHED):
+            try:
+                about["page"], found = _compared(own, runtime.runs)
+                told += [*found, f"page: {about['page']} (ssat compare {own})"]
+            except UserError as error:  # the trials have ended all the same
+                uncompared = str(error)
         if as_json:
-            lines.say("finished", "", trials=len(record.trials), **files)
+            lines.say("finished", "", **about)
         else:
             console = Console(file=screen, width=None if screen.isatty() else 160)
             console.print(sweep_table(record))
-            for line in (f"shared: {sharing_text(record.sharing)}", f"trials: {folder / FILE}"):
-                console.print(line, highlight=False, soft_wrap=True)
+            for line in [f"shared: {sharing_text(record.sharing)}", *told]:
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
     failed = record.of(FAILED)
     problems = [f"trial {trial['name']} failed: {trial['cause']}" for trial in failed[:3]]
     if len(failed) > len(problems):
         problems.append(f"{len(failed) - len(problems)} more failed")
+    if uncompared:
+        problems.append(f"the trials could not be compared: {uncompared}")
     if untracked:
         problems.append(f"logging to MLflow failed: {untracked}")
     if problems:
@@ -95,3 +106,13 @@ def _run(space: Space, own: str, since: float) -> None:
         raise RunFailed(
             f"{'; '.join(problems)}. The same command tries again. Log: {log_file}, and run.log of each trial"
         )
+
+
+def _compared(own: str, runs: str) -> tuple[str, list[str]]:
+    """Where the page that compares the sweep's trials is, and what it says."""
+    from ssat_ray.comparison.analysis import Question
+    from ssat_ray.comparison.page import write_page
+    from ssat_ray.comparison.table import comparison_lines
+
+    content, page = write_page([own], Question(runs=named(runs)))
+    return str(page), comparison_lines(content)

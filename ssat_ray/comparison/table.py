@@ -63,8 +63,9 @@ def _difference(difference: Record | None) -> str:
 
 
 def comparison_lines(content: Record) -> list[str]:
-    """What the intervals rest on, effects, what is open, trials without results, time and the recommendation."""
-    lines = [f"intervals of 95 % {noise_text(content['noise'])}"]
+    """Warnings, what the intervals rest on, effects, what is open, trials without results, time, the recommendation."""
+    lines = [f"warning: {warning}" for warning in content["warnings"]]
+    lines.append(f"intervals of 95 % {noise_text(content['noise'])}")
     for setting in content["effects"]["settings"]:
         lines.append(_effect_line(setting))
     differences = [

@@ -19,7 +19,8 @@ from ssat_ray.sweeps.record import DIVERGED, FAILED, FINISHED, STOPPED, Record, 
 from ssat_ray.sweeps.space import title
 
 LINE_SECONDS = 60.0
-FIGURES = ("validation %", "PGD %", "95 %", "images", "steps", "total s")
+FIGURES = ("validation %", "PGD %", "images", "steps", "total s")
+"""Without intervals: those are the comparison's, which has the spread of all trials to judge one by."""
 
 
 class Lines(Watcher):
@@ -112,8 +113,7 @@ def how(trial: Trial) -> str:
     """How a trial stands, with the figure or the reason that goes with it."""
     status: str = trial["status"]
     if status == FINISHED:
-        pgd = trial["results"][trial["row"]]["accuracy"]["pgd"]
-        return f"PGD {pgd['mean']:.1f} % [{pgd['low']:.1f}, {pgd['high']:.1f}]"
+        return f"PGD {trial['results'][trial['row']]['accuracy']['pgd']['mean']:.1f} %"
     if status == STOPPED:
         step, value = trial["reports"][-1]
         return f"stopped at {step} steps, validation {value:.1f} %"
@@ -124,34 +124,22 @@ def sweep_table(record: Record) -> Table:
     """A line a trial, in the order of the search, and a line a baseline that is the same in all of them."""
     table = Table(box=None, padding=(0, 2, 0, 0), title=None)
     keys = list(record.space.sweep.space)
-    baselines = record.space.sweep.baselines
-    minus = [f"minus {row}" for row in baselines]
-    for heading in (*keys, "status", *FIGURES, *minus):
+    for heading in (*keys, "status", *FIGURES):
         table.add_column(heading, justify="left" if heading in (*keys, "status") else "right")
     for trial in record.trials.values():
         settings = [str(trial["settings"][key]) for key in keys]
         if trial["status"] == FINISHED:
-            entry = trial["results"][trial["row"]]
-            differences = [_difference(entry, row) for row in baselines]
-            table.add_row(*settings, FINISHED, *_figures(entry), *differences)
+            table.add_row(*settings, FINISHED, *_figures(trial["results"][trial["row"]]))
         elif trial["status"] == STOPPED:
             step, value = trial["reports"][-1]
-            table.add_row(*settings, STOPPED, f"{value:.1f}", "", "", "", f"{step:,}", "")
+            table.add_row(*settings, STOPPED, f"{value:.1f}", "", "", f"{step:,}", "")
         else:
             table.add_row(*settings, trial["status"])
-    for row in baselines:
+    for row in record.space.sweep.baselines:
         found = [t["results"][row] for t in record.of(FINISHED) if row in t["results"]]
         if found and all(entry["accuracy"] == found[0]["accuracy"] for entry in found):
             table.add_row(row, *[""] * (len(keys) - 1), "baseline", *_figures(found[0]))
     return table
-
-
-def _difference(entry: dict[str, Any], baseline: str) -> str:
-    """PGD accuracy minus the baseline's, in points, with its interval."""
-    found = entry["differences"].get(baseline)
-    return (
-        "" if found is None else f"{found['mean']:+.1f} [{found['low']:+.1f}, {found['high']:+.1f}]"
-    )
 
 
 def _figures(entry: dict[str, Any]) -> list[str]:
@@ -159,7 +147,6 @@ def _figures(entry: dict[str, Any]) -> list[str]:
     return [
         f"{sum(validation) / len(validation):.1f}",
         f"{pgd['mean']:.1f}",
-        f"[{pgd['low']:.1f}, {pgd['high']:.1f}]",
         f"{entry['images']:,}",
         f"{sum(entry['steps']) / len(entry['steps']):,.0f}",
         f"{entry['seconds']:,.0f}",

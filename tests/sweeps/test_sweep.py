@@ -79,6 +79,10 @@ def test_a_grid_ends_with_its_table_and_the_same_command_does_nothing(
     sweep = swept(baselines=["full"])
     output = sweep.run()
     assert "2 of 2 have ended" in output and "MLflow: http://127.0.0.1:" in output
+    assert "2 settings x 1 seed in 1 batch, 1 at once" in output
+    page = sweep.cwd / "runs/sweep/compare.html"
+    assert "compare.html (ssat compare sweep)" in output and "recommended: " in output
+    assert page.read_text().startswith("<!doctype html>")
     first, second = sweep.trials
     assert {first["status"], second["status"]} == {"finished"}
     assert (
