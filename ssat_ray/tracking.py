@@ -269,16 +269,20 @@ class Tracker:
         tags = {f"attack.{attack}": entry["name"] for attack, entry in row["accuracy"].items()}
         tags["machine"] = machine_name(record["made_by"]["machine"])
         self.client.log_batch(run_id, tags=[RunTag(k, str(v)) for k, v in tags.items()])
-        metrics = []
-        for entry in record["history"]:
-            when = int(1000 * entry["seconds"])
-            metrics += [
-                Metric(k, float(v), when, int(entry["step"]))
-                for k, v in entry.items()
-                if k not in ("step", "seconds")
-            ]
+        self.history(run_id, record["history"])
         final = final_metrics(row, index).items()
-        metrics += [Metric(k, float(v), 0, 0, model) for k, v in final]
+        self.client.log_batch(run_id, [Metric(k, float(v), 0, 0, model) for k, v in final])
+
+    def history(self, run_id: str, history: list[dict[str, float]]) -> None:
+        """Metrics by step, of a training's evaluations."""
+        from mlflow.entities import Metric
+
+        metrics = [
+            Metric(k, float(v), int(1000 * entry["seconds"]), int(entry["step"]))
+            for entry in history
+            for k, v in entry.items()
+            if k not in ("step", "seconds")
+        ]
         for start in range(0, len(metrics), BATCH):
             self.client.log_batch(run_id, metrics=metrics[start : start + BATCH])
 

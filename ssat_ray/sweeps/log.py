@@ -19,7 +19,16 @@ from ssat_ray.places import write_atomic
 from ssat_ray.plan import build_plan
 from ssat_ray.stages.report import REPORT, RESULTS, read_results
 from ssat_ray.store import Store
-from ssat_ray.sweeps.record import ENDED, FAILED, FILE, FINISHED, Record, Trial
+from ssat_ray.sweeps.record import (
+    ENDED,
+    FAILED,
+    FILE,
+    FINISHED,
+    RUNNING,
+    Record,
+    Trial,
+    read_histories,
+)
 from ssat_ray.sweeps.server import Server
 from ssat_ray.sweeps.show import Lines
 from ssat_ray.sweeps.space import Space, title
@@ -43,7 +52,7 @@ GRACE = 30.0
 
 
 class Log:
-    """Logs trials from a thread of its own, so that a server that is away holds up nothing.
+    """Logs trials as they start and end, from a thread of its own, so that a server that is away holds up nothing.
 
     What is logged is read from the trial's folder and the store, so it can be logged at any time later. `mlflow.json` says
     what has been. Without `runtime.tracking_uri` it starts a server on the store's database, for as long as the sweep runs.
@@ -76,7 +85,7 @@ class Log:
             tracking_uri(None, self.store)
 
     def add(self, trial: Trial) -> None:
-        """A trial that has ended; one that is logged already is not logged again."""
+        """A trial that has started or ended; what is logged already is not logged again."""
         if self._state["trials"].get(trial["name"]) != _version(trial):
             self._added = True
             self._queue.put(copy.deepcopy(trial))
@@ -162,15 +171,21 @@ class Log:
         parent = self._parent(tracker)
         point = self.space.point(trial["settings"])
         plan, folder = build_plan(point.config), self.folder / trial["name"]
-        finished = trial["status"] == FINISHED
-        results = read_results(folder) if finished else None
-        files = (folder / RESULTS, folder / REPORT) if finished else ()
         for seed in point.config.seeds:
             run = tracker.open(f"{title(trial['settings'])} seed {seed}", parent)
             tags = {"trial": trial["name"], "sweep": self.folder.name, "seed": seed}
             tags |= {key: trial[key] or "" for key in ("status", "step", "cause")}
+            tracker.start_trial(run, point.config, plan, point.row, seed, tags)
             tracker.reports(run.info.run_id, trial["reports"])
-            tracker.fill_trial(run, point.config, plan, point.row, seed, tags, results, files)
+            if trial["status"] == FINISHED:
+                files = (folder / RESULTS, folder / REPORT)
+                results = read_results(folder)
+                tracker.fill_trial(run.info.run_id, plan, point.row, seed, results, files)
+            elif trial["status"] != RUNNING:
+                train = plan.jobs[point.row, seed, "train"]
+                unfinished = read_histories(folder).get(train.digest, [])
+                failed = trial["cause"] is not None
+                tracker.end_trial(run.info.run_id, train, unfinished, failed)
         trials = {**self._state["trials"], trial["name"]: _version(trial)}
         self._note(trials=trials, finished=False)
 
@@ -198,5 +213,5 @@ class Log:
 
 
 def _version(trial: Trial) -> str:
-    """How a trial ended: what is logged once."""
+    """How a trial stands: what is logged once."""
     return f"{trial['status']} {trial['cause'] or ''}".strip()

@@ -15,6 +15,8 @@ from ssat_ray.stages.report import RESULTS, read_results
 from ssat_ray.sweeps.space import ROW, Point, Space
 
 FILE, SCHEMA = "sweep.json", 1
+HISTORIES = "histories.json"
+"""In a trial's folder: training's digest -> evaluations, of trainings that paused and were never published."""
 WAITING, RUNNING = "waiting", "running"
 FINISHED, STOPPED, FAILED, DIVERGED = "finished", "stopped", "failed", "diverged"
 ENDED = (FINISHED, STOPPED, DIVERGED)
@@ -216,6 +218,12 @@ def objectives(results: dict[str, Any], row: str) -> dict[str, float]:
         "memory": float(own["memory_bytes"]),
         "flops": own["flops"],
     }
+
+
+def read_histories(folder: Path) -> dict[str, list[dict[str, float]]]:
+    """What a trial without results has in `HISTORIES`."""
+    path = folder / HISTORIES
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import os
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from ssat_ray import pipeline, runtime
+from ssat_ray.board import board
 from ssat_ray.config import Config
 from ssat_ray.errors import Diverged, RunFailed, Stopped, UserError
+from ssat_ray.places import write_atomic
 from ssat_ray.plan import Plan, build_plan
 from ssat_ray.stages.base import Rungs, StageContext
 from ssat_ray.stages.group import failure_of
 from ssat_ray.store import Store
-from ssat_ray.sweeps.record import DIVERGED, FAILED, FINISHED, STOPPED, objectives, summary
+from ssat_ray.sweeps.record import (
+    DIVERGED,
+    FAILED,
+    FINISHED,
+    HISTORIES,
+    STOPPED,
+    objectives,
+    summary,
+)
 from ssat_ray.sweeps.sharing import COMPUTATIONS
 from ssat_ray.sweeps.show import Lines
 from ssat_ray.sweeps.space import Point
@@ -94,8 +107,8 @@ def _finish(point: Point, order: Order) -> Outcome:
                 return failure
             context = context_of(config, [plan], order.folder, rungs)
             results = _results(point, plan, folder, watcher, context)
-        except Stopped:
-            return {STATUS: STOPPED}
+            if rungs is not None and results[STATUS] != FINISHED:
+                keep_histories(rungs, folder)
         except (UserError, RunFailed) as error:
             return {STATUS: FAILED, CAUSE: str(error)}
         except Exception as error:  # ours, and the other trials go on
@@ -110,15 +123,23 @@ def _results(
     """Run a trial's pipeline to its end.
 
     Raises:
-        Stopped: at a rung. UserError, RunFailed: of anything but a worker group.
+        UserError, RunFailed: of anything but a worker group.
     """
     try:
         results = pipeline.run_in_session(point.config, plan, folder, watcher, context)
+    except Stopped:
+        return {STATUS: STOPPED}
     except (UserError, RunFailed):
         if (failure := _failure(point, plan)) is None:
             raise
         return failure
     return {STATUS: FINISHED, **objectives(summary(results), point.row)}
+
+
+def keep_histories(rungs: Rungs, folder: Path) -> None:
+    """What trainings had reported when they paused, for MLflow: the board goes with the session."""
+    found = ray.get(board().histories.remote(sorted(rungs.digests)))
+    write_atomic(folder / HISTORIES, json.dumps(found))
 
 
 def _failure(point: Point, plan: Plan) -> Outcome | None:

@@ -253,6 +253,7 @@ class _Trials(tune.Callback):
             self.record.add(point)
             self.record.start(point.name)
             self.lines.trial_started(self.record.trials[point.name])
+            self.log.add(self.record.trials[point.name])
         self._under_way[trial.trial_id] = [point.name for point in points]
 
     def on_trial_result(

@@ -11,6 +11,7 @@ from mlflow.entities import Metric
 from ssat_ray.config import Config
 from ssat_ray.loading import flatten
 from ssat_ray.plan import Plan
+from ssat_ray.store import Job
 from ssat_ray.tracking import (
     Tracker,
     digest_tags,
@@ -23,32 +24,44 @@ from ssat_ray.tracking import (
 class SweepTracker(Tracker):
     """A tracker of which everything, again, may be done again."""
 
+    def start_trial(
+        self, run: Any, config: Config, plan: Plan, row: str, seed: int, tags: dict[str, Any]
+    ) -> None:
+        """One trial of a sweep and seed: parameters, digests and tags, of a run that is under way."""
+        params = {"row": row, "seed": seed, **flatten(config.model_dump(mode="json"))}
+        digests = digest_tags(jobs_of(plan, row, seed))
+        self.describe(run, params, {**version_tags(), **digests, **tags})
+        self.client.update_run(run.info.run_id, "RUNNING")
+
+    def end_trial(
+        self, run_id: str, train: Job, unfinished: list[dict[str, float]], failed: bool
+    ) -> None:
+        """One that has no results: the evaluations that there are of its training.
+
+        Args:
+            unfinished: those of a training that has not been published.
+        """
+        record = self.store.record(train)
+        self.history(run_id, unfinished if record is None else record.get("history", []))
+        self.client.set_terminated(run_id, "FAILED" if failed else "KILLED")
+
     def fill_trial(
         self,
-        run: Any,
-        config: Config,
+        run_id: str,
         plan: Plan,
         row: str,
         seed: int,
-        tags: dict[str, Any],
-        results: dict[str, Any] | None,
-        files: tuple[Path, ...] = (),
+        results: dict[str, Any],
+        files: tuple[Path, ...],
     ) -> None:
-        """One trial of a sweep and seed: parameters, digests, metrics by step, its and the baselines' results.
+        """One that has finished: metrics by step, its and the baselines' results.
 
         The model is not logged: it is in the store, and a sweep has many.
 
         Args:
-            results: of the trial; None: it has none, and the run ends as failed.
             files: artifacts.
         """
         jobs = jobs_of(plan, row, seed)
-        params = {"row": row, "seed": seed, **flatten(config.model_dump(mode="json"))}
-        self.describe(run, params, {**version_tags(), **digest_tags(jobs), **tags})
-        run_id = run.info.run_id
-        if results is None:
-            self.client.set_terminated(run_id, "FAILED" if tags.get("cause") else "KILLED")
-            return
         for entry in results["rows"]:
             index = entry["seeds"].index(seed)
             if entry["row"] == row:

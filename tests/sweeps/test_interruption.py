@@ -76,6 +76,11 @@ def test_killed_under_asha_every_ended_trial_keeps_its_result_and_none_runs_twic
     assert all(t["reports"] for t in ended.values()), "those that were killed too have reported"
     found = sweep.content["sharing"]["train"]
     assert found["finished"] == found["artefacts"]
+    stopped = [name for name, trial in ended.items() if trial["status"] == "stopped"]
+    for name in stopped:
+        path = sweep.cwd / "runs/sweep" / name / "histories.json"
+        histories = json.loads(path.read_text()).values()
+        assert len(histories) == 2 and all(h[-1]["val_pgd"] >= 0 for h in histories)
 
 
 def test_a_killed_bayesian_search_goes_on_where_it_was(swept: Any) -> None:

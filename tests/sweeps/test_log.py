@@ -15,8 +15,11 @@ import mlflow
 import pytest
 
 from ssat_ray.errors import UserError
+from ssat_ray.places import write_atomic
+from ssat_ray.plan import build_plan
 from ssat_ray.sweeps import log as logging
 from ssat_ray.sweeps.log import Log
+from ssat_ray.sweeps.record import HISTORIES
 from ssat_ray.sweeps.server import Server, command
 from ssat_ray.sweeps.show import Lines
 from ssat_ray.tracking import ARTIFACTS, DATABASE, EXPERIMENT
@@ -85,6 +88,50 @@ def test_a_parent_and_a_run_a_trial_and_seed(tracked: Any) -> None:
     assert [(m.step, m.value) for m in history] == [(40, 51.0), (80, 52.0)]
     assert stopped.data.metrics == {"val_pgd.mean": 33.0}
     assert stopped.data.tags["step"] == "40"
+
+
+def test_a_trial_is_there_from_its_start(tracked: Any) -> None:
+    record, (first, second) = tracked.record(), tracked.space.points
+    record.start(first.name)
+    log = log_of(tracked)
+    log.add(record.trials[first.name])
+    assert log.close(None) is None
+    uri = tracked.space.base.runtime.tracking_uri
+    found = runs(uri)
+    assert set(found) == {"invented", *(name for name in NAMES if "0.1" in name)}
+    started = found["select.ratio=0.1 seed 0"]
+    assert (started.info.status, started.data.tags["status"]) == ("RUNNING", "running")
+    assert started.data.params["select.ratio"] == "0.1" and started.data.metrics == {}
+    tracked.publish(first, 70.0)
+    again = log_of(tracked)  # the first command was killed
+    again.add(record.finish(first.name))
+    assert again.close(record) is None
+    ended = runs(uri)["select.ratio=0.1 seed 0"]
+    assert ended.info.run_id == started.info.run_id
+    assert (ended.info.status, ended.data.tags["status"]) == ("FINISHED", "finished")
+
+
+def test_a_trial_without_results_keeps_its_metrics_by_step(tracked: Any) -> None:
+    """Of a training that was published from the store, of one that paused from the trial's folder."""
+    record, point = tracked.record(), tracked.space.points[0]
+    plan = build_plan(point.config)
+    published, paused = (plan.jobs["random", seed, "train"] for seed in (0, 1))
+    history = [{"step": 40, "seconds": 1.0, "val_pgd": 41.0, "loss": 2.0}]
+    longer = [*history, {"step": 80, "seconds": 2.0, "val_pgd": 43.0, "loss": 1.0}]
+    tracked.store.publish(published, {"history": longer, "seconds": 2.0})
+    histories = {published.digest: history, paused.digest: history}
+    write_atomic(tracked.folder / point.name / HISTORIES, json.dumps(histories))
+    log = log_of(tracked)
+    log.add(record.fail(point.name, "diverged", "train random seed 1: the loss is NaN"))
+    assert log.close(record) is None
+    uri = tracked.space.base.runtime.tracking_uri
+    client = mlflow.MlflowClient(uri)
+    for seed, expected in enumerate((longer, history)):
+        run = runs(uri)[f"select.ratio=0.1 seed {seed}"]
+        assert run.info.status == "FAILED"
+        for key in ("val_pgd", "loss"):
+            logged = client.get_metric_history(run.info.run_id, key)
+            assert [(m.step, m.value) for m in logged] == [(e["step"], e[key]) for e in expected]
 
 
 def test_nothing_is_logged_twice(tracked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
