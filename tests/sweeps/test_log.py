@@ -91,7 +91,7 @@ def test_a_parent_and_a_run_a_trial_and_seed(tracked: Any) -> None:
 
 
 def test_a_trial_is_there_from_its_start(tracked: Any) -> None:
-    record, (first, second) = tracked.record(), tracked.space.points
+    record, first = tracked.record(), tracked.space.points[0]
     record.start(first.name)
     log = log_of(tracked)
     log.add(record.trials[first.name])
