@@ -269,20 +269,12 @@ class Tracker:
         tags = {f"attack.{attack}": entry["name"] for attack, entry in row["accuracy"].items()}
         tags["machine"] = machine_name(record["made_by"]["machine"])
         self.client.log_batch(run_id, tags=[RunTag(k, str(v)) for k, v in tags.items()])
-        self.history(run_id, record["history"])
         final = final_metrics(row, index).items()
-        self.client.log_batch(run_id, [Metric(k, float(v), 0, 0, model) for k, v in final])
+        metrics = [Metric(k, float(v), 0, 0, model) for k, v in final]
+        self.log_metrics(run_id, history_metrics(record["history"]) + metrics)
 
-    def history(self, run_id: str, history: list[dict[str, float]]) -> None:
-        """Metrics by step, of a training's evaluations."""
-        from mlflow.entities import Metric
-
-        metrics = [
-            Metric(k, float(v), int(1000 * entry["seconds"]), int(entry["step"]))
-            for entry in history
-            for k, v in entry.items()
-            if k not in ("step", "seconds")
-        ]
+    def log_metrics(self, run_id: str, metrics: list[Any]) -> None:
+        """As many at a time as a server takes."""
         for start in range(0, len(metrics), BATCH):
             self.client.log_batch(run_id, metrics=metrics[start : start + BATCH])
 
@@ -364,6 +356,18 @@ def jobs_of(plan: Plan, row: str, seed: int) -> dict[str, Job]:
 def digest_tags(jobs: dict[str, Job]) -> dict[str, str]:
     """Digests of a row's artefacts, as tags."""
     return {f"digest.{stage}".replace(":", "."): job.digest for stage, job in jobs.items()}
+
+
+def history_metrics(history: list[dict[str, float]]) -> list[Any]:
+    """The evaluations of a training, as metrics by step."""
+    from mlflow.entities import Metric
+
+    return [
+        Metric(k, float(v), int(1000 * entry["seconds"]), int(entry["step"]))
+        for entry in history
+        for k, v in entry.items()
+        if k not in ("step", "seconds")
+    ]
 
 
 def final_metrics(row: dict[str, Any], index: int) -> dict[str, float]:

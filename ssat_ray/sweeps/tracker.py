@@ -16,6 +16,7 @@ from ssat_ray.tracking import (
     Tracker,
     digest_tags,
     final_metrics,
+    history_metrics,
     jobs_of,
     version_tags,
 )
@@ -42,7 +43,8 @@ class SweepTracker(Tracker):
             unfinished: those of a training that has not been published.
         """
         record = self.store.record(train)
-        self.history(run_id, unfinished if record is None else record.get("history", []))
+        history = unfinished if record is None else record.get("history", [])
+        self.log_metrics(run_id, history_metrics(history))
         self.client.set_terminated(run_id, "FAILED" if failed else "KILLED")
 
     def fill_trial(
