@@ -17,7 +17,7 @@ from ssat_ray.sweeps.space import MOST_DRAWS, Axis, Space
 STUDY = "sweep"
 
 
-class Search(OptunaSearch):  # type: ignore[misc]
+class Search(OptunaSearch):
     """Ray Tune's Optuna searcher, which proposes no point twice.
 
     Optuna may, most of all in a space of few points. It is told what the point has achieved, if it has ended, and the trial

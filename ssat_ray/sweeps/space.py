@@ -33,11 +33,12 @@ OWN = {
     "seeds": "seeds says which",
     "goal": "a sweep compares",
     "preset": "preset says which",
+    ROW: "it is a key of the file, or of its space",
     "evaluate.autoattack_seeds": "AutoAttack is for the setting that the sweep recommends",
 }
 """Keys of the configuration that the sweep file itself decides, and how."""
 ALSO_CALLED = {"select.method": ROW, "select.layer": "embed.layer"}
-"""What people may look for, and the key that it has."""
+"""Other names of keys, in `space` and `set`."""
 NAME_DIGITS = 10
 MOST_CORNERS = 256
 BATCH = 5
@@ -134,7 +135,12 @@ class Sweep(Section):
     def _axes(cls, space: Any) -> Any:
         if not isinstance(space, dict):
             raise ValueError("space must be a mapping: key -> list of values, or a range")
-        return {str(key): _axis(str(key), found) for key, found in space.items()}
+        return {key: _axis(key, found) for key, found in _renamed("space", space).items()}
+
+    @field_validator("fixed", mode="before")
+    @classmethod
+    def _fixed(cls, fixed: Any) -> Any:
+        return _renamed("set", fixed) if isinstance(fixed, dict) else fixed
 
     @model_validator(mode="after")
     def _one_row(self) -> Sweep:
@@ -231,7 +237,7 @@ class Space:
     def __init__(self, sweep: Sweep, preset: str, overrides: Iterable[str] = ()) -> None:
         self.sweep, self.preset, self._tree = sweep, preset, read_preset(preset)
         self._resolve({})  # whatever is wrong with the preset is said of it, not of a point
-        given = dict(map(parse_override, overrides))
+        given = {ALSO_CALLED.get(k, k): value for k, value in map(parse_override, overrides)}
         for source, keys in (("set", sweep.fixed), ("--set", given)):
             for key in keys:
                 self._check_key(f"{source}: {key}", key)
@@ -255,9 +261,7 @@ class Space:
         """UserError for a key that there is not, or that the sweep file itself decides."""
         known = [*_leaves(), ROW]
         if key not in known and not key.startswith("train.none_recipes."):
-            found = ALSO_CALLED.get(key)
-            near = f" (did you mean {found!r}?)" if found else nearest(key, known)
-            raise UserError(f"{where}: there is no such key{near}.")
+            raise UserError(f"{where}: there is no such key{nearest(key, known)}.")
         if key in OWN:
             raise UserError(f"{where} cannot be set in a sweep: {OWN[key]}.")
 
@@ -368,6 +372,16 @@ def title(settings: Mapping[str, Any]) -> str:
 
 def _digest(tree: dict[str, Any]) -> str:
     return hashlib.sha256(canonical_json(tree).encode()).hexdigest()[:NAME_DIGITS]
+
+
+def _renamed(where: str, keys: dict[Any, Any]) -> dict[str, Any]:
+    """Keys by the names that they have in the configuration; ValueError if one is there by both its names."""
+    twice = [key for key, name in ALSO_CALLED.items() if key in keys and name in keys]
+    if twice:
+        raise ValueError(
+            f"{where}: {twice[0]} is another name of {ALSO_CALLED[twice[0]]}, which is there too"
+        )
+    return {ALSO_CALLED.get(key, str(key)): value for key, value in keys.items()}
 
 
 def _axis(key: str, found: Any) -> Axis | dict[str, Any]:

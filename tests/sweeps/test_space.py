@@ -81,6 +81,15 @@ def test_the_row_can_be_swept(read: Any) -> None:
     ]
 
 
+def test_methods_and_layers_have_another_name(read: Any) -> None:
+    space = read(row=None, space={"select.method": ["lcs-km", "pcs"], "select.layer": ["logits"]})
+    plain = read(row=None, space={"row": ["lcs-km", "pcs"], "embed.layer": ["logits"]})
+    assert [p.name for p in space.points] == [p.name for p in plain.points]
+    assert space.points[1].title == "row=pcs embed.layer=logits"
+    for fixed in (read(set={"select.layer": "logits"}), read("select.layer=logits")):
+        assert fixed.base.embed.layer == "logits"
+
+
 def test_a_random_search_is_a_function_of_its_seed(read: Any) -> None:
     draw = {"space": RATIO, "search": "random", "trials": 20}
     first, same, other = (read(**draw, search_seed=seed).points for seed in (0, 0, 1))
@@ -103,8 +112,12 @@ def test_a_bayesian_search_has_no_points_beforehand_but_checks_its_ends(read: An
         ({"space": {}}, "space is empty"),
         ({"space": {"cluster.k": []}}, r"space.cluster.k has no values"),
         ({"space": {"cluster.kk": [5]}}, r"cluster.kk: .*did you mean 'cluster.k'"),
-        ({"space": {"select.layer": ["logits"]}}, r"did you mean 'embed.layer'"),
-        ({"space": {"select.method": ["pcs"]}}, r"did you mean 'row'"),
+        ({"space": {"select.method": ["pcs"]}}, "not in both"),
+        (
+            {"space": {"select.layer": ["logits"], "embed.layer": ["logits"]}},
+            "select.layer is another name of embed.layer, which is there too",
+        ),
+        ({"set": {"select.method": "pcs"}}, "set: row cannot be set in a sweep: it is a key of"),
         ({"space": {"cluster": [1]}}, r"cluster: there is no such key"),
         ({"space": {"runtime.actors": [1, 2]}}, "changes no result"),
         ({"space": {"seeds": [[0], [1]]}}, "seeds cannot be set in a sweep: seeds says which"),
