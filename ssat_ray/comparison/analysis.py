@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ import numpy as np
 from ssat_ray.comparison.differences import accuracy_interval, difference, pooled_noise
 from ssat_ray.comparison.effects import levels, main_effects
 from ssat_ray.comparison.naming import name_outcomes, varied
-from ssat_ray.comparison.outcomes import BASELINES, Outcome, Reading
-from ssat_ray.comparison.recommendation import recommend
+from ssat_ray.comparison.outcomes import BASELINES, VALIDATION, Outcome, Reading
+from ssat_ray.comparison.recommendation import by_validation, recommend
 from ssat_ray.comparison.statistics import LEVEL, Noise, as_json, pareto_front
 from ssat_ray.errors import UserError
 from ssat_ray.estimate import energy
@@ -78,6 +78,12 @@ def analyse(reading: Reading, question: Question) -> Record:
         }
         entry["to_best"] = None if one is best else difference(one, best, attack, noise)
     chosen = recommend(entries, labels[outcomes.index(best)], question.by, attack)
+    chosen["by_validation"] = None
+    if attack != VALIDATION and all(VALIDATION in one.accuracy for one in outcomes):
+        same = replace(reading, outcomes=tuple(outcomes))
+        other = analyse(same, replace(question, attack=VALIDATION))["recommended"]
+        chosen["by_validation"] = other["name"]
+        chosen["reason"].append(by_validation(chosen, other, entries, attack))
     spent = None if reading.spent is None else sum(reading.spent.values())
     return {
         "schema": SCHEMA,

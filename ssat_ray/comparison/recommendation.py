@@ -9,6 +9,8 @@ from ssat_ray.comparison.words import IN_WORDS, cost_text, points, seeds_text
 from ssat_ray.errors import UserError
 
 Record = dict[str, Any]
+NEAR = 0.05
+"""Share by which times may differ for no other reason than when they were taken: nothing here measures it."""
 
 
 def recommend(entries: Sequence[Record], best: str, by: str, attack: str) -> Record:
@@ -44,6 +46,7 @@ def recommend(entries: Sequence[Record], best: str, by: str, attack: str) -> Rec
     chosen = min(known, key=lambda entry: (entry[by], -entry[attack]["mean"]))
     reason = [
         _choice(chosen, top, eligible, candidates, by, attack),
+        *_ties(chosen, known, by),
         *_doubt(chosen, top),
         *_spread(candidates, compared, below),
         *_against_baselines(chosen, entries, by),
@@ -86,6 +89,39 @@ def _choice(
         f"{chosen['name']} has the least {cost} of {among}: {reached} against "
         f"{top[attack]['mean']:.1f} % of {top['name']}, {points(chosen['to_best'])}, with "
         f"{cost_text(chosen[by], by)} instead of {cost_text(top[by], by)}."
+    )
+
+
+def _ties(chosen: Record, known: list[Record], by: str) -> list[str]:
+    """Other choices that take about as long: a time has no interval."""
+    limit = (1 + NEAR) * chosen["time"]
+    near = [entry for entry in known if entry is not chosen and entry["time"] <= limit]
+    if by != "time" or not near:
+        return []
+    names = ", ".join(entry["name"] for entry in near[:3]) + (" and others" if near[3:] else "")
+    return [
+        f"Total time has no interval, and {names} took at most {100 * NEAR:.0f} % longer: among these the "
+        "clock decided."
+    ]
+
+
+def by_validation(found: Record, other: Record, entries: Sequence[Record], attack: str) -> str:
+    """What would be recommended if the test images had no part in it, beside what is.
+
+    Args:
+        found: of `recommend`, by the test images.
+        other: the same by the validation images.
+        entries: as for `recommend`.
+        attack: whose accuracy on the test images counts.
+    """
+    text = "By the validation images, so that the test images choose nothing (--attack validation)"
+    if other["name"] == found["name"]:
+        return f"{text}, it would be the same."
+    entry = next(entry for entry in entries if entry["name"] == other["name"])
+    by = found["by"]
+    return (
+        f"{text}, it would be {entry['name']}, with {entry[attack]['mean']:.1f} % "
+        f"{entry['accuracy'][attack]['name']} accuracy and {cost_text(entry[by], by)}."
     )
 
 

@@ -205,6 +205,21 @@ def test_the_recommended_is_the_cheapest_not_significantly_below_the_best(
         assert found["recommended"]["below"] == len(entries) - len(good)
 
 
+def test_the_choice_of_the_validation_images_stands_beside(
+    content: dict[str, Any], reading: Reading
+) -> None:
+    by_validation = analyse(reading, Question(attack="validation"))["recommended"]
+    assert content["recommended"]["by_validation"] == by_validation["name"]
+    assert (
+        "the test images choose nothing (--attack validation)"
+        in content["recommended"]["reason"][-1]
+    )
+    assert by_validation["by_validation"] is None
+    without = replace(reading.outcomes[0], accuracy={"pgd": reading.outcomes[0].accuracy["pgd"]})
+    some = replace(reading, outcomes=(without, *reading.outcomes[1:]))
+    assert analyse(some, Question())["recommended"]["by_validation"] is None
+
+
 def test_the_command_names_the_trial(
     content: dict[str, Any], reading: Reading, invented: Any
 ) -> None:

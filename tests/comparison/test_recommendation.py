@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ssat_ray.comparison.recommendation import recommend
+from ssat_ray.comparison.recommendation import by_validation, recommend
 from ssat_ray.comparison.words import accuracy_text, noise_text, points, seeds_text, spent_text
 
 
@@ -65,6 +65,29 @@ def test_by_other_costs() -> None:
     assert "least number of images" in reason(entries, "pcs a", "images")[1]
     assert "12\u202f000 images instead of" in reason(entries, "pcs a", "images")[1]
     assert "120 MiB instead of 600 MiB" in reason(entries, "pcs a", "memory")[1]
+
+
+def test_a_near_tie_in_time_is_the_clocks() -> None:
+    entries = [
+        BEST,
+        entry("pcs b", 82.1, 100.0, against(-0.9, 1.4, 9)),
+        entry("pcs c", 82.4, 104.0, against(-0.6, 1.4, 9)),
+        entry("pcs d", 82.4, 106.0, against(-0.6, 1.4, 9)),
+        entry("pcs e", 70.0, 101.0, against(-13.0, 1.4)),
+    ]
+    name, said = reason(entries, "pcs a")
+    assert name == "pcs b"
+    assert "no interval, and pcs c took at most 5 % longer: among these the clock decided." in said
+    assert "the clock" not in reason(entries, "pcs a", "images")[1]
+    assert "the clock" not in reason([BEST, entries[1], entries[3]], "pcs a")[1]
+
+
+def test_what_the_validation_images_would_choose_is_said_beside() -> None:
+    entries = [BEST, entry("pcs b", 82.1, 120.0, against(-0.9, 1.4, 9))]
+    found = recommend(entries, "pcs a", "time", "pgd")
+    said = by_validation(found, {"name": "pcs a"}, entries, "pgd")
+    assert "it would be pcs a, with 83.0 % PGD-40 accuracy and 10 min 00 s." in said
+    assert by_validation(found, found, entries, "pgd").endswith("it would be the same.")
 
 
 def test_nothing_is_significantly_below() -> None:
