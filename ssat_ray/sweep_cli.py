@@ -39,7 +39,8 @@ def _run(space: Space, own: str, since: float) -> None:
     runs = place(runtime.runs)
     if not isinstance(runs, Path):
         raise UserError(
-            f"runtime.runs={runtime.runs}: a sweep keeps its trials in a folder; its store may be in a bucket."
+            f"runtime.runs={runtime.runs}: a sweep's runs must be in a folder on a file system, which may be a "
+            "network's; runtime.store may be in an object store."
         )
     folder = runs / own
     check_inputs(space.base)

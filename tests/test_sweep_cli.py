@@ -33,6 +33,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["grid.yaml", "--set", "select.ratio=0.3"], "--set: select.ratio is in space"),
         (["grid.yaml", "--set", "train.lrr=0.3"], "did you mean 'train.lr'"),
         (["grid.yaml", "--set", "train.lr=-1"], "train.lr=-1"),
+        (
+            ["grid.yaml", "--set", "runtime.runs='s3://b/runs'"],
+            "s3://b/runs: .* must be in a folder",
+        ),
         (["grid.yaml", "--set", "data.path=x.npz", "--set", "data.name=npz"], "x.npz does not ex"),
     ],
 )

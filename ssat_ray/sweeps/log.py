@@ -150,7 +150,14 @@ class Log:
                     log = self.folder / "mlflow.log"
                     self._server = Server(root / DATABASE, root / ARTIFACTS, log)
                     self.lines.say("tracking", f"MLflow: {self._server.uri}", uri=self._server.uri)
-                self._server.wait()
+                try:
+                    self._server.wait()
+                except (
+                    TimeoutError
+                ):  # its port may have been taken meanwhile: the next one has another
+                    self._server.stop()
+                    self._server = None
+                    raise
             uri = self._server.uri
         self._tracker = SweepTracker(uri, self.store, self._state["key"], local=self.uri is None)
         return self._tracker

@@ -7,6 +7,7 @@ which is when the sweep is gone, however that came.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import socket
@@ -16,8 +17,12 @@ import threading
 import time
 import urllib.request
 from pathlib import Path
+from typing import IO
 
 START_SECONDS = 180.0
+OLD_SECONDS = 40.0
+"""That the server of a killed sweep has to end: more than its keeper gives it."""
+LOCK = ".mlflow-server.lock"
 PAUSE = 2.0
 HOST = "127.0.0.1"
 
@@ -92,6 +97,25 @@ def command(port: str, database: str, artifacts: str) -> list[str]:
     ]
 
 
+def wait_for_lock(path: Path, gone: threading.Event, seconds: float = OLD_SECONDS) -> IO[str]:
+    """A file that the keeper has locked as long as it is open.
+
+    The server of a killed sweep lives some seconds longer, and this one must not write beside it. One of a sweep that is
+    alive does not give way: after `seconds` it goes without the lock.
+
+    Args:
+        gone: set when the lock is not needed any more.
+    """
+    file, end = path.open("w"), time.monotonic() + seconds
+    while not gone.is_set() and time.monotonic() < end:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            gone.wait(0.2)
+    return file
+
+
 def keep(port: str, database: str, artifacts: str) -> None:
     """Keep a server going until standard input ends; then end all processes of this one's group."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which is meant for the others of the group
@@ -102,15 +126,18 @@ def keep(port: str, database: str, artifacts: str) -> None:
         gone.set()
 
     threading.Thread(target=listen, name="parent", daemon=True).start()
-    while not gone.is_set():
-        server = subprocess.Popen(command(port, database, artifacts), stdin=subprocess.DEVNULL)
-        while server.poll() is None and not gone.wait(PAUSE):
-            pass
-        gone.wait(PAUSE)
-    os.killpg(0, signal.SIGTERM)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        server.wait(15)
-    os.killpg(0, signal.SIGKILL)
+    server = None
+    with wait_for_lock(Path(database).with_name(LOCK), gone):
+        while not gone.is_set():
+            server = subprocess.Popen(command(port, database, artifacts), stdin=subprocess.DEVNULL)
+            while server.poll() is None and not gone.wait(PAUSE):
+                pass
+            gone.wait(PAUSE)
+        os.killpg(0, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            if server is not None:
+                server.wait(15)
+        os.killpg(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":

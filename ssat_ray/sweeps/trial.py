@@ -91,10 +91,8 @@ def _watch(done: Any, order: Order, board: Any) -> dict[str, dict[str, Any]]:
     """
     left = list(order.rungs)
     while not ray.wait([done], timeout=POLL_SECONDS)[0]:
-        if left:
-            histories, finished = _progress(order, board)
-            while left and (value := rung_value(histories, finished, left[0])) is not None:
-                tune.report({NAME: order.points[0].name, STEP: left.pop(0), VALUE: value})
+        left = _report_rungs(order, board, left)
+    _report_rungs(order, board, left)  # it may have found all its trainings published
     try:
         outcomes: dict[str, dict[str, Any]] = ray.get(done)
     except ray.exceptions.RayError as error:  # the process is gone, for lack of memory for example
@@ -102,6 +100,16 @@ def _watch(done: Any, order: Order, board: Any) -> dict[str, dict[str, Any]]:
         lost = {STATUS: "failed", CAUSE: f"the trial's process died: {reason}"}
         return {point.name: lost for point in order.points}
     return outcomes
+
+
+def _report_rungs(order: Order, board: Any, left: list[int]) -> list[int]:
+    """Report the rungs of `left` that all seeds have reached; returns those that are left."""
+    if left:
+        histories, finished = _progress(order, board)
+        while left and (value := rung_value(histories, finished, left[0])) is not None:
+            tune.report({NAME: order.points[0].name, STEP: left[0], VALUE: value})
+            left = left[1:]
+    return left
 
 
 def _progress(order: Order, board: Any) -> tuple[list[History], list[bool]]:
@@ -119,17 +127,17 @@ def _progress(order: Order, board: Any) -> tuple[list[History], list[bool]]:
 def rung_value(histories: list[History], finished: list[bool], rung: int) -> float | None:
     """Mean over seeds of the validation robust accuracy (percent) at the first evaluation from `rung` steps on.
 
-    A training that ended before counts with its last evaluation. None if one is not there yet, or if all have ended: there
-    is nothing left to stop.
+    A training that ended before counts with its last evaluation. None if one is not there yet, or if all have ended
+    before: nothing was left to stop there.
     """
-    if all(finished):
+    reached = [[entry for entry in history if entry[STEP] >= rung] for history in histories]
+    if all(finished) and not any(reached):
         return None
     values = []
-    for history, ended in zip(histories, finished, strict=True):
-        reached = [entry for entry in history if entry[STEP] >= rung]
-        if not reached and not ended:
+    for history, found, ended in zip(histories, reached, finished, strict=True):
+        if not found and not ended:
             return None
-        values.append((reached[0] if reached else history[-1])[VALUE])
+        values.append((found[0] if found else history[-1])[VALUE])
     return sum(values) / len(values)
 
 

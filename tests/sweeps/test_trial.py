@@ -24,7 +24,16 @@ def test_a_seed_that_has_ended_counts_with_its_last_evaluation() -> None:
     ended, going = history(10, 20), history(30, 40, 60)
     assert rung_value([ended, going], [True, False], 60) == 40.0
     assert rung_value([ended, going], [True, False], 20) == 20.0
-    assert rung_value([ended, going], [True, True], 60) is None, "nothing is left to stop"
+    assert rung_value([ended, going], [True, True], 80) is None, "nothing was left to stop there"
+
+
+def test_a_trial_that_was_killed_after_its_trainings_reports_what_it_would_have() -> None:
+    """So that later trials are measured by as many as without the kill."""
+    first, second = history(10, 20), history(30, 40, 60)
+    reported = {rung: rung_value([first, second], [False, False], rung) for rung in (20, 40)}
+    reported[60] = rung_value([first, second], [True, False], 60)
+    assert reported == {20: 20.0, 40: 30.0, 60: 40.0}
+    assert {rung: rung_value([first, second], [True, True], rung) for rung in reported} == reported
 
 
 @pytest.mark.parametrize(
