@@ -11,8 +11,9 @@ from optuna.trial import TrialState
 from ray.tune.search.optuna import OptunaSearch
 
 from ssat_ray.store import canonical_json
+from ssat_ray.sweeps.axis import Axis
 from ssat_ray.sweeps.record import DIVERGED, ENDED, FAILED, FINISHED, Record, objectives
-from ssat_ray.sweeps.space import MOST_DRAWS, Axis, Space
+from ssat_ray.sweeps.space import MOST_DRAWS, Space
 
 STUDY = "sweep"
 

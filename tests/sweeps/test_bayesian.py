@@ -7,8 +7,8 @@ from typing import Any
 import optuna
 import pytest
 
+from ssat_ray.sweeps.axis import Axis
 from ssat_ray.sweeps.bayesian import distribution, search
-from ssat_ray.sweeps.space import Axis
 
 SEARCH: dict[str, Any] = {
     "space": {

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssat_ray.errors import UserError
-from ssat_ray.sweeps.space import Axis, Space, points, read_sweep
+from ssat_ray.sweeps.axis import Axis
+from ssat_ray.sweeps.space import Space, points, read_sweep
 
 GRID: dict[str, Any] = {
     "preset": "digits",
