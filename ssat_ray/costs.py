@@ -182,7 +182,10 @@ def _pool_source(config: Config, probe: Probe, read: float) -> Costs:
 
 
 def _cluster(config: Config, probe: Probe, read: float) -> Costs:
-    """Reading all images, embedding and refining some; the rest of its time is the start on the sample."""
+    """Reading all images, embedding and refining some; the rest of its time is the start on the sample.
+
+    The embeddings are in memory when the embedding actors have gone, so they add nothing to those' peak.
+    """
     jobs = [job for job in probe.main if job.stage == "cluster"]
     if not jobs:
         return
@@ -205,6 +208,7 @@ def _cluster(config: Config, probe: Probe, read: float) -> Costs:
         per_image=per_image,
         per_refined=per_refined,
         session_bytes=max(probe.peaks.get("cluster", 0), probe.baseline + peak),
+        growing_bytes=probe.baseline + peak,
         images=probe.size.main,
         refined=refined,
         bytes_per_refined=points,  # sums and the sample do not grow: they are in the peak
@@ -285,15 +289,17 @@ def _select(config: Config, probe: Probe, read: float) -> Costs:
     if each <= 0:
         each = probe.seconds(probe.main, "select") / images
     fixed = max(0.0, probe.walls["select"] - each * probe.images) / _NUM_POOLS
+    peak = max(record["peak_pss_bytes"] for record in records)
     yield StageCost(
         "select",
         once=0.0,
         per_seed=fixed,
         per_image=PerImage(pixels=each),
         session_bytes=probe.peaks.get("select", probe.baseline),
+        growing_bytes=probe.baseline + peak,  # the stages before leave idle processes for a while
         images=images,
         bytes_per_image=_choice_bytes(config),
-        actor_bytes=max(record["peak_pss_bytes"] for record in records),
+        actor_bytes=peak,
         disk_per_image=PerImage(pixels=sum(r["bytes_written"] for r in records) / images),
     )
 

@@ -33,7 +33,8 @@ class StageCost:
         per_seed: wall seconds of each seed whatever the pool: a fit on the sample, a training.
         per_image, per_refined: of each pool image, and of each image that the clusters are refined on.
         session_bytes: peak memory of the session while it ran.
-        images, refined: of the measured pool, to which `session_bytes` belongs.
+        growing_bytes: the same at the moment when it held what grows; None: at its peak.
+        images, refined: of the measured pool, to which both belong.
         bytes_per_image, bytes_per_refined: memory that grows with the images.
         loaded_share, loaded_most: share of the pool that a training loads, and most images of it at a time.
         loaded_bytes: of such an image, in all workers.
@@ -49,6 +50,7 @@ class StageCost:
     per_image: PerImage = PerImage()
     per_refined: PerImage = PerImage()
     session_bytes: int = 0
+    growing_bytes: int | None = None
     images: int = 0
     refined: int = 0
     bytes_per_image: float = 0.0
@@ -202,12 +204,13 @@ def _stage(
         0.0, held - cost.bytes_per_refined * cost.refined
     )
     grown += cost.loaded_bytes * pixels * min(target.images * cost.loaded_share, cost.loaded_most)
+    growing = cost.session_bytes if cost.growing_bytes is None else cost.growing_bytes
     disk = cost.disk_per_image.at(pixels, 1.0) * target.images * target.seeds
     return StageEstimate(
         cost.stage,
         start_seconds=cost.once,
         seconds=target.seeds * (cost.per_seed + each),
-        session_bytes=int(max(0.0, cost.session_bytes + max(0.0, grown))),
+        session_bytes=int(max(cost.session_bytes, growing + max(0.0, grown))),
         actor_bytes=int(cost.actor_bytes + max(0.0, grown) / cost.actors),
         disk_bytes=int(disk),
         scratch_bytes=int(cost.scratch_per_refined * refined * target.seeds),

@@ -99,6 +99,8 @@ def test_wall_time_is_taken_apart_into_starts_and_slopes(probe: Probe) -> None:
     again = cluster.per_image.at(1, 1) * 8000 + cluster.per_refined.at(1, 1) * 4000
     assert cluster.per_seed + again == pytest.approx(60.0)
     assert cluster.bytes_per_refined == 4 * 16 + 4
+    assert cluster.session_bytes == 3 * 10**9  # what was seen
+    assert cluster.growing_bytes == 10**9 + cluster.actor_bytes * config.runtime.actors
     assert cluster.scratch_per_refined == 4 * 16 + 16
     assert costs["select"].bytes_per_image == pytest.approx(4 + 0.1 * (40 + 18))
     assert (measured.image_shape, measured.gpus) == ((1, 8, 8), 0)

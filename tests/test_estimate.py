@@ -96,6 +96,16 @@ def test_memory_grows_with_the_embeddings_up_to_the_limit() -> None:
     assert peak[2] == 2000 * MIB + limit - 500_000 * 256
 
 
+def test_what_grows_is_added_to_the_memory_of_the_moment_that_holds_it() -> None:
+    """The embedding actors' peak stays as it is, until the refinement's is above it."""
+    (cluster,) = (cost for cost in MEASURED.stages if cost.stage == "cluster")
+    later = dataclasses.replace(cluster, growing_bytes=1600 * MIB)
+    measured = dataclasses.replace(MEASURED, stages=(later,))
+    for further, peak in ((10**6, 2000 * MIB), (4 * 10**6, 1600 * MIB + 4 * 10**6 * 256)):
+        target = Target(10**8, refine_rows=500_000 + further)
+        assert _stage(estimate(measured, target), "cluster").session_bytes == peak
+
+
 def test_actors_share_what_grows() -> None:
     target = Target(10**8, refine_rows=2_500_000, resident_bytes=1000 * MIB)
     assert _stage(estimate(MEASURED, target), "cluster").actor_bytes == 700 * MIB + 256 * 10**6
