@@ -7,20 +7,10 @@ import yaml
 
 from ssat_ray.config import Config
 from ssat_ray.errors import UserError
-from ssat_ray.loading import all_keys, load_config
+from ssat_ray.loading import all_keys, flatten, load_config
 
 SELECTING = "rows=[none, random, lcs-km, full]"
 """No guided row, which would need more images."""
-
-
-def _leaves(tree: dict, prefix: str = "") -> dict[str, object]:
-    found = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            found |= _leaves(value, f"{prefix}{key}.")
-        else:
-            found[prefix + key] = value
-    return found
 
 
 def _message(*overrides: str, preset: str = "digits") -> str:
@@ -32,8 +22,8 @@ def _message(*overrides: str, preset: str = "digits") -> str:
 
 def test_the_digits_preset_is_what_its_file_says() -> None:
     path = Path(__import__("ssat_ray").__file__).parent / "presets" / "digits.yaml"
-    written = _leaves(yaml.safe_load(path.read_text()))
-    resolved = _leaves(load_config("digits").model_dump(mode="json"))
+    written = flatten(yaml.safe_load(path.read_text()))
+    resolved = flatten(load_config("digits").model_dump(mode="json"))
     assert {key: resolved[key] for key in written} == written
     config = load_config("digits")
     assert config.data.num_test + config.data.num_labelled + config.data.num_validation == 1797
@@ -41,8 +31,8 @@ def test_the_digits_preset_is_what_its_file_says() -> None:
 
 
 def test_overrides_reach_nested_keys_and_leave_the_others() -> None:
-    before = _leaves(load_config("digits").model_dump(mode="json"))
-    after = _leaves(
+    before = flatten(load_config("digits").model_dump(mode="json"))
+    after = flatten(
         load_config(
             "digits",
             ["select.ratio=0.1", "seeds=[3, 4]", "cluster.k=7", "train.none_recipes.slow.lr=0.01"],
@@ -229,7 +219,7 @@ def test_two_mistakes_are_both_named() -> None:
 def test_all_keys_lists_sections_and_leaves_once() -> None:
     keys = all_keys()
     assert len(set(keys)) == len(keys)
-    assert set(_leaves(Config().model_dump())) <= set(keys)
+    assert set(flatten(Config().model_dump())) <= set(keys)
     assert {"train", "train.lr", "runtime.store"} <= set(keys)
 
 

@@ -133,15 +133,11 @@ def run(
 
 def table(points: list[Point]) -> str:
     """A Markdown line a point: means with 95 % intervals over seeds (`interval`); in brackets, the base images' mean."""
-    heads = ["row", "seen by", "λ", f"near the boundary % [{100 * NEAR:g}]"]
+    heads = [f"near the boundary % [{100 * NEAR:g}]"]
     heads += ["median score / base", "label agreement % [base]", "coverage [base]"]
     heads += ["coverage / base", "confidence - base"]
-    lines = [f"| {' | '.join(heads)} |", "|---|---|" + "---:|" * (len(heads) - 2)]
-    for p in points:
-        cells = [
-            f"`{p.row}`",
-            p.judge,
-            f"{p.weight:g}",
+    cells = [
+        [
             _spread(100 * p.near, 1),
             _spread(p.median_ratio, 2),
             f"{_spread(100 * p.agreement, 1)} [{100 * p.base_agreement.mean():.1f}]",
@@ -149,29 +145,36 @@ def table(points: list[Point]) -> str:
             _spread(p.coverage_ratio, 2),
             _spread(p.confidence, 3),
         ]
-        lines.append(f"| {' | '.join(cells)} |")
+        for p in points
+    ]
+    return _markdown(points, heads, cells)
+
+
+def _markdown(points: list[Point], heads: list[str], cells: list[list[str]]) -> str:
+    """A Markdown table with a line a point, which begins with what the point is of."""
+    heads = ["row", "seen by", "λ", *heads]
+    lines = [f"| {' | '.join(heads)} |", "|---|---|" + "---:|" * (len(heads) - 2)]
+    for p, own in zip(points, cells, strict=True):
+        lines.append(f"| {' | '.join([f'`{p.row}`', p.judge, f'{p.weight:g}', *own])} |")
     return "\n".join(lines)
 
 
 def table_by_seed(points: list[Point]) -> str:
     """A Markdown line a point: the value of each seed, in their order, and the seeds that reach all three bars."""
-    heads = ["row", "seen by", "λ", f"near the boundary %, from {100 * LEAST_NEAR:g}"]
+    heads = [f"near the boundary %, from {100 * LEAST_NEAR:g}"]
     heads += ["median score / base", f"label agreement %, from {100 * LEAST_AGREEMENT:g}"]
     heads += [f"coverage / base, from {LEAST_COVERAGE:g}", "seeds that reach all"]
-    lines = [f"| {' | '.join(heads)} |", "|---|---|" + "---:|" * (len(heads) - 2)]
-    for p in points:
-        cells = [
-            f"`{p.row}`",
-            p.judge,
-            f"{p.weight:g}",
+    cells = [
+        [
             _each(100 * p.near, 1),
             _each(p.median_ratio, 2),
             _each(100 * p.agreement, 1),
             _each(p.coverage_ratio, 3),
             ", ".join(map(str, p.reaching)) or "none",
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        for p in points
+    ]
+    return _markdown(points, heads, cells)
 
 
 def interval(values: np.ndarray) -> float:

@@ -220,32 +220,6 @@ def stage_run() -> type[StageRun]:
     return StageRun
 
 
-@pytest.fixture(scope="session")
-def hub_pipeline() -> Callable[[Path], Path]:
-    """Saves a tiny DDPM of digits as `google/ddpm-cifar10-32` is: unconditional, with attention, both configurations
-    at the top of the folder."""
-    from diffusers import DDPMScheduler, UNet2DModel
-
-    def save(where: Path) -> Path:
-        torch.manual_seed(0)
-        unet = UNet2DModel(
-            sample_size=8,
-            in_channels=1,
-            out_channels=1,
-            layers_per_block=1,
-            block_out_channels=(8, 16),
-            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-            norm_num_groups=2,
-            attention_head_dim=8,
-        )
-        unet.save_pretrained(where)
-        DDPMScheduler(1000).save_pretrained(where)
-        return where
-
-    return save
-
-
 @pytest.fixture(scope="module")
 def ray_here() -> Iterator[None]:
     """Ray in this process, with more CPUs than there may be: four actors fit."""

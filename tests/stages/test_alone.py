@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
 
 from ssat_ray.config import RuntimeConfig
 from ssat_ray.data.pool import Pool
@@ -26,6 +25,7 @@ from ssat_ray.stages.base import Session, StageContext, Task
 from ssat_ray.stages.generate import SampleActor, finish
 from ssat_ray.stages.quality import QUALITY, look
 from ssat_ray.store import Job, Store
+from tests.unets import save_pipeline, tiny_unet
 
 SMALL = "generate={num_images: 50, shard_rows: 30, num_inference_steps: 3}"
 PCG = ("rows=[none, pcg]", "generate.num_images=200", "select={ratio: 0.5, boundary_fraction: 0.4}")
@@ -89,27 +89,20 @@ Prepare = Callable[..., Work]
 
 
 @pytest.fixture
-def prepare(tmp_path: Path, hub_pipeline: Callable[[Path], Path]) -> Prepare:
-    """(classes of the DDPM or None, settings) -> the work; from a `hub_pipeline` if asked."""
+def prepare(tmp_path: Path) -> Prepare:
+    """(classes of the DDPM or None, settings) -> the work; with attention, as on the hub, if asked."""
 
     def work(classes: int | None, *settings: str, from_hub: bool = False) -> Work:
-        torch.manual_seed(0)
-        unet = UNet2DModel(
-            sample_size=8,
-            in_channels=1,
-            out_channels=1,
-            layers_per_block=1,
-            block_out_channels=(8,),
-            down_block_types=("DownBlock2D",),
-            up_block_types=("UpBlock2D",),
-            norm_num_groups=2,
-            num_class_embeds=classes,
-        )
         if from_hub:
-            hub_pipeline(tmp_path / "ddpm")
+            save_pipeline(tmp_path / "ddpm", tiny_unet(), "top")
         else:
-            unet.save_pretrained(tmp_path / "ddpm" / "unet")
-            DDPMScheduler(1000).save_pretrained(tmp_path / "ddpm" / "scheduler")
+            unet = tiny_unet(
+                block_out_channels=(8,),
+                down_block_types=("DownBlock2D",),
+                up_block_types=("UpBlock2D",),
+                num_class_embeds=classes,
+            )
+            save_pipeline(tmp_path / "ddpm", unet)
         adopted = (f"pretrain.checkpoint={tmp_path / 'ddpm'}", "intermediate.num_steps=5", SMALL)
         plan = build_plan(load_config("digits", [*adopted, *settings]))
         store = Store(tmp_path / "store")

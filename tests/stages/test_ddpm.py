@@ -15,7 +15,6 @@ from diffusers import (
     DDPMScheduler,
     DPMSolverMultistepScheduler,
     SchedulerMixin,
-    UNet2DModel,
 )
 from safetensors.torch import load_file, save_file
 
@@ -28,32 +27,7 @@ from ssat_ray.pipeline import Watcher, execute
 from ssat_ray.plan import Plan, build_plan
 from ssat_ray.stages.base import StageContext
 from ssat_ray.store import Store
-
-
-def make_unet(**changes: object) -> UNet2DModel:
-    options = {
-        "sample_size": 8,
-        "in_channels": 1,
-        "out_channels": 1,
-        "layers_per_block": 1,
-        "block_out_channels": (8, 16),
-        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-        "norm_num_groups": 2,
-        "attention_head_dim": 8,
-    }
-    torch.manual_seed(0)
-    return UNet2DModel(**(options | changes))
-
-
-def save(folder: Path, unet: UNet2DModel, layout: str = "folders", **scheduler: object) -> Path:
-    """As `google/ddpm-cifar10-32` is saved: unconditional, linear schedule, epsilon."""
-    schedule = DDPMScheduler(1000, beta_schedule="linear", **scheduler)
-    unet.save_pretrained(folder / "unet" if layout == "folders" else folder)
-    schedule.save_pretrained(folder / "scheduler" if layout == "folders" else folder)
-    index = {"_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DModel"]}
-    (folder / "model_index.json").write_text(json.dumps(index))
-    return folder
+from tests.unets import save_pipeline, tiny_unet
 
 
 def adopt(folder: Path, tmp_path: Path, *settings: str) -> tuple[Plan, Store]:
@@ -70,7 +44,7 @@ def adopt(folder: Path, tmp_path: Path, *settings: str) -> tuple[Plan, Store]:
 
 @pytest.mark.parametrize("layout", ["folders", "top"])
 def test_both_layouts_are_taken_and_sampled(tmp_path: Path, layout: str) -> None:
-    folder = save(tmp_path / "theirs", make_unet(), layout)
+    folder = save_pipeline(tmp_path / "theirs", tiny_unet(), layout)
     plan, store = adopt(folder, tmp_path)
     job = plan.jobs["random", 0, "pretrain"]
     assert job.stage == "ddpm" and plan.jobs["lcg-km", 0, "pretrain"] == job
@@ -78,7 +52,7 @@ def test_both_layouts_are_taken_and_sampled(tmp_path: Path, layout: str) -> None
     unet, scheduler = load_ddpm(store.folder(job))
     assert scheduler.config["prediction_type"] == "epsilon"
     assert scheduler.config["beta_schedule"] == "linear"
-    for name, weight in make_unet().state_dict().items():
+    for name, weight in tiny_unet().state_dict().items():
         assert torch.equal(unet.state_dict()[name], weight)
     config = load_config("digits", ["generate.num_inference_steps=3"]).generate
     noise = initial_noise(np.arange(5), (1, 8, 8), 0)
@@ -98,7 +72,7 @@ def test_settings_of_the_sampler_it_was_saved_with_are_not_revived(
     tmp_path: Path, theirs: SchedulerMixin, sampler: str
 ) -> None:
     """Timesteps are trailing, as documented, whatever spaced them before."""
-    folder = save(tmp_path / "theirs", make_unet())
+    folder = save_pipeline(tmp_path / "theirs", tiny_unet())
     theirs.save_pretrained(folder / "scheduler")
     plan, store = adopt(folder, tmp_path)
     _, scheduler = load_ddpm(store.folder(plan.jobs["random", 0, "pretrain"]))
@@ -114,7 +88,7 @@ def test_settings_of_the_sampler_it_was_saved_with_are_not_revived(
 
 
 def test_the_names_of_the_first_ddpms_of_the_hub_are_taken(tmp_path: Path) -> None:
-    folder = save(tmp_path / "theirs", make_unet(), "top")
+    folder = save_pipeline(tmp_path / "theirs", tiny_unet(), "top")
     old = {"to_q.": "query.", "to_k.": "key.", "to_v.": "value.", "to_out.0.": "proj_attn."}
 
     def before(name: str) -> str:
@@ -124,12 +98,12 @@ def test_the_names_of_the_first_ddpms_of_the_hub_are_taken(tmp_path: Path) -> No
 
     _rewrite(folder, lambda weights: {before(name): w for name, w in weights.items()})
     unet, _ = load_pipeline(folder)
-    for name, weight in make_unet().state_dict().items():
+    for name, weight in tiny_unet().state_dict().items():
         assert torch.equal(unet.state_dict()[name], weight)
 
 
 def test_the_contents_decide_not_the_place(tmp_path: Path) -> None:
-    folder = save(tmp_path / "a", make_unet())
+    folder = save_pipeline(tmp_path / "a", tiny_unet())
     shutil.copytree(folder, tmp_path / "b")
     assert pipeline_digest(tmp_path / "b") == pipeline_digest(folder)
     plans = [
@@ -207,7 +181,7 @@ def _empty(folder: Path) -> None:
 def test_what_is_no_pipeline_is_refused(
     tmp_path: Path, harm: Callable[[Path], None], message: str
 ) -> None:
-    folder = save(tmp_path / "theirs", make_unet())
+    folder = save_pipeline(tmp_path / "theirs", tiny_unet())
     harm(folder)
     with pytest.raises(UserError, match=message):
         adopt(folder, tmp_path)
@@ -232,7 +206,7 @@ def test_what_is_no_pipeline_is_refused(
 def test_a_model_of_other_images_is_refused(
     tmp_path: Path, unet: dict, scheduler: dict, message: str
 ) -> None:
-    folder = save(tmp_path / "theirs", make_unet(**unet), **scheduler)
+    folder = save_pipeline(tmp_path / "theirs", tiny_unet(**unet), **scheduler)
     with pytest.raises(UserError, match=message):
         adopt(folder, tmp_path)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ import pytest
 
 from ssat_ray.data.pool import Pool
 from ssat_ray.store import Store
+from tests.unets import save_pipeline, tiny_unet
 
 if TYPE_CHECKING:
     from tests.stages.conftest import StageRun
@@ -32,8 +32,8 @@ evaluate: {pgd_steps: 3, apgd_steps: 3, batch_size: 200}
 """
 
 
-def finished(run: StageRun, hub_pipeline: Callable[[Path], Path], labels: str) -> StageRun:
-    theirs = hub_pipeline(run.cwd / "theirs")
+def finished(run: StageRun, labels: str) -> StageRun:
+    theirs = save_pipeline(run.cwd / "theirs", tiny_unet(), "top")
     preset = PRESET.replace("THEIRS", str(theirs)).replace("LABELS", labels)
     (run.cwd / "preset.yaml").write_text(preset)
     run.finish(run.start())
@@ -41,9 +41,9 @@ def finished(run: StageRun, hub_pipeline: Callable[[Path], Path], labels: str) -
 
 
 def test_images_without_labels_are_clustered_judged_trained_on_and_reported(
-    stage_run: type[StageRun], hub_pipeline: Callable[[Path], Path], tmp_path: Path
+    stage_run: type[StageRun], tmp_path: Path
 ) -> None:
-    run = finished(stage_run(tmp_path, "run", "lcg-km"), hub_pipeline, "condition")
+    run = finished(stage_run(tmp_path, "run", "lcg-km"), "condition")
     for name, images in {"base": 60, "guided": 40}.items():
         assert Pool(run.job(name)).load().labels.tolist() == [-1] * images
     trained = Store.read_record(run.job("train"))
@@ -62,9 +62,9 @@ def test_images_without_labels_are_clustered_judged_trained_on_and_reported(
 
 
 def test_the_judge_alone_is_asked_about_labels_of_the_intermediate_model(
-    stage_run: type[StageRun], hub_pipeline: Callable[[Path], Path], tmp_path: Path
+    stage_run: type[StageRun], tmp_path: Path
 ) -> None:
-    run = finished(stage_run(tmp_path, "quality", "lcg-km"), hub_pipeline, "intermediate")
+    run = finished(stage_run(tmp_path, "quality", "lcg-km"), "intermediate")
     assert set(Pool(run.job("guided")).load().labels.tolist()) <= set(range(10))
     quality = json.loads((run.folder / "quality.json").read_text())
     assert quality["guide"]["guided"]["agreement"] is None

@@ -28,6 +28,7 @@ from ssat_ray.training import ddpm
 from ssat_ray.training.ddpm import DDPMTask, train_ddpm
 from ssat_ray.training.state import States
 from ssat_ray.training.world import World
+from tests.unets import tiny_unet
 
 KINDS: tuple[GuidedRow, ...] = ("pcg", "lcg-km", "lcg-gmm")
 PREDICTIONS = ("epsilon", "v_prediction")
@@ -100,18 +101,7 @@ def test_guidance_alone_gives_every_tensor_a_gradient(
     """What the authors' research revision did not: it computed the term under no_grad."""
     unet, labels = _unet(prediction), torch.arange(32) % 10
     if attention:
-        torch.manual_seed(0)
-        unet = UNet2DModel(
-            sample_size=8,
-            in_channels=1,
-            out_channels=1,
-            layers_per_block=1,
-            block_out_channels=(8, 16),
-            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-            norm_num_groups=2,
-            attention_head_dim=8,
-        )
+        unet = tiny_unet()
     conditions = None if attention else labels
     config = FinetuneConfig(weight=1.0, timestep_weight="uniform")
     scheduler = build_scheduler(_base(prediction))
@@ -242,7 +232,8 @@ def test_two_workers_have_the_same_losses(tmp_path: Path) -> None:
     """Also where one of them has an image more."""
     processes = [
         subprocess.Popen(
-            [sys.executable, __file__, str(rank), str(tmp_path)],
+            [sys.executable, "-m", "tests.training.test_finetune", str(rank), str(tmp_path)],
+            cwd=Path(__file__).parents[2],
             stderr=subprocess.PIPE,
             text=True,
         )
