@@ -510,12 +510,12 @@ def test_a_file_larger_than_the_bound_is_imported_below_it(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suffix", ["npy", "parquet", "tar"])
+@pytest.mark.parametrize("suffix", ["npy", "parquet", "tar", "folder"])
 def test_other_formats_larger_than_the_bound(tmp_path: Path, suffix: str) -> None:
-    """One array, one row group, one archive: nothing in the file says where to pause."""
+    """One array, row group or archive, in which nothing says where to pause; a folder of files."""
     rows, path = 400_000, tmp_path / f"a.{suffix}"
     make = f"""
-import io, sys, tarfile
+import io, os, sys, tarfile
 import numpy as np, pyarrow as pa, pyarrow.parquet as pq
 from PIL import Image
 images = np.repeat(np.arange({rows}, dtype=np.uint32) * 2654435761, 768).view(np.uint8)
@@ -525,6 +525,10 @@ if sys.argv[1].endswith("npy"):
 elif sys.argv[1].endswith("parquet"):
     pixels = pa.FixedSizeBinaryArray.from_buffers(pa.binary(3072), {rows}, [None, pa.py_buffer(images)])
     pq.write_table(pa.table({{"image": pixels}}), sys.argv[1], row_group_size={rows}, compression="none")
+elif sys.argv[1].endswith("folder"):
+    for i, picture in enumerate(images.reshape(-1, 640, 640, 3)):
+        os.makedirs(f"{{sys.argv[1]}}/{{i % 10}}", exist_ok=True)
+        Image.fromarray(picture).save(f"{{sys.argv[1]}}/{{i % 10}}/{{i}}.bmp")
 else:
     with tarfile.open(sys.argv[1], "w") as archive:
         for i in range({rows} // 16):  # a picture of 128 x 128 each
@@ -535,12 +539,15 @@ else:
             archive.addfile(member, io.BytesIO(buffer.getvalue()))
 """
     subprocess.run([sys.executable, "-c", make, str(path)], check=True)
-    assert path.stat().st_size > 2**30
+    files = path.glob("*/*") if path.is_dir() else [path]
+    size = sum(file.stat().st_size for file in files)
+    assert size > 2**30
     options = ("--shape", "32x32x3") if suffix == "parquet" else ()
     peak = peak_of_import(path, tmp_path / "pool", *options)
-    print(f"{suffix}: {path.stat().st_size / 2**20:.0f} MiB, peak {peak / 2**20:.0f} MiB")
+    print(f"{suffix}: {size / 2**20:.0f} MiB, peak {peak / 2**20:.0f} MiB")
     assert peak < 2**30
-    assert len(Pool(tmp_path / "pool")) == (rows // 16 if suffix == "tar" else rows)
+    rows_a_picture = {"tar": 16, "folder": 400}.get(suffix, 1)
+    assert len(Pool(tmp_path / "pool")) == rows // rows_a_picture
     shutil.rmtree(tmp_path)
 
 

@@ -12,22 +12,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 from scipy.io import savemat
 
 from ssat_ray.data.fingerprints import fingerprint
 from ssat_ray.data.importers.base import ImportOptions, open_source
 from ssat_ray.errors import UserError
+from tests.data.importers.generated import encode
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 5, 4, 3), dtype=np.uint8)
 LABELS = np.arange(6)
 NUM_FLIPS = 60
-
-
-def encode(image: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def write_npz(path: Path) -> None:

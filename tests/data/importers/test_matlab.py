@@ -3,18 +3,111 @@
 from __future__ import annotations
 
 import struct
+import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.io import loadmat, savemat
 from scipy.sparse import csc_array
 
 from ssat_ray.data.importers.base import DamagedFile, ImportOptions, open_source
 from ssat_ray.errors import UserError
+from tests.data.importers.generated import Case, cases, check
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (50, 8, 6, 3), dtype=np.uint8)
 LABELS = 1 + np.arange(50) % 10
+
+
+CODES = {
+    "i1": (8, 1),
+    "u1": (9, 2),
+    "i2": (10, 3),
+    "u2": (11, 4),
+    "i4": (12, 5),
+    "u4": (13, 6),
+    "f4": (7, 7),
+    "f8": (6, 9),
+    "i8": (14, 12),
+    "u8": (15, 13),
+}
+"""Of an array's class, and of the type in which its numbers are stored."""
+
+
+def element(order: str, kind: int, data: bytes) -> bytes:
+    """Data and its tag, in which up to four bytes lie."""
+    if len(data) <= 4:
+        return struct.pack(f"{order}I4s", len(data) << 16 | kind, data)
+    return struct.pack(f"{order}II", kind, len(data)) + data + bytes(-len(data) % 8)
+
+
+def write(path: Path, order: str, compressed: bool, **arrays: np.ndarray) -> None:
+    """By hand, in this byte order, and doubles as bytes where they fit, as MATLAB stores them."""
+    content = b"MATLAB 5.0".ljust(124) + struct.pack(f"{order}HH", 0x0100, 0x4D49)
+    for name, array in arrays.items():
+        kind = array.dtype.str[1:]
+        stored = "u1" if kind == "f8" and np.isin(array, np.arange(256)).all() else kind
+        matrix = element(order, 6, struct.pack(f"{order}II", CODES[kind][0], 0))
+        matrix += element(order, 5, struct.pack(f"{order}{array.ndim}i", *array.shape))
+        matrix += element(order, 1, name.encode())
+        matrix += element(order, CODES[stored][1], array.astype(order + stored).tobytes("F"))
+        matrix = element(order, 14, matrix)
+        if compressed:
+            packed = zlib.compress(matrix)
+            matrix = struct.pack(f"{order}II", 15, len(packed)) + packed
+        content += matrix
+    path.write_bytes(content)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    case=cases(["u1", "<f4", "<f8"], ["NHWC"]),
+    writer=st.sampled_from(["scipy", "<", ">"]),
+    compressed=st.booleans(),
+    names=st.sampled_from([("X", "y"), ("pixels", "kinds")]),
+    stated=st.booleans(),
+    label_kind=st.sampled_from([None, *CODES]),
+    classes=st.sampled_from([(1, 10), (0, 9), (0, 10), (1, 4)]),
+    is_column=st.booleans(),
+    start=st.integers(0, 31),
+    block=st.integers(1, 4000),
+)
+def test_every_variant_is_what_was_written(
+    tmp_path_factory,
+    case: Case,
+    writer: str,
+    compressed: bool,
+    names: tuple[str, str],
+    stated: bool,
+    label_kind: str | None,
+    classes: tuple[int, int],
+    is_column: bool,
+    start: int,
+    block: int,
+) -> None:
+    rows = len(case.pixels)
+    arrays, labels = {names[0]: case.images.transpose(1, 2, 3, 0)}, None
+    if label_kind is not None:
+        first, last = classes
+        labels = first + case.labels % (last - first + 1)
+        stored = labels.astype(label_kind).reshape((rows, 1) if is_column else (1, rows))
+        arrays[names[1]] = stored
+        if 0 not in labels:
+            labels = np.where(labels == 10, 0, labels)
+    path = tmp_path_factory.mktemp("mat") / "a.mat"
+    if writer == "scipy":
+        savemat(path, arrays, do_compression=compressed)
+    else:
+        write(path, writer, compressed, **arrays)
+    keys = {"image_key": names[0], "label_key": names[1]} if names[0] != "X" else {}
+    expected = replace(case, read_as=case.read_as.replace("NHWC", "HWCN"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ssat_ray.data.importers.arrays.BLOCK_BYTES", block)
+        options = ImportOptions(range=case.range if stated else None, **keys)
+        check(open_source([path], options), expected, labels, start)
 
 
 @pytest.mark.parametrize("compressed", [False, True])
@@ -67,17 +160,8 @@ def test_labels_of_every_type(tmp_path: Path, kind: str, rows: int) -> None:
 
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_byte_orders(tmp_path: Path, order: str) -> None:
-    """Written by hand: floating-point pixels, stored as bytes as MATLAB does where they fit."""
-
-    def element(kind: int, data: bytes) -> bytes:
-        return struct.pack(order + "II", kind, len(data)) + data + bytes(-len(data) % 8)
-
-    shape = struct.pack(order + "4i", 8, 6, 3, 50)
-    content = element(6, struct.pack(order + "II", 6, 0)) + element(5, shape)
-    content += struct.pack(order + "I4s", 1 << 16 | 1, b"X")
-    content += element(2, IMAGES.transpose(1, 2, 3, 0).tobytes(order="F"))
-    header = b"MATLAB 5.0".ljust(124) + struct.pack(order + "HH", 0x0100, 0x4D49)
-    (tmp_path / "a.mat").write_bytes(header + element(14, content))
+    """Written by hand, which SciPy reads too: floating-point pixels, stored as bytes."""
+    write(tmp_path / "a.mat", order, False, X=IMAGES.transpose(1, 2, 3, 0).astype(float))
     np.testing.assert_array_equal(loadmat(tmp_path / "a.mat")["X"][..., 7], IMAGES[7])
     (block,) = open_source([tmp_path / "a.mat"], ImportOptions(range="0,255")).blocks()
     np.testing.assert_array_equal(block.images, IMAGES)

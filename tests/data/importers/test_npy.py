@@ -7,11 +7,52 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ssat_ray.data.importers.base import DamagedFile, ImportOptions, open_source
 from ssat_ray.errors import UserError
+from tests.data.importers.generated import LABEL_KINDS, Case, cases, check
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (50, 4, 5, 3), dtype=np.uint8)
+
+
+def write(path: Path, array: np.ndarray, version: tuple[int, int]) -> Path:
+    """A .npy file with a header of this version."""
+    with open(path, "wb") as file:
+        np.lib.format.write_array(file, array, version)
+    return path
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    case=cases(),
+    version=st.sampled_from([(1, 0), (2, 0)]),
+    stated=st.booleans(),
+    label_kind=st.sampled_from(LABEL_KINDS),
+    start=st.integers(0, 31),
+    block=st.integers(1, 4000),
+)
+def test_every_variant_is_what_numpy_wrote(
+    tmp_path_factory,
+    case: Case,
+    version: tuple[int, int],
+    stated: bool,
+    label_kind: str | None,
+    start: int,
+    block: int,
+) -> None:
+    folder, labels, given_labels = tmp_path_factory.mktemp("npy"), case.labels_as(label_kind), None
+    if labels is not None:
+        given_labels = str(write(folder / "labels.npy", labels, version))
+    options = ImportOptions(range=case.range if stated else None, labels=given_labels)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ssat_ray.data.importers.arrays.BLOCK_BYTES", block)
+        path = write(folder / "a.npy", case.images, version)
+        check(open_source([path], options), case, labels, start)
+    path = write(folder / "fortran.npy", np.asfortranarray(case.images), version)
+    with pytest.raises(UserError, match=r"fortran\.npy is in Fortran order"):
+        open_source([path], options)
 
 
 def test_images_and_labels(tmp_path: Path) -> None:

@@ -15,20 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssat_ray.data.importers.arrays import RANGES
 from ssat_ray.data.importers.base import DamagedFile, ImportOptions, open_source
 from ssat_ray.errors import UserError
+from tests.data.importers.generated import LABEL_KINDS, Case, cases, check, read
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (50, 4, 5, 3), dtype=np.uint8)
 LABELS = np.arange(50) % 7
-
-
-def read(*paths: Path, start: int = 0, **options: object) -> tuple[np.ndarray, np.ndarray]:
-    source = open_source(list(paths), ImportOptions(**options))
-    blocks = list(source.blocks(start))
-    images = [b.images for b in blocks] or [np.zeros((0, *source.shape), np.uint8)]
-    labels = [b.labels for b in blocks] or [np.zeros(0, np.int64)]
-    return np.concatenate(images), np.concatenate(labels)
 
 
 def save(path: Path, deflated: bool = False, **arrays: np.ndarray) -> Path:
@@ -36,64 +28,36 @@ def save(path: Path, deflated: bool = False, **arrays: np.ndarray) -> Path:
     return path
 
 
-def expected_pixels(images: np.ndarray, range_: str) -> np.ndarray:
-    low, high = RANGES[range_]
-    return np.rint((images.astype(np.float64) - low) * (255.0 / (high - low))).astype(np.uint8)
-
-
 @settings(max_examples=60, deadline=None)
 @given(
-    rows=st.integers(1, 30),
-    size=st.tuples(st.integers(4, 9), st.integers(4, 9)),
-    layout=st.sampled_from(["NHWC", "NCHW", "NHW"]),
-    channels=st.sampled_from([1, 3]),
-    kind=st.sampled_from(["u1", "<f2", "<f4", ">f4", "<f8", ">f8"]),
-    range_=st.sampled_from(list(RANGES)),
+    case=cases(),
     stated=st.booleans(),
-    label_kind=st.sampled_from([None, "u1", "<i2", ">i4", "<i8", ">u8", "column"]),
+    label_kind=st.sampled_from(LABEL_KINDS),
     names=st.sampled_from(
         [("image", "label"), ("X", "y"), ("arr_0", "arr_1"), ("data", "targets")]
     ),
     deflated=st.booleans(),
     start=st.integers(0, 31),
     block=st.integers(1, 4000),
-    seed=st.integers(0, 999),
 )
 def test_every_variant_is_what_numpy_wrote(
-    tmp_path_factory, rows, size, layout, channels, kind, range_, stated, label_kind, names,
-    deflated, start, block, seed,
-) -> None:  # fmt: skip
-    rng = np.random.default_rng(seed)
-    start, channels = min(start, rows), 1 if layout == "NHW" else channels
-    pixels = rng.integers(0, 256, (rows, *size, channels), dtype=np.uint8)
-    pixels.reshape(-1)[:2] = 0, 255  # the first block shows the whole range
-    given_array: np.ndarray = pixels
-    if kind != "u1":
-        low, high = RANGES[range_]
-        given_array = (pixels / 255.0 * (high - low) + low).astype(kind)
-        pixels = expected_pixels(given_array, range_)
-    if layout == "NCHW":
-        given_array = np.ascontiguousarray(given_array.transpose(0, 3, 1, 2))
-    elif layout == "NHW":
-        given_array = given_array[..., 0]
-    arrays, labels = {names[0]: given_array}, np.full(rows, -1)
-    if label_kind is not None:
-        labels = rng.integers(0, 100, rows)
-        stored = labels[:, None] if label_kind == "column" else labels.astype(label_kind)
-        arrays[names[1]] = stored
+    tmp_path_factory,
+    case: Case,
+    stated: bool,
+    label_kind: str | None,
+    names: tuple[str, str],
+    deflated: bool,
+    start: int,
+    block: int,
+) -> None:
+    arrays, labels = {names[0]: case.images}, case.labels_as(label_kind)
+    if labels is not None:
+        arrays[names[1]] = labels
     path = save(tmp_path_factory.mktemp("npz") / "pool.npz", deflated, **arrays)
     with pytest.MonkeyPatch.context() as patch:
-        if stated or kind == "u1":
-            patch.setattr("ssat_ray.data.importers.arrays.BLOCK_BYTES", block)
-        given_range = range_ if stated and kind != "u1" else None
-        images, found = read(path, start=start, range=given_range)
-        read_as = open_source([path], ImportOptions(range=given_range)).read_as
-    names_of = {"u1": "uint8", "f2": "float16", "f4": "float32", "f8": "float64"}
-    words = [names_of[kind[-2:]], *([] if kind == "u1" else [range_]), layout]
-    assert read_as == " ".join(words)
-    np.testing.assert_array_equal(images, pixels[start:])
-    np.testing.assert_array_equal(found, labels[start:])
-    assert images.dtype == np.uint8 and found.dtype == np.int64
+        patch.setattr("ssat_ray.data.importers.arrays.BLOCK_BYTES", block)
+        options = ImportOptions(range=case.range if stated else None)
+        check(open_source([path], options), case, labels, start)
 
 
 @given(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from ssat_ray.data.importers.base import (
     BLOCK_BYTES,
@@ -23,18 +21,11 @@ from ssat_ray.data.importers.base import (
     open_source,
 )
 from ssat_ray.errors import UserError
+from tests.data.importers.generated import encode
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (60, 5, 4, 3), dtype=np.uint8)
 LABELS = [None if i % 13 == 0 else i % 7 for i in range(60)]
 FOUND = np.array([-1 if label is None else label for label in LABELS])
-
-
-def encode(image: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 PNGS = [encode(image) for image in IMAGES]
 RAW = [image.tobytes() for image in IMAGES]
 KINDS: dict[str, Any] = {

@@ -5,24 +5,24 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import pickletools
 import struct
 import sys
 import tracemalloc
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ssat_ray.data.importers.base import DamagedFile, ImportOptions, open_source
 from ssat_ray.errors import UserError
+from tests.data.importers.generated import LABEL_KINDS, Case, cases, check, read
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
 LABELS = np.arange(40) % 10
-
-
-def read(path: Path, start: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    blocks = list(open_source([path], ImportOptions()).blocks(start))
-    return np.concatenate([b.images for b in blocks]), np.concatenate([b.labels for b in blocks])
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
@@ -36,9 +36,76 @@ def test_every_protocol(tmp_path: Path, protocol: int, kind: str, module: bytes)
     path = tmp_path / "ti.pickle"
     path.write_bytes(data)
     for start in (0, 7):
-        images, labels = read(path, start)
+        images, labels = read(path, start=start)
         np.testing.assert_array_equal(images, IMAGES[start:])
         np.testing.assert_array_equal(labels, LABELS[start:])
+
+
+def as_numpy_1_wrote_it(data: bytes) -> bytes:
+    """With NumPy's modules below `numpy.core`, and without frames, whose lengths would change."""
+    operations = list(pickletools.genops(data))
+    ends = [*(at for _, _, at in operations[1:]), len(data)]
+    old = b""
+    for (operation, argument, at), end in zip(operations, ends, strict=True):
+        piece = data[at:end]
+        if operation.name == "GLOBAL":
+            piece = piece.replace(b"numpy._core", b"numpy.core")
+        elif operation.name == "SHORT_BINUNICODE" and argument.startswith("numpy._core"):
+            text = argument.replace("numpy._core", "numpy.core").encode()
+            piece = piece[:1] + bytes([len(text)]) + text
+        old += b"" if operation.name == "FRAME" else piece
+    return old
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    case=cases(),
+    order=st.sampled_from(["C", "F"]),
+    protocol=st.integers(0, pickle.HIGHEST_PROTOCOL),
+    is_old=st.booleans(),
+    names=st.sampled_from(
+        [("data", "extrapolated_targets"), ("X", "y"), ("images", "targets"), ("pixels", "kinds")]
+    ),
+    keys_are_bytes=st.booleans(),
+    stated=st.booleans(),
+    label_kind=st.sampled_from(LABEL_KINDS),
+    start=st.integers(0, 31),
+    block=st.integers(1, 4000),
+)
+def test_every_variant_is_what_numpy_pickled(
+    tmp_path_factory,
+    case: Case,
+    order: Literal["C", "F"],
+    protocol: int,
+    is_old: bool,
+    names: tuple[str, str],
+    keys_are_bytes: bool,
+    stated: bool,
+    label_kind: str | None,
+    start: int,
+    block: int,
+) -> None:
+    content: dict[Any, Any] = {"note": "text", names[0]: np.asarray(case.images, order=order)}
+    labels, keys = case.labels_as(label_kind), {}
+    if names[0] == "pixels":
+        keys["image_key"] = names[0]
+    if labels is not None:
+        content[names[1]] = labels
+        if names[0] == "pixels":
+            keys["label_key"] = names[1]
+    if keys_are_bytes:
+        content = {name.encode(): value for name, value in content.items()}
+    data = pickle.dumps(content, protocol)
+    assert b"numpy._core" in data
+    if is_old:
+        data = as_numpy_1_wrote_it(data)
+        assert b"numpy._core" not in data
+    path = tmp_path_factory.mktemp("pickle") / "ti.pickle"
+    path.write_bytes(data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ssat_ray.data.importers.arrays.BLOCK_BYTES", block)
+        options = ImportOptions(range=case.range if stated else None, **keys)
+        check(open_source([path], options), case, labels, start)
 
 
 def test_a_pickle_of_python_2(tmp_path: Path) -> None:

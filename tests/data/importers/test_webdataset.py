@@ -6,23 +6,26 @@ import io
 import json
 import os
 import tarfile
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from ssat_ray.data.importers.base import DamagedFile, ImportOptions, open_source
 from ssat_ray.errors import UserError
+from tests.data.importers.generated import encode, read, rows_of
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (30, 5, 4, 3), dtype=np.uint8)
 LABELS = np.arange(30) % 7
 
 
 def png(i: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(IMAGES[i]).save(buffer, "PNG")
-    return buffer.getvalue()
+    return encode(IMAGES[i])
 
 
 def write(path: Path, members: list[tuple[str, bytes]], kind: int = tarfile.GNU_FORMAT) -> Path:
@@ -45,11 +48,6 @@ def samples(a: int, b: int, label: str = "cls") -> list[tuple[str, bytes]]:
     return found
 
 
-def read(*paths: Path, start: int = 0, **options: object) -> tuple[np.ndarray, np.ndarray]:
-    blocks = list(open_source(list(paths), ImportOptions(**options)).blocks(start))
-    return np.concatenate([b.images for b in blocks]), np.concatenate([b.labels for b in blocks])
-
-
 @pytest.mark.parametrize("label", ["cls", "json", "none"])
 @pytest.mark.parametrize("kind", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
 @pytest.mark.parametrize("start", [0, 11, 29])
@@ -57,6 +55,84 @@ def test_samples(tmp_path: Path, label: str, kind: int, start: int) -> None:
     images, labels = read(write(tmp_path / "a.tar", samples(0, 30, label), kind), start=start)
     np.testing.assert_array_equal(images, IMAGES[start:])
     np.testing.assert_array_equal(labels, LABELS[start:] if label != "none" else -1)
+
+
+SUFFIXES = ["png", "PNG", "bmp", "ppm", "tif", "webp", "jpg", "gif"]
+
+
+def as_pillow_reads(data: bytes, channels: int) -> np.ndarray:
+    image = Image.open(io.BytesIO(data)).convert("RGB").convert("L" if channels == 1 else "RGB")
+    return np.asarray(image).reshape(image.height, image.width, channels)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    cuts=st.lists(st.integers(1, 11), max_size=2, unique=True),
+    suffixes=st.lists(st.sampled_from(SUFFIXES), min_size=1, max_size=5),
+    channels=st.sampled_from([1, 3]),
+    has_second=st.booleans(),
+    label=st.sampled_from(["cls", "json", "named", "none"]),
+    field=st.sampled_from(["cls", "class", "label", "y", "targets"]),
+    folder=st.sampled_from(["", "train/", "./", "set.v1/é/", "long/" * 28]),
+    kind=st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT]),
+    start=st.integers(0, 12),
+    block=st.integers(1, 400),
+    seed=st.integers(0, 999),
+)
+def test_every_variant_is_what_went_into_it(
+    tmp_path_factory,
+    cuts: list[int],
+    suffixes: list[str],
+    channels: int,
+    has_second: bool,
+    label: str,
+    field: str,
+    folder: str,
+    kind: int,
+    start: int,
+    block: int,
+    seed: int,
+) -> None:
+    """Keys in any order, the files of a sample in any order, and some samples without a label."""
+    rng, rows = np.random.default_rng(seed), 12
+    labels, pixels = rng.integers(-1, 7, rows), IMAGES[:rows, ..., :channels].copy()
+    options: dict[str, Any] = {"channels": 1} if channels == 1 else {}
+    if label == "named":
+        options["label_key"] = "fine"
+    if has_second:
+        suffixes = suffixes[:1]
+        options["image_key"] = f"full.{suffixes[0].lower()}"
+    members: list[list[tuple[str, bytes]]] = []
+    for row, number in enumerate(rng.permutation(rows)):
+        suffix, value = suffixes[row % len(suffixes)], int(labels[row])
+        data = encode(pixels[row], suffix)
+        if suffix in ("jpg", "gif"):
+            pixels[row] = as_pillow_reads(data, channels)
+        sample = {f"full.{suffix}" if has_second else suffix: data, "txt": b"a caption"}
+        if has_second:
+            sample["thumb.png"] = png(row)
+        if value >= 0 and label in ("cls", "named"):
+            sample["cls"] = b"%d\n" % (value if label == "cls" else 77)
+        if value >= 0 and label in ("json", "named"):
+            fields = {field: value} if label == "json" else {"fine": value, field: 77}
+            sample["json"] = json.dumps({"url": "x", **fields}).encode()
+        order = rng.permutation(sorted(sample))
+        members.append([(f"{folder}{number:04d}.{name}", sample[name]) for name in order])
+    if label == "none":
+        labels[:] = -1
+    root, bounds = tmp_path_factory.mktemp("tar"), [0, *sorted(cuts), rows]
+    paths = [
+        write(root / f"{a}.tar", [member for sample in members[a:b] for member in sample], kind)
+        for a, b in pairwise(bounds)
+    ]
+    source = open_source(paths, ImportOptions(**options))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ssat_ray.data.importers.encoded.BLOCK_BYTES", block)
+        for begin in (0, start):  # the first reading tells at which row each part begins
+            images, found = rows_of(source, begin)
+            np.testing.assert_array_equal(images, pixels[begin:])
+            np.testing.assert_array_equal(found, labels[begin:])
+    assert source.starts == bounds[:-1]
 
 
 @pytest.mark.parametrize("known", [1, 2, 3])
