@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,18 @@ import numpy as np
 
 from ssat_ray.config import DataConfig
 from ssat_ray.data.folder import file_digest
-from ssat_ray.data.importers.base import ImportOptions, open_source
+from ssat_ray.data.importers.base import ImportOptions, Source, open_source
 from ssat_ray.data.importers.encoded import Decoder
+from ssat_ray.data.importers.folders import NO_LABEL
 from ssat_ray.data.importers.pickled import read_dict
 from ssat_ray.data.labelled import Rows
 from ssat_ray.errors import UserError
 
 DOWNLOADED = ("cifar10", "cifar100", "svhn")
 """Sets whose files have published checksums, and that `download.py` gets."""
+
+PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+"""Names, in small letters, of folders that are parts of a set and no classes."""
 
 
 def read_published(config: DataConfig) -> tuple[Rows, Rows | None]:
@@ -56,11 +61,20 @@ def fingerprint(config: DataConfig) -> str:
         for path, _ in published:
             found.update(file_digest(path).encode())
         return found.hexdigest()
-    for path in sorted(p for p in root.rglob("*") if p.is_file()):
+    for path in sorted(_files_below(root)):
         about = path.stat()
         line = f"{path.relative_to(root)} {about.st_size} {about.st_mtime_ns}\n"
         found.update(line.encode())
     return found.hexdigest()
+
+
+def _files_below(root: Path) -> Iterator[Path]:
+    """Also through links to folders, which the importer follows; each folder once."""
+    seen = set()
+    for folder, below, names in os.walk(root, followlinks=True):
+        below[:] = [] if os.path.realpath(folder) in seen else sorted(below)
+        seen.add(os.path.realpath(folder))
+        yield from (path for name in names if (path := Path(folder, name)).is_file())
 
 
 def _published_files(config: DataConfig, root: Path) -> Iterable[tuple[Path, str]]:
@@ -132,7 +146,9 @@ def _batch(path: Path, label: str) -> Rows:
 
 
 def _svhn(config: DataConfig, root: Path) -> tuple[Rows, Rows]:
-    train, test = (_rows(path, ImportOptions()) for path in verified_files(config, root))
+    train, test = (
+        _all(open_source([path], ImportOptions())) for path in verified_files(config, root)
+    )
     return train, test
 
 
@@ -144,8 +160,8 @@ def _tiny_imagenet(root: Path) -> tuple[Rows, Rows]:
     if not (root / "train").is_dir() or not listing.is_file():
         raise UserError(f"data.path: {root} has no train/ or no val/val_annotations.txt.")
     options = ImportOptions(format="folders", channels=3)
-    train, decoder = _rows(root / "train", options), Decoder(options)
-    classes = {name: i for i, name in enumerate(_class_names(root / "train"))}
+    train, names = _labelled(root / "train", options)
+    classes, decoder = {name: i for i, name in enumerate(names)}, Decoder(options)
     images, labels = [], []
     for number, line in enumerate(listing.read_text().splitlines(), 1):
         name, _, rest = line.partition("\t")
@@ -158,30 +174,43 @@ def _tiny_imagenet(root: Path) -> tuple[Rows, Rows]:
 
 
 def _folder(config: DataConfig, root: Path) -> tuple[Rows, Rows | None]:
-    """A folder for each class; or such folders in `train` and in `test`."""
+    """A folder for each class; or such folders in `train` and in `test`.
+
+    Raises:
+        UserError: folders with the names of a set's parts that are not just these two, images without a class, or
+            other classes in `test` than in `train`.
+    """
     options = ImportOptions(format="folders", size=config.size, channels=config.channels)
-    if not ((root / "train").is_dir() and (root / "test").is_dir()):
-        return _labelled(root, options), None
-    names = [_class_names(root / part) for part in ("train", "test")]
-    if names[0] != names[1]:
-        raise UserError(f"{root}: train has the classes {names[0]}, test has {names[1]}.")
-    return _labelled(root / "train", options), _labelled(root / "test", options)
+    names = sorted(path.name for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
+    if not PARTS.intersection(name.lower() for name in names):
+        return _labelled(root, options)[0], None
+    if names != ["test", "train"]:
+        raise UserError(
+            f"{root} has the folders {', '.join(names)}. Of the parts of a set, `train` and `test` are read, with nothing "
+            "beside them: move other folders away. Without `test`, give the folder `train` itself as data.path. Validation "
+            "images are drawn from `train` (data.num_validation)."
+        )
+    (train, classes), (test, found) = (
+        _labelled(root / part, options) for part in ("train", "test")
+    )
+    if classes != found:
+        raise UserError(f"{root}: train has images of the classes {classes}, test of {found}.")
+    return train, test
 
 
-def _labelled(root: Path, options: ImportOptions) -> Rows:
-    images, labels = _rows(root, options)
+def _labelled(root: Path, options: ImportOptions) -> tuple[Rows, list[str]]:
+    """Images and labels of a folder for each class, and the classes' names in the order of their labels."""
+    source = open_source([root], options)
+    images, labels = _all(source)
     if (labels < 0).any():
-        raise UserError(f"{root} has images but no folders; put each class into its own folder.")
-    return images, labels
+        raise UserError(
+            f"{root} has images without a class; put each class into its own folder (`{NO_LABEL}` is no class's name)."
+        )
+    return (images, labels), list(source.class_names)
 
 
-def _class_names(root: Path) -> list[str]:
-    return sorted(path.name for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
-
-
-def _rows(path: Path, options: ImportOptions) -> Rows:
-    """All rows of a file or folder that a pool's importer reads."""
-    return _joined([(b.images, b.labels) for b in open_source([path], options).blocks()])
+def _all(source: Source) -> Rows:
+    return _joined([(block.images, block.labels) for block in source.blocks()])
 
 
 def _joined(parts: list[Rows]) -> Rows:

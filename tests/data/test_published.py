@@ -152,8 +152,27 @@ def test_a_folder_with_train_and_test(tmp_path: Path) -> None:
     found = read_labelled(config("folder", tmp_path, size=(8, 8), channels=3, num_test=None))
     assert found.image_shape == (3, 8, 8) and len(found.splits["test"][1]) == 38
     (tmp_path / "test" / "other").mkdir()
-    with pytest.raises(UserError, match=r"test has .*'other'"):
+    read_labelled(config("folder", tmp_path, size=(8, 8), num_test=None))  # no image, no class
+    Image.new("L", (8, 8)).save(tmp_path / "test" / "other" / "a.png")
+    with pytest.raises(UserError, match=r"train has .*'malignant'\], test of .*'other'"):
         read_labelled(config("folder", tmp_path, size=(8, 8)))
+
+
+def test_a_class_without_test_images_does_not_move_the_labels_of_the_next(tmp_path: Path) -> None:
+    medical(tmp_path / "train")
+    medical(tmp_path / "test")
+    for image in (tmp_path / "test" / "benign").iterdir():
+        image.unlink()
+    with pytest.raises(UserError, match=r"test of \['malignant'\]"):
+        read_labelled(config("folder", tmp_path, size=(8, 8)))
+
+
+@pytest.mark.parametrize("parts", [("train", "val"), ("Training",), ("train", "test", "val")])
+def test_parts_are_not_taken_for_classes(tmp_path: Path, parts: tuple[str, ...]) -> None:
+    for part in parts:
+        medical(tmp_path / part)
+    with pytest.raises(UserError, match=rf"has the folders .*{parts[-1]}.*move other folders away"):
+        read_labelled(config("folder", tmp_path, size=(8, 8), num_test=10))
 
 
 def test_a_folder_without_classes(tmp_path: Path) -> None:
@@ -227,6 +246,22 @@ def test_a_fingerprint_follows_the_files(tmp_path: Path) -> None:
     before = fingerprint(about)
     assert fingerprint(about) == before
     Image.new("L", (9, 9)).save(tmp_path / "folder" / "benign" / "00.png")
+    assert fingerprint(about) != before
+
+
+def test_a_fingerprint_follows_links_to_folders(tmp_path: Path) -> None:
+    medical(tmp_path / "elsewhere")
+    (tmp_path / "folder").mkdir()
+    for name in ("benign", "malignant"):
+        (tmp_path / "folder" / name).symlink_to(tmp_path / "elsewhere" / name)
+    about = config("folder", tmp_path / "folder", size=(8, 8), num_test=10)
+    assert read_labelled(about).num_classes == 2
+    before = fingerprint(about)
+    (tmp_path / "elsewhere" / "benign" / "around").symlink_to(tmp_path / "elsewhere")
+    assert fingerprint(about) == fingerprint(about) != before  # ends
+    (tmp_path / "elsewhere" / "benign" / "around").unlink()
+    assert fingerprint(about) == before
+    Image.new("L", (9, 9)).save(tmp_path / "elsewhere" / "benign" / "00.png")
     assert fingerprint(about) != before
 
 

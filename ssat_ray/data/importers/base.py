@@ -153,6 +153,8 @@ class Joined(Source):
                 error.first_row = first
                 raise
             if index + 1 == len(self.starts) < len(self.parts):
+                if position == start:  # it may end before
+                    position = first + sum(len(block.labels) for block in part.blocks())
                 self.starts.append(position)
 
     def _numbered(

@@ -122,9 +122,15 @@ class _Array:
         self._fill(data, kind, shape, "F" if is_fortran else "C")
 
     def _fill(
-        self, data: Any, kind: _Type, shape: tuple[int, ...], order: Literal["C", "F"]
+        self,
+        data: Any,
+        kind: _Type,
+        shape: tuple[int, ...],
+        order: Literal["C", "F"],
+        axes: tuple[int, ...] | None = None,
     ) -> None:
-        self.array = np.frombuffer(data, kind.dtype).reshape(shape, order=order)
+        array = np.frombuffer(data, kind.dtype).reshape(shape, order=order)
+        self.array = array if axes is None else array.transpose(axes)
 
 
 def _reconstruct(*_: object) -> _Array:
@@ -132,10 +138,16 @@ def _reconstruct(*_: object) -> _Array:
     return _Array()
 
 
-def _from_buffer(data: Any, kind: _Type, shape: tuple[int, ...], order: str | bytes) -> _Array:
-    """Protocol 5: the array at once."""
+def _from_buffer(
+    data: Any,
+    kind: _Type,
+    shape: tuple[int, ...],
+    order: str | bytes,
+    axes: tuple[int, ...] | None = None,
+) -> _Array:
+    """Protocol 5: the array at once; of order K it is a transposed view of the one that is stored."""
     found = _Array()
-    found._fill(data, kind, shape, "F" if order in ("F", b"F") else "C")
+    found._fill(data, kind, shape, "F" if order in ("F", b"F") else "C", axes)
     return found
 
 

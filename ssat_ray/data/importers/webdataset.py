@@ -65,7 +65,7 @@ class WebDataset(Source):
         suffixes = [suffix for suffix in sample if is_image(f"x.{suffix}")]
         wanted = self._options.image_key
         if wanted is not None:
-            suffixes = [suffix for suffix in suffixes if suffix == wanted]
+            suffixes = [suffix for suffix in suffixes if suffix == wanted.lower()]
         if len(suffixes) != 1:
             raise UserError(
                 f"{self.name}: sample {key} has {', '.join(sample)}, so {len(suffixes)} images; one is needed. "

@@ -60,7 +60,7 @@ def as_numpy_1_wrote_it(data: bytes) -> bytes:
 @settings(max_examples=60, deadline=None)
 @given(
     case=cases(),
-    order=st.sampled_from(["C", "F"]),
+    order=st.sampled_from(["C", "F", "transposed"]),
     protocol=st.integers(0, pickle.HIGHEST_PROTOCOL),
     is_old=st.booleans(),
     names=st.sampled_from(
@@ -75,7 +75,7 @@ def as_numpy_1_wrote_it(data: bytes) -> bytes:
 def test_every_variant_is_what_numpy_pickled(
     tmp_path_factory,
     case: Case,
-    order: Literal["C", "F"],
+    order: Literal["C", "F", "transposed"],
     protocol: int,
     is_old: bool,
     names: tuple[str, str],
@@ -85,7 +85,11 @@ def test_every_variant_is_what_numpy_pickled(
     start: int,
     block: int,
 ) -> None:
-    content: dict[Any, Any] = {"note": "text", names[0]: np.asarray(case.images, order=order)}
+    if order == "transposed":
+        images = np.moveaxis(np.ascontiguousarray(np.moveaxis(case.images, 1, -1)), -1, 1)
+    else:
+        images = np.asarray(case.images, order=order)
+    content: dict[Any, Any] = {"note": "text", names[0]: images}
     labels, keys = case.labels_as(label_kind), {}
     if names[0] == "pixels":
         keys["image_key"] = names[0]
