@@ -138,7 +138,7 @@ def prepare(config: Config, store: Store) -> Job:
 
 
 def attack(job: Job, store: Store, actors: int) -> Took:
-    """Attack anew with so many actors."""
+    """Attack anew with so many actors; RunFailed if one of them had nothing to do."""
     remove_tree(store.folder(job))
     gate = store.root / GATE
     remove_tree(gate)
@@ -146,6 +146,8 @@ def attack(job: Job, store: Store, actors: int) -> Took:
     took: list[Took] = []
 
     def finish(task: Task, notes: list[Note], context: StageContext) -> dict[str, Any]:
+        if len({n["pid"] for n in notes}) != actors:
+            raise RunFailed(f"Not all of {actors} actors had a batch.")
         wall = max(n["end"] for n in notes) - min(n["begin"] for n in notes)
         took.append(Took(wall, sum(n["end"] - n["begin"] for n in notes)))
         return evaluate.finish(task, notes, context)

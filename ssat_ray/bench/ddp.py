@@ -55,7 +55,13 @@ def _line(case: Case, ours: list[float], bare: list[float]) -> Comparison:
 
 
 def _train(cases: tuple[Case, ...], workers: int, seconds: float, folder: Path) -> None:
-    config = {"cases": cases, "threads": 2 // workers, "seconds": seconds, "folder": folder}
+    config = {
+        "cases": cases,
+        "workers": workers,
+        "threads": 2 // workers,
+        "seconds": seconds,
+        "folder": folder,
+    }
     TorchTrainer(
         _worker,
         train_loop_config=config,
@@ -82,4 +88,4 @@ def _worker(config: dict[str, Any]) -> None:
         took = (time.perf_counter() - start) / steps
         if world.rank == 0:
             (config["folder"] / f"{case.name}.json").write_text(json.dumps(took))
-        assert torch.get_num_threads() == config["threads"]
+        assert (world.size, torch.get_num_threads()) == (config["workers"], config["threads"])

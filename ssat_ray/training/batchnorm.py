@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ssat_ray.errors import UserError
 from ssat_ray.training.world import World
 
 
@@ -77,11 +78,11 @@ class GroupedBatchNorm(_BatchNorm):
 def grouped(model: nn.Module, group_size: int) -> nn.Module:
     """The model with every BatchNorm replaced by a `GroupedBatchNorm` that shares its tensors.
 
-    SyncBatchNorm is refused with ValueError: its statistics are of all workers' rows by definition.
+    SyncBatchNorm is refused with UserError: its statistics are of all workers' rows by definition.
     """
     for name, module in list(model.named_children()):
         if isinstance(module, nn.SyncBatchNorm):
-            raise ValueError(
+            raise UserError(
                 f"{name} is a SyncBatchNorm; use BatchNorm, the trainer groups it itself"
             )
         if isinstance(module, GroupedBatchNorm):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -120,21 +119,29 @@ class ClassifierTrainer:
         self.loss_count += 1
 
     def mean_losses(self) -> dict[str, float]:
-        """Means since the last call over steps, of all ranks.
+        """Means since the last call over steps, of all ranks; FloatingPointError as `total_losses`."""
+        means = {
+            name: float(total / self.loss_count) for name, total in self.total_losses().items()
+        }
+        self.loss_sums, self.loss_count = {}, 0
+        return means
+
+    def total_losses(self) -> dict[str, Tensor]:
+        """Sums over the steps since the last means, of all ranks.
 
         Raises:
             FloatingPointError: a loss was not finite, on every rank alike.
         """
         names = sorted(self.loss_sums)
-        sums = self.world.sum(torch.stack([self.loss_sums[n] for n in names]))
-        means = (sums / self.loss_count).tolist()
-        self.loss_sums, self.loss_count = {}, 0
-        if not all(math.isfinite(m) for m in means):
+        if not names:
+            return {}
+        sums = self.world.sum(torch.stack([self.loss_sums[name] for name in names]))
+        if not bool(sums.isfinite().all()):
             raise FloatingPointError(
                 f"the training loss became NaN or infinite before step {self.step} "
                 f"(lr {self.config.lr}, precision {self.config.precision}); lower the learning rate."
             )
-        return dict(zip(names, means, strict=True))
+        return dict(zip(names, sums, strict=True))
 
     def validate(self) -> tuple[float, float]:
         """Clean and PGD accuracy (percent) of the averaged model on the validation images, in float32."""
@@ -222,13 +229,17 @@ class ClassifierTrainer:
         if not self.adversarial:
             return 3
         attack = 2 * self.task.objective.num_steps
-        return attack + (1 + 2 * 3 if self.task.objective.name == "trades" else 3)
+        if self.task.objective.name == "trades":
+            return attack + 1 + 2 * 3
+        return (
+            attack + 3 + self.feed.lacks_labels
+        )  # a forward for the predictions that are attacked
 
     # -- state ----------------------------------------------------------------------------------------
 
     def save(self, states: States) -> None:
-        """Write the state of the run; all ranks call, the first writes."""
-        losses = {name: self.world.sum(value.clone()) for name, value in self.loss_sums.items()}
+        """Write the state of the run; all ranks call, the first writes. FloatingPointError as `total_losses`."""
+        losses = self.total_losses()
         if self.world.rank == 0:
             state = {
                 "step": self.step,

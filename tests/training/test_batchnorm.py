@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ssat_ray.errors import UserError
 from ssat_ray.training.batchnorm import GroupedBatchNorm, grouped, update_running
 from ssat_ray.training.world import World
 
@@ -119,5 +120,5 @@ def test_every_batchnorm_is_replaced_and_names_and_tensors_stay() -> None:
 def test_what_cannot_be_grouped_is_refused() -> None:
     with pytest.raises(ValueError, match="10 rows are not whole BatchNorm groups of 4"):
         GroupedBatchNorm(_norm(), 4)(_images(0, 10))
-    with pytest.raises(ValueError, match="norm is a SyncBatchNorm"):
+    with pytest.raises(UserError, match="norm is a SyncBatchNorm"):
         grouped(nn.Sequential(nn.Module()).append(nn.ModuleDict({"norm": nn.SyncBatchNorm(2)})), 2)

@@ -353,6 +353,16 @@ def test_an_exploding_run_says_what_to_do(tmp_path: Path, kind: str) -> None:
         _run(_trainer(config), tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["train", "intermediate"])
+def test_no_state_of_an_exploded_run_is_saved(tmp_path: Path, kind: str) -> None:
+    """Far from its next validation it ends at the first state that would not be finite."""
+    changes = {"lr": 1e30, "warmup_steps": 0}
+    config = _train(eval_every=20, **changes) if kind == "train" else _intermediate(**changes)
+    with pytest.raises(FloatingPointError, match="before step 8 "):
+        _run(_trainer(config), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 class FlopCounter(TorchDispatchMode):
     """Sums PyTorch's own formulas over every operation that runs, backward included."""
 
@@ -367,10 +377,13 @@ class FlopCounter(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("objective", ["trades", "pgd-at", "clean"])
-def test_flops_are_those_of_a_counted_step(tmp_path: Path, objective: str) -> None:
+@pytest.mark.parametrize("labels", ["all", "none"])
+def test_flops_are_those_of_a_counted_step(labels: str, objective: str) -> None:
     """Within 10 %: the first convolution needs no gradient of its input in the weight update."""
     config = _intermediate(num_steps=1) if objective == "clean" else _train()
-    trainer = _trainer(config, objective="trades" if objective == "clean" else objective)
+    name, (pool, pseudo) = "trades" if objective == "clean" else objective, DIGITS.tensors("test")
+    unlabelled = (pool, pseudo if labels == "all" else torch.full_like(pseudo, -1))
+    trainer = _trainer(config, objective=name, unlabelled=unlabelled)
     with FlopCounter() as counter:
         trainer.advance()
     trainer.mean_losses()

@@ -156,13 +156,22 @@ def test_pgd_at_attacks_unlabelled_rows_by_their_prediction() -> None:
 
 
 @pytest.mark.slow
-def test_a_compiled_step_does_what_an_eager_one_does() -> None:
+def test_a_compiled_step_does_what_an_eager_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """aot_eager traces forward and backward as the default backend does, without a C++ compiler.
 
-    However many micro-batches there are, it is traced a few times only.
+    However many micro-batches there are, it is traced a few times only. The average is not compiled.
     """
-    eager, compiled = _step(Engine(), bn_group=2), _step(Engine(), bn_group=2)
-    compiled.model.compile(backend="aot_eager")
+    asked, compile_by = [], torch.nn.Module.compile
+
+    def without_a_compiler(model: torch.nn.Module, **options: object) -> None:
+        asked.append((model, options))
+        compile_by(model, backend="aot_eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", without_a_compiler)
+    eager = _step(Engine(), bn_group=2)
+    assert not asked
+    compiled = _step(Engine(compile=True), bn_group=2)
+    assert asked == [(compiled.model, {})]
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         for _ in range(2):
             for step in (eager, compiled):
