@@ -41,7 +41,7 @@ class AttackActor(PartActor):
         exact_on_gpu()
 
     @classmethod
-    def cost(cls, task: Task, part: int) -> float:
+    def costs(cls, task: Task, parts: list[int]) -> list[float]:
         """Passes through the classifier if every image held out to the end."""
         config = task.job.config
         match task.job.params["attack"]:
@@ -51,8 +51,8 @@ class AttackActor(PartActor):
                 passes = 1
             case _:
                 passes = 2 * config["num_steps"] * config.get("restarts", 1)
-        images = record_of(task, "labelled")["rows"]["test"] - part * config["batch_size"]
-        return float(passes * min(images, config["batch_size"]))
+        images, size = record_of(task, "labelled")["rows"]["test"], config["batch_size"]
+        return [float(passes * min(images - part * size, size)) for part in parts]
 
     def classifier(self, task: Task) -> nn.Module:
         folder = task.inputs["classifier"]

@@ -38,6 +38,9 @@ GPU_BACKEND = "cpu:gloo,cuda:nccl"
 """Also for tensors on CPUs, such as losses for the log."""
 DECISION_SECONDS = 120.0
 """That a group waits at a rung before it goes on without a decision."""
+LEAST_BETWEEN_SIZES = 10.0
+"""Seconds after which an elastic group looks for room at the earliest; usually two periods of the states, so that one
+lies between any two starts and no more than a period's steps are made again."""
 DIVERGED = "diverged"
 """Key of a record that has no files: the one recipe of a search whose loss became NaN, and why."""
 
@@ -86,6 +89,9 @@ def run_group(functions: dict[str, TrainFunction], jobs: list[Job], context: Sta
             num_workers=runtime.train_workers,
             use_gpu=runtime.gpus_per_worker > 0,
             resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=max(
+                LEAST_BETWEEN_SIZES, 120 * runtime.checkpoint_minutes
+            ),
         ),
         run_config=ray.train.RunConfig(
             name=name,

@@ -45,9 +45,9 @@ class PartActor:
         self.board = board()
 
     @classmethod
-    def cost(cls, task: Task, part: int) -> float:
-        """How long a part takes beside others, in any unit; the longest are started first."""
-        return 0.0
+    def costs(cls, task: Task, parts: list[int]) -> list[float]:
+        """How long each of a job's parts takes beside others, in any unit; the longest are started first."""
+        return [0.0] * len(parts)
 
     def process(self, task: Task, part: int) -> Note:
         """Compute one part and write its files atomically; returns what to note (`rows` at least)."""
@@ -169,9 +169,13 @@ def in_order(
     With the longest parts first, what an actor waits for at the end is a short one, and the whole takes
     at most 4/3 of the least possible time. Source: Graham 1969, on longest-processing-time-first schedules.
     """
-    items = [(i, part) for i, parts in waiting.items() for part in sorted(parts)]
-    items.sort(key=lambda item: -actor.cost(tasks[item[0]], item[1]))
-    return [{"task": i, "part": part} for i, part in items]
+    items = [
+        (cost, i, part)
+        for i, parts in waiting.items()
+        for part, cost in zip(sorted(parts), actor.costs(tasks[i], sorted(parts)), strict=True)
+    ]
+    items.sort(key=lambda item: -item[0])
+    return [{"task": i, "part": part} for _, i, part in items]
 
 
 def read_note(task: Task, part: int) -> Note:

@@ -26,13 +26,13 @@ def write_model_info(results: Record, folder: Place) -> None:
     remove_tree(folder / FOLDER)
     for row in results["rows"]:
         for seed in row["accuracy"].get("autoattack", {"seeds": []})["seeds"]:
-            info = model_info(results, row, seed)
+            info = model_info(folder.name, results, row, seed)
             place = folder / FOLDER / info["dataset"] / THREATS[results["norm"]]
             write_atomic(place / f"{row['row']}-seed-{seed}.json", json.dumps(info, indent=2))
 
 
-def model_info(results: Record, row: Record, seed: int) -> Record:
-    """The entry of one classifier; accuracies are strings in percent with two decimals.
+def model_info(run: str, results: Record, row: Record, seed: int) -> Record:
+    """The entry of one classifier of a run of this name; accuracies are strings in percent with two decimals.
 
     Only the standard AutoAttack makes `autoattack_acc` and `reported`. All other attacks stand in
     `other_acc` under their own names, which RobustBench does not read.
@@ -48,7 +48,7 @@ def model_info(results: Record, row: Record, seed: int) -> Record:
     source = results["config"]["pool"]["source"]
     info: Record = {
         "link": "",
-        "name": f"{results['name']}: {row['row']}, seed {seed}",
+        "name": f"{run}: {row['row']}, seed {seed}",
         "authors": "",
         "additional_data": source == "external" and row["images"]["pool"] > 0,
         "number_forward_passes": 1,

@@ -108,7 +108,7 @@ class Pools:
         if self.on_bad_shard == "fail":
             raise UserError(
                 f"{reason} Tried {retries + 1} times. `ssat pool verify` lists all bad shards; "
-                "pool.on_bad_shard=quarantine goes on without them."
+                "pool.on_bad_shard=quarantine leaves them out; clusters and scores are then made anew."
             )
         return None, {QUARANTINED: {"file": entry["file"], "rows": entry["rows"], "reason": reason}}
 

@@ -167,7 +167,7 @@ def test_the_longest_batches_come_first(jobs: Any) -> None:
     assert [(names[item["task"]], item["part"]) for item in order] == [
         (name, part) for name in longest_first for part in (0, 1, 2)
     ]
-    costs = [AttackActor.cost(tasks[item["task"]], item["part"]) for item in order]
+    costs = [AttackActor.costs(tasks[item["task"]], [item["part"]])[0] for item in order]
     assert costs[:3] == [88000, 88000, 35200] and costs[3:6] == [2000, 2000, 800]
     assert costs[6:] == [120, 120, 48, 10, 10, 4]
     assert num_batches(found["clean"], store) == 3

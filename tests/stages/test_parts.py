@@ -16,8 +16,8 @@ from ssat_ray.store import Job
 
 class Weighed(PartActor):
     @classmethod
-    def cost(cls, task: Task, part: int) -> float:
-        return float(task.job.params["weight"] / (1 + part))
+    def costs(cls, task: Task, parts: list[int]) -> list[float]:
+        return [float(task.job.params["weight"] / (1 + part)) for part in parts]
 
 
 class Refusing(PartActor):

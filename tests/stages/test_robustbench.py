@@ -63,11 +63,11 @@ def make_results(full: str = "AutoAttack", source: str = "generate") -> dict[str
 
 def test_an_entry_has_the_fields_and_forms_of_robustbench() -> None:
     results = make_results()
-    found = model_info(results, results["rows"][1], 1)
+    found = model_info("try2", results, results["rows"][1], 1)
     other = found.pop("other_acc")
     assert {key: type(value) for key, value in found.items()} == FIELDS
     assert list(found) == list(FIELDS)
-    assert found["clean_acc"] == "91.00"
+    assert found["name"] == "try2: full, seed 1" and found["clean_acc"] == "91.00"
     assert found["autoattack_acc"] == found["reported"] == "67.30"
     assert (found["dataset"], found["eps"]) == ("cifar10", "8/255")
     assert found["architecture"] == "WideResNet-28-10"
@@ -79,7 +79,7 @@ def test_an_entry_has_the_fields_and_forms_of_robustbench() -> None:
 def test_an_ensemble_is_not_called_autoattack() -> None:
     name = "ensemble (not standard AutoAttack)"
     results = make_results(name)
-    found = model_info(results, results["rows"][1], 1)
+    found = model_info("try2", results, results["rows"][1], 1)
     assert "autoattack_acc" not in found and "reported" not in found
     assert found["other_acc"] == {"PGD-40": "70.00", name: "67.30"}
 
@@ -89,7 +89,7 @@ def test_extra_data_a_test_set_of_ones_own_and_doubts_are_said() -> None:
     results["config"]["data"]["num_test"] = 500
     results["data"]["num_test"] = 500
     results["rows"][1]["accuracy"]["autoattack"]["signs"] = [["AutoAttack: no gradient"]]
-    none, full = (model_info(results, row, 1) for row in results["rows"])
+    none, full = (model_info("try2", results, row, 1) for row in results["rows"])
     assert not none["additional_data"] and full["additional_data"]
     assert none["footnote"] == "Evaluated on 500 held-out images."
     assert full["footnote"].startswith("It uses additional 1,000,000 images of a given pool")
@@ -97,20 +97,20 @@ def test_extra_data_a_test_set_of_ones_own_and_doubts_are_said() -> None:
 
 
 def test_one_file_a_row_and_seed_that_met_autoattack(tmp_path: Path) -> None:
-    results = make_results()
-    stale = tmp_path / "robustbench" / "cifar10" / "Linf" / "pcs-seed-3.json"
+    results, folder = make_results(), tmp_path / "try2"
+    stale = folder / "robustbench" / "cifar10" / "Linf" / "pcs-seed-3.json"
     stale.parent.mkdir(parents=True)
     stale.write_text("{}")
-    write_model_info(results, tmp_path)
-    files = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.json"))
-    folder = Path("robustbench", "cifar10", "Linf")
-    assert files == [folder / "full-seed-1.json", folder / "none-seed-1.json"]
-    found = json.loads((tmp_path / files[0]).read_text())
-    assert found == model_info(results, results["rows"][1], 1)
+    write_model_info(results, folder)
+    files = sorted(path.relative_to(folder) for path in folder.rglob("*.json"))
+    below = Path("robustbench", "cifar10", "Linf")
+    assert files == [below / "full-seed-1.json", below / "none-seed-1.json"]
+    found = json.loads((folder / files[0]).read_text())
+    assert found == model_info("try2", results, results["rows"][1], 1)
     for row in results["rows"]:
         del row["accuracy"]["autoattack"]
-    write_model_info(results, tmp_path)
-    assert not (tmp_path / "robustbench").exists()
+    write_model_info(results, folder)
+    assert not (folder / "robustbench").exists()
 
 
 @pytest.mark.parametrize(
