@@ -23,8 +23,13 @@ from ssat_ray.stages.report import read_results
 from ssat_ray.store import Store
 
 CARD = "README.md"
-PATHS = (("data", "path"), ("pool", "path"), ("intermediate", "checkpoint"))
-"""Settings that name places of this machine; only their last part is told."""
+PATHS = (
+    ("data", "path"),
+    ("pool", "path"),
+    ("intermediate", "checkpoint"),
+    ("pretrain", "checkpoint"),
+)
+"""Settings that name places of this machine or network; only their last part is told."""
 Chosen = tuple[str, int]
 """Row and seed."""
 
@@ -164,7 +169,8 @@ def describe(run: FinishedRun, chosen: Chosen, why: str, name: str) -> dict[str,
             "test": data["num_test"],
         },
         "training": {
-            key: trained[key] for key in ("steps", "plateau_step", "hit_max_steps", "seconds")
+            key: trained[key]
+            for key in ("steps", "kept_step", "plateau_step", "hit_max_steps", "seconds")
         },
         "validation": {"clean": trained["val_clean"], "pgd": trained["val_pgd"]},
         "metrics": _metrics(run, chosen),
@@ -182,7 +188,7 @@ def _config(run: FinishedRun, recipe: str) -> dict[str, Any]:
     del tree["runtime"]
     for section, key in PATHS:
         if tree[section][key]:
-            tree[section][key] = Path(tree[section][key]).name
+            tree[section][key] = Path(tree[section][key].partition("?")[0]).name
     tree["train"] |= tree["train"].pop("none_recipes").get(recipe, {})
     return tree
 

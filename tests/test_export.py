@@ -109,7 +109,12 @@ def invented(tmp_path_factory: pytest.TempPathFactory) -> Invented:
             for name, data in classifier_files(model, config.model, SHAPE, CLASSES).items():
                 write_atomic(store.folder(job) / name, data)
             record = {"val_clean": 80.0, "val_pgd": VALIDATION[row, seed], "seconds": 9.0}
-            record |= {"steps": 50, "plateau_step": 40, "hit_max_steps": row == "none"}
+            record |= {
+                "steps": 50,
+                "kept_step": 45,
+                "plateau_step": 40,
+                "hit_max_steps": row == "none",
+            }
             record["images"] = {"labelled": 300, "pool": 0 if row == "none" else 2000}
         elif stage.startswith("evaluate"):
             attack = stage.partition(":")[2]
@@ -242,6 +247,15 @@ def test_settings_are_those_of_this_training_and_tell_no_places(
     for name in ("model.json", "README.md"):
         text = (out / name).read_text()
         assert "secret" not in text and str(invented.root) not in text
+
+
+def test_no_bucket_host_or_folder_is_told(invented: Invented) -> None:
+    run = invented.open()
+    run.config["pool"]["path"] = "s3://secret/pools/mine?endpoint_override=secret-host:9000"
+    run.config["pretrain"]["checkpoint"] = "/home/secret/ddpm"
+    config = describe(run, *choose(run, "none", 0), "robust")["config"]
+    assert (config["pool"]["path"], config["pretrain"]["checkpoint"]) == ("mine", "ddpm")
+    assert "secret" not in json.dumps(config)
 
 
 def test_the_hub_reads_the_card(invented: Invented, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def load_public(model: nn.Module, path: Path) -> str:
         )
     state = fitting[0].state
     extra = [k for k in state if k not in wanted and k.split(".")[-1] not in _INPUT_SCALE]
-    missing = [key for key in wanted if key not in state]
+    missing = [key for key in wanted if key not in state and not _is_count(key)]
     other = [
         f"{key} {tuple(state[key].shape)} instead of {tuple(wanted[key].shape)}"
         for key in wanted
@@ -72,8 +72,13 @@ def load_public(model: nn.Module, path: Path) -> str:
         raise UserError(f"{path} {'; '.join(found)}. Is model.name right?")
     _check_input_scale(model, content, path)
     chosen = _chosen(fitting, wanted, path)
-    model.load_state_dict({key: chosen.state[key] for key in wanted})
+    model.load_state_dict({key: chosen.state.get(key, wanted[key]) for key in wanted})
     return chosen.name
+
+
+def _is_count(key: str) -> bool:
+    """BatchNorm's count of batches, which averages with a momentum do not use and old checkpoints have not."""
+    return key.endswith(".num_batches_tracked")
 
 
 def _check_input_scale(model: nn.Module, content: Any, path: Path) -> None:
@@ -131,7 +136,11 @@ def _chosen(fitting: list[_Weights], wanted: Mapping[str, Tensor], path: Path) -
         return [
             one
             for one in found[1:]
-            if any(not torch.equal(one.state[key], found[0].state[key]) for key in wanted)
+            if any(
+                not torch.equal(one.state[key], found[0].state[key])
+                for key in wanted
+                if not _is_count(key)
+            )
         ]
 
     named = [one for one in fitting if one.words & AVERAGED]

@@ -245,10 +245,11 @@ def _training(about: About) -> str:
     training, objective = about["training"], about["config"]["objective"]
     recipe = "" if about["recipe"] == "default" else f", recipe `{about['recipe']}`"
     stop = " It ended at `train.max_steps`, before a plateau." if training["hit_max_steps"] else ""
+    averaged = ", averaged over steps," if about["config"]["train"]["ema_decay"] else ""
     return (
         f"{_objective(about)}, {objective['num_steps']} attack steps of {objective['step_size']:g}"
         f"{recipe}, {training['steps']:,} optimisation steps, "
-        f"{words.duration(training['seconds'])}; the weights are averaged over steps.{stop}"
+        f"{words.duration(training['seconds'])}; the weights are{averaged} those at step {training['kept_step']:,}.{stop}"
     )
 
 

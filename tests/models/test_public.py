@@ -191,6 +191,7 @@ WRAPPINGS = {
         }
     },
     "mean inside": lambda state: {**state, "mu": torch.full((3,), 0.5), "std": torch.tensor(0.5)},
+    "without counts": lambda state: {k: v for k, v in state.items() if "num_batches" not in k},
     "compiled, beside another": lambda state: {
         "optimiser": {"step": torch.ones(1)},
         "net": {f"_orig_mod.{k}": v for k, v in state.items()},
@@ -205,7 +206,8 @@ def test_a_checkpoint_loads_from_any_wrapping(wrapping: str, tmp_path: Path) -> 
     found = build("wrn-10-1-silu")
     load_public(found, path)
     for key, value in model.state_dict().items():
-        assert torch.equal(found.state_dict()[key], value), key
+        if wrapping != "without counts" or "num_batches" not in key:
+            assert torch.equal(found.state_dict()[key], value), key
 
 
 State = dict[str, Any]

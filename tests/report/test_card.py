@@ -50,7 +50,13 @@ def about() -> dict[str, Any]:
             "evaluate:pgd": "evaluate/h",
         },
         "images": {"labelled": 48_976, "pool": 200_000, "validation": 1_024, "test": 10_000},
-        "training": {"steps": 9000, "plateau_step": 7200, "hit_max_steps": False, "seconds": 7260},
+        "training": {
+            "steps": 9000,
+            "kept_step": 8600,
+            "plateau_step": 7200,
+            "hit_max_steps": False,
+            "seconds": 7260,
+        },
         "validation": {"clean": 91.0, "pgd": 66.25},
         "metrics": {
             "clean": metric("clean", 90.123),
