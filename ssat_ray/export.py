@@ -188,9 +188,17 @@ def _config(run: FinishedRun, recipe: str) -> dict[str, Any]:
     del tree["runtime"]
     for section, key in PATHS:
         if tree[section][key]:
-            tree[section][key] = Path(tree[section][key].partition("?")[0]).name
+            tree[section][key] = _without_place(tree[section][key])
     tree["train"] |= tree["train"].pop("none_recipes").get(recipe, {})
     return tree
+
+
+def _without_place(location: str) -> str:
+    """The last part of a path, or of a URI's path in its bucket."""
+    if "://" not in location:
+        return Path(location).name
+    _, *below = location.partition("://")[2].partition("?")[0].strip("/").split("/")
+    return below[-1] if below else ""
 
 
 def _metrics(run: FinishedRun, chosen: Chosen) -> dict[str, dict[str, Any]]:

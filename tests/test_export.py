@@ -249,12 +249,13 @@ def test_settings_are_those_of_this_training_and_tell_no_places(
         assert "secret" not in text and str(invented.root) not in text
 
 
-def test_no_bucket_host_or_folder_is_told(invented: Invented) -> None:
+@pytest.mark.parametrize(("below", "told"), [("/pools/mine", "mine"), ("", "")])
+def test_no_bucket_host_or_folder_is_told(invented: Invented, below: str, told: str) -> None:
     run = invented.open()
-    run.config["pool"]["path"] = "s3://secret/pools/mine?endpoint_override=secret-host:9000"
+    run.config["pool"]["path"] = f"s3://secret{below}?endpoint_override=secret-host:9000"
     run.config["pretrain"]["checkpoint"] = "/home/secret/ddpm"
     config = describe(run, *choose(run, "none", 0), "robust")["config"]
-    assert (config["pool"]["path"], config["pretrain"]["checkpoint"]) == ("mine", "ddpm")
+    assert (config["pool"]["path"], config["pretrain"]["checkpoint"]) == (told, "ddpm")
     assert "secret" not in json.dumps(config)
 
 

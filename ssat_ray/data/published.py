@@ -61,6 +61,7 @@ def fingerprint(config: DataConfig) -> str:
         for path, _ in published:
             found.update(file_digest(path).encode())
         return found.hexdigest()
+    found.update(b"a class is a folder with images\n")  # as it was not always
     for path in sorted(_files_below(root)):
         about = path.stat()
         line = f"{path.relative_to(root)} {about.st_size} {about.st_mtime_ns}\n"
@@ -69,12 +70,12 @@ def fingerprint(config: DataConfig) -> str:
 
 
 def _files_below(root: Path) -> Iterator[Path]:
-    """Also through links to folders, which the importer follows; each folder once."""
-    seen = set()
-    for folder, below, names in os.walk(root, followlinks=True):
-        below[:] = [] if os.path.realpath(folder) in seen else sorted(below)
-        seen.add(os.path.realpath(folder))
-        yield from (path for name in names if (path := Path(folder, name)).is_file())
+    """Also through links to the folders of parts and of classes, as the importer reads them, but to none below."""
+    for name, below, files in os.walk(root, followlinks=True):
+        folder = Path(name)
+        if folder != root and not (folder.parent == root and folder.name.lower() in PARTS):
+            below[:] = [one for one in below if not (folder / one).is_symlink()]
+        yield from (path for file in files if (path := folder / file).is_file())
 
 
 def _published_files(config: DataConfig, root: Path) -> Iterable[tuple[Path, str]]:
@@ -182,13 +183,14 @@ def _folder(config: DataConfig, root: Path) -> tuple[Rows, Rows | None]:
     """
     options = ImportOptions(format="folders", size=config.size, channels=config.channels)
     names = sorted(path.name for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
-    if not PARTS.intersection(name.lower() for name in names):
+    parts = [name for name in names if name.lower() in PARTS]
+    if len(parts) < 2 and not any(name.lower().startswith("train") for name in parts):
         return _labelled(root, options)[0], None
     if names != ["test", "train"]:
         raise UserError(
             f"{root} has the folders {', '.join(names)}. Of the parts of a set, `train` and `test` are read, with nothing "
             "beside them: move other folders away. Without `test`, give the folder `train` itself as data.path. Validation "
-            "images are drawn from `train` (data.num_validation)."
+            "images are drawn from `train` (data.num_validation). A class of such a name must be renamed."
         )
     (train, classes), (test, found) = (
         _labelled(root / part, options) for part in ("train", "test")

@@ -119,7 +119,7 @@ def _fitting(content: Any, wanted: Mapping[str, Tensor]) -> list[_Weights]:
             if prefix and not prefix.endswith("."):
                 continue
             state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            common = wanted.keys() & state.keys()
+            common = {k for k in wanted.keys() & state.keys() if not _is_count(k)}
             fit = len(common), sum(state[key].shape == wanted[key].shape for key in common)
             if fit > best:
                 best, found = fit, []

@@ -221,6 +221,10 @@ def averaged_and_not() -> tuple[State, State]:
 
 SEVERAL = {
     "ema": lambda a, b: ({"net": b, "ema": a}, "ema"),
+    "without counts": lambda a, b: (
+        {"model": b, "ema": {k: v for k, v in a.items() if "num_batches" not in k}},
+        "ema",
+    ),
     "nested": lambda a, b: (
         {"model": b, "best": {"ema_state_dict": a, "epoch": 3}},
         "best/ema_state_dict",
@@ -253,7 +257,8 @@ def test_of_several_weights_those_that_are_averaged(case: str, tmp_path: Path) -
     model = build("wrn-10-1-silu")
     assert load_public(model, tmp_path / "several.pt") == name
     for key, value in averaged.items():
-        assert torch.equal(model.state_dict()[key], value), key
+        if case != "without counts" or "num_batches" not in key:
+            assert torch.equal(model.state_dict()[key], value), key
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,9 @@ def test_numbers_intervals_and_images(about: dict[str, Any]) -> None:
     assert "1,024 validation images: 91.0 % clean, 66.2 % under PGD" in card
     assert "Eps 0.03137" in card and "(8/255)" in card
     assert "The same row over" not in card
+    assert "the weights are, averaged over steps, those at step 8,600." in card
+    about["config"]["train"]["ema_decay"] = 0.0
+    assert "the weights are those at step 8,600." in model_card(about)
     about |= {
         "seeds": [0, 1],
         "over_seeds": {

@@ -379,7 +379,7 @@ class FlopCounter(TorchDispatchMode):
 @pytest.mark.parametrize("objective", ["trades", "pgd-at", "clean"])
 @pytest.mark.parametrize("labels", ["all", "none"])
 def test_flops_are_those_of_a_counted_step(labels: str, objective: str) -> None:
-    """Within 10 %: the first convolution needs no gradient of its input in the weight update."""
+    """Nearly: the first convolution needs no gradient of its input in the weight update."""
     config = _intermediate(num_steps=1) if objective == "clean" else _train()
     name, (pool, pseudo) = "trades" if objective == "clean" else objective, DIGITS.tensors("test")
     unlabelled = (pool, pseudo if labels == "all" else torch.full_like(pseudo, -1))
@@ -388,7 +388,9 @@ def test_flops_are_those_of_a_counted_step(labels: str, objective: str) -> None:
         trainer.advance()
     trainer.mean_losses()
     trainer.history.append({"step": 1, "val_clean": 0.0, "val_pgd": 0.0})
-    assert trainer.result()["flops"] == pytest.approx(counter.total, rel=0.1)
+    assert trainer.result()["flops"] == pytest.approx(
+        counter.total, rel=0.1 if objective == "clean" else 0.05
+    )
 
 
 def test_max_steps_is_kept_between_evaluations(tmp_path: Path) -> None:
