@@ -28,7 +28,8 @@ train: {{max_steps: {steps}, eval_every: {every}, patience: 99, batch_size: 64, 
 evaluate: {{pgd_steps: 3, apgd_steps: 3}}
 runtime: {{train_workers: [1, 2], actors: 1, checkpoint_minutes: {minutes}, max_failures: {failures}}}
 """
-LAST_STEP = 400
+LAST_STEP = 1200
+"""Long enough for a state by the clock, and a notice, well before the end."""
 
 
 def preset(minutes: float, last_step: int = LAST_STEP, failures: int = 3) -> str:
