@@ -231,9 +231,8 @@ class ClassifierTrainer:
         attack = 2 * self.task.objective.num_steps
         if self.task.objective.name == "trades":
             return attack + 1 + 2 * 3
-        return (
-            attack + 3 + self.feed.lacks_labels
-        )  # a forward for the predictions that are attacked
+        predicting = int(self.feed.lacks_labels)  # what is attacked where there is no label
+        return attack + predicting + 3
 
     # -- state ----------------------------------------------------------------------------------------
 
