@@ -15,7 +15,7 @@ import typer
 from ssat_ray.bench.measure import HEADER, Comparison
 from ssat_ray.config import GUIDED
 from ssat_ray.errors import UserError
-from ssat_ray.options import parse_count
+from ssat_ray.options import Overrides, parse_count
 from ssat_ray.provenance import git_commit, machine
 from ssat_ray.report.words import machine_name, short_commit
 
@@ -35,7 +35,26 @@ Repeats = Annotated[
     ),
 ]
 Device = Annotated[str | None, typer.Option(help="cuda: on a GPU, as a share of its matrix peak")]
-Out = Annotated[Path | None, typer.Option(help="Markdown file to append the table to")]
+
+
+def _writable(path: Path | None) -> Path | None:
+    """Before anything is measured.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    if path is not None:
+        try:
+            path.open("ab").close()
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror}.") from error
+    return path
+
+
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Markdown file to append the table to", callback=_writable),
+]
 
 
 BENCHES = {
@@ -162,10 +181,13 @@ def guidance(
     row: Annotated[list[str] | None, typer.Option(help="guided row; may be repeated")] = None,
     seed: Annotated[list[int] | None, typer.Option(min=0, help="may be repeated")] = None,
     out: Out = None,
-    figure: Annotated[Path | None, typer.Option(help="PNG file for the curves")] = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="PNG file for the curves", callback=_writable)
+    ] = None,
     folder: Annotated[
         Path | None, typer.Option(help="keeps the store here, for running it again")
     ] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Guided rows over lambda: margins, label agreement and coverage by guide and judge; seeds 0, 1, 2 by default."""
     if unknown := sorted(set(row or []) - set(GUIDED)):
@@ -176,9 +198,9 @@ def guidance(
 
     weights, rows = tuple(weight or curve.WEIGHTS), tuple(row or GUIDED)
     seeds = tuple(seed or curve.SEEDS)
-    points = curve.run(weights, seeds, rows, folder=folder)
+    points = curve.run(weights, seeds, rows, tuple(overrides or ()), folder)
     given = [("weight", w) for w in weight or []] + [("row", r) for r in row or []]
-    given += [("seed", s) for s in seed or []]
+    given += [("seed", s) for s in seed or []] + [("set", o) for o in overrides or []]
     text = "\n".join(
         [
             *_heading("guidance", given),

@@ -16,7 +16,7 @@ from typing import Any
 from ssat_ray import runtime, tracking
 from ssat_ray.board import start_board
 from ssat_ray.config import GUIDED, Config
-from ssat_ray.diffusion.quality import NEIGHBOURS
+from ssat_ray.diffusion.quality import MOST_IMAGES, NEIGHBOURS
 from ssat_ray.errors import RunFailed, UserError
 from ssat_ray.memory import MemoryWatch, read_memory
 from ssat_ray.places import Place, write_atomic
@@ -285,12 +285,14 @@ def collect(report: Job, store: Store, folder: Place) -> dict[str, Any]:
 
 def preflight(config: Config, plan: Plan, store: Store) -> None:
     """Errors of the configuration that only the data shows, before any work starts."""
-    from ssat_ray.models.registry import build_classifier
+    from ssat_ray.models.registry import build_classifier, check_outputs
 
     record = store.record(next(job for job in plan.unique if job.stage == "labelled"))
     assert record is not None
-    channels, height, width = record["image_shape"]
-    build_classifier(config.model, (channels, height, width), record["num_classes"], seed=0)
+    shape = (_, height, width) = tuple(record["image_shape"])
+    num_classes = record["num_classes"]
+    model = build_classifier(config.model, shape, num_classes, seed=0)
+    check_outputs(model, config.model.name, shape, num_classes, config.embed.layer)
     down = 2 ** (len(config.pretrain.channels) - 1)
     trained = config.pool.source == "generate" and config.pretrain.checkpoint is None
     if trained and (height % down or width % down):
@@ -306,7 +308,7 @@ def preflight(config: Config, plan: Plan, store: Store) -> None:
         if misfit := config.generate.misfit(found["num_timesteps"], which):
             raise UserError(f"{misfit}.")
     key, size = config.pool_size()
-    k = config.cluster.k or record["num_classes"]
+    k = config.cluster.k or num_classes
     stages = {(row, stage) for row, _, stage in plan.jobs}
     selecting = any((row, "cluster") in stages for row in config.rows if row not in GUIDED)
     if size is not None and k > size and selecting:
@@ -323,18 +325,19 @@ def preflight(config: Config, plan: Plan, store: Store) -> None:
             f"{base} images of the base model that select.ratio and "
             f"select.boundary_fraction leave of {key}={size}: raise {key} or set cluster.k."
         )
-    per_class, classes = config.finetune.k_per_class, record["num_classes"]
+    per_class = config.finetune.k_per_class
     wanted = config.finetune.centroids == "per-class" and "lcg-km" in guided
-    if wanted and base < per_class * classes:
+    seen = min(base, MOST_IMAGES)
+    if wanted and seen < per_class * num_classes:
         raise UserError(
-            f"finetune.k_per_class={per_class}: {base} base images are fewer than that for each of "
-            f"{classes} classes; lower it, raise {key}, or set finetune.centroids=global."
+            f"finetune.k_per_class={per_class}: the {seen} base images that are looked at are fewer than that for each of "
+            f"{num_classes} classes; lower it, raise {key}, or set finetune.centroids=global."
         )
-    seen = record["rows"]["labelled"] + record["rows"]["validation"] if guided else 0
-    if guided and seen <= NEIGHBOURS:
+    real = record["rows"]["labelled"] + record["rows"]["validation"]
+    if guided and real <= NEIGHBOURS:
         raise UserError(
             f"rows: {guided[0]} is judged against the labelled and validation images, of which there "
-            f"are {seen}; it takes more than {NEIGHBOURS}."
+            f"are {real}; it takes more than {NEIGHBOURS}."
         )
 
 

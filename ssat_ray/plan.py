@@ -191,7 +191,7 @@ def _guided_jobs(config: Config, row: str, seed: int, shared: dict[str, Job]) ->
     num_base, num_guided = config.guided_images
     embed = _part(config, "embed")
     source, labeller = {"labelled": data, "ddpm": shared["pretrain"]}, _labeller(config, shared)
-    part = {"generate": _unguided(config, num_images=num_base)}
+    part = {"generate": _few(config, num_base)}
     base = _job("generate", of, part, {**source, **labeller}, f"base images seed {seed}")
     scorer = score.SCORERS[row]
     guide = _guide(config, seed, {**shared, "pool": base}, scorer, f"seed {seed}")
@@ -203,7 +203,7 @@ def _guided_jobs(config: Config, row: str, seed: int, shared: dict[str, Job]) ->
         guide_inputs = guide
         found |= {"score": guide["scores"]}
         found |= {"cluster": guide["clusters"]} if "clusters" in guide else {}
-    made = _unguided(config, num_images=num_guided)
+    made = _few(config, num_guided)
     if config.generate.guidance:
         part = {"generate": {**made, "guidance": config.generate.guidance}, **embed}
         part |= {"finetune": {"k_per_class": config.finetune.k_per_class}} if per_class else {}
@@ -292,6 +292,12 @@ def _ddpm_job(config: Config, seed: int, data: Job) -> Job:
 def _unguided(config: Config, **changes: Any) -> dict[str, Any]:
     """The settings by which images are made without guidance."""
     return {**config.generate.model_dump(mode="json"), "guidance": 0.0, **changes}
+
+
+def _few(config: Config, num_images: int) -> dict[str, Any]:
+    """The settings of a guided row's own images: at least four shards, so that a few actors share them evenly."""
+    shard_rows = min(config.generate.shard_rows, -(-num_images // 4))
+    return _unguided(config, num_images=num_images, shard_rows=shard_rows)
 
 
 def _numbered(jobs: dict[str, Job], name: str) -> dict[str, Job]:

@@ -68,7 +68,10 @@ def test_lambda_can_be_chosen_on_other_seeds(
 ) -> None:
     from ssat_ray.bench import guidance as curve
 
-    def found(weights: tuple, seeds: tuple, rows: tuple, folder: Path | None) -> list[curve.Point]:
+    def found(
+        weights: tuple, seeds: tuple, rows: tuple, overrides: tuple, folder: Path | None
+    ) -> list[curve.Point]:
+        assert overrides == ("finetune.anchor=0.1",)
         of = {
             name: {"agreement": 0.9, "coverage": 0.5, "confidence": 0.7}
             for name in ("base", "guided")
@@ -78,14 +81,24 @@ def test_lambda_can_be_chosen_on_other_seeds(
         return [curve.Point.of(row, "judge", w, reports) for row in rows for w in weights]
 
     monkeypatch.setattr(curve, "run", found)
-    guidance(weight=[0.25], row=["pcg"], seed=[7, 9])
+    guidance(weight=[0.25], row=["pcg"], seed=[7, 9], overrides=["finetune.anchor=0.1"])
     shown = capsys.readouterr().out
-    assert "`ssat bench guidance --weight 0.25 --row pcg --seed 7 --seed 9`" in shown
+    command = (
+        "ssat bench guidance --weight 0.25 --row pcg --seed 7 --seed 9 --set finetune.anchor=0.1"
+    )
+    assert f"`{command}`" in shown
     assert (
         "over the seeds 7, 9)" in shown and "The values of the seeds 7, 9, in this order:" in shown
     )
     lines = [line for line in shown.splitlines() if line.startswith("| `pcg` | judge | 0.25 | ")]
     assert len(lines) == 2 and "| 50.0, 50.0 |" in lines[1]
+
+
+def test_a_page_that_cannot_be_written_is_said_before_anything_is_measured(tmp_path: Path) -> None:
+    for option in ("--out", "--figure"):
+        command = [SSAT, "bench", "guidance", option, str(tmp_path / "none" / "page.md")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 2 and "page.md cannot be written" in done.stderr
 
 
 def test_a_seed_that_cannot_be_is_a_usage_error() -> None:

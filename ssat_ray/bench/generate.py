@@ -1,11 +1,12 @@
 """generate against a plain diffusers loop: the same U-Net and sampler, images made and thrown away.
 
 Ours is the command `ssat generate` from its start to its end: Python, Ray, actors, noise by image id, writing
-shards. The plain loop gets the best of its threads and batch sizes, and no start-up.
+shards. The plain loop gets the best of its threads, batch sizes and memory formats, and no start-up.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import statistics
@@ -21,8 +22,12 @@ from ssat_ray.loading import load_config
 PRESET = "digits"
 BAR = 0.9
 BARE_IMAGES, SWEEP_IMAGES = 5_000, 1_000
-"""Made in a measurement of the plain loop, and in the search for its threads and batch size."""
-THREADS, BATCHES = [1, 2], [64, 250, 1000]
+"""Made in a measurement of the plain loop, and in the search for its threads, batch size and memory format."""
+SEARCHED: dict[str, list[Any]] = {
+    "threads": [1, 2],
+    "batches": [64, 250, 1000],
+    "formats": ["contiguous_format", "channels_last"],
+}
 
 
 def run(rows: int | None = None, repeats: int = 5, folder: Path | None = None) -> list[Comparison]:
@@ -43,11 +48,11 @@ def run(rows: int | None = None, repeats: int = 5, folder: Path | None = None) -
     # how well the DDPM is trained does not change what sampling takes
     overrides = [f"generate.num_images={rows}", "pretrain.num_steps=20", "rows=[full]"]
     ssat("pretrain", PRESET, folder, overrides)
-    best = _plain(folder, overrides, THREADS, BATCHES, SWEEP_IMAGES)
+    best = _plain(folder, overrides, SEARCHED, SWEEP_IMAGES)
+    found = {"threads": [best["threads"]], "batches": [best["batch"]], "formats": [best["format"]]}
 
     def bare_seconds() -> float:
-        threads, batches = [best["threads"]], [best["batch"]]
-        return float(_plain(folder, overrides, threads, batches, BARE_IMAGES)["seconds"] * rows)
+        return float(_plain(folder, overrides, found, BARE_IMAGES)["seconds"] * rows)
 
     sampling: list[float] = []
 
@@ -63,7 +68,7 @@ def run(rows: int | None = None, repeats: int = 5, folder: Path | None = None) -
     ratio = with_start(of_preset / rows, start, statistics.median(ours), statistics.median(bare))
     notes = {
         "images/s": f"{rows / statistics.median(ours):,.0f} against {rows / statistics.median(bare):,.0f}",
-        "bare": f"{best['threads']} threads, batches of {best['batch']}",
+        "bare": f"{best['threads']} threads, batches of {best['batch']}, {best['format']}",
         "of ours": f"{start:.3g} s make no image: Python, Ray and actors start, the pool is published",
         f"at the preset's {of_preset:,} images": f"about {ratio:.2f}",
     }
@@ -76,17 +81,22 @@ def with_start(share: float, start: float, ours: float, bare: float) -> float:
 
 
 def _plain(
-    folder: Path, overrides: list[str], threads: list[int], batches: list[int], images: int
+    folder: Path, overrides: list[str], searched: dict[str, list[Any]], images: int
 ) -> dict[str, Any]:
-    """The best plain loop of a fresh process: seconds an image, its threads and batch size."""
-    settings = json.dumps({"threads": threads, "batches": batches, "num_images": images})
+    """The best plain loop of a fresh process: seconds an image, its threads, batch size and memory format."""
+    settings = json.dumps({**searched, "num_images": images})
     return in_process("ssat_ray.bench.generate", [str(folder), settings, *overrides])
 
 
 def plain_loop(
-    folder: Path, overrides: list[str], threads: list[int], batches: list[int], num_images: int
+    folder: Path,
+    overrides: list[str],
+    threads: list[int],
+    batches: list[int],
+    formats: list[str],
+    num_images: int,
 ) -> dict[str, Any]:
-    """Time the plain loop with every number of threads and batch size; the fastest counts."""
+    """Time the plain loop with every number of threads, batch size and memory format; the fastest counts."""
     import torch
     from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, UNet2DModel
 
@@ -99,12 +109,12 @@ def plain_loop(
     schedule = DDPMScheduler.from_pretrained(pipeline / "scheduler").config
 
     @torch.inference_mode()
-    def loop(batch: int, limit: int) -> float:
+    def loop(batch: int, kind: torch.memory_format, limit: int) -> float:
         start = time.perf_counter()
         for _ in range(0, limit, batch):
             solver = DPMSolverMultistepScheduler.from_config(schedule)
             solver.set_timesteps(config.generate.num_inference_steps)
-            x = torch.randn(batch, 1, 8, 8)
+            x = torch.randn(batch, 1, 8, 8).contiguous(memory_format=kind)
             labels = torch.arange(batch) % 10
             for t in solver.timesteps:
                 x = solver.step(unet(x, t, class_labels=labels).sample, t, x).prev_sample
@@ -112,13 +122,14 @@ def plain_loop(
         return (time.perf_counter() - start) / (-(-limit // batch) * batch)
 
     best: dict[str, Any] = {"seconds": float("inf")}
-    for num_threads in threads:
+    for num_threads, batch, name in itertools.product(threads, batches, formats):
         torch.set_num_threads(num_threads)
-        for batch in batches:
-            loop(batch, batch)
-            seconds = loop(batch, num_images)
-            if seconds < best["seconds"]:
-                best = {"seconds": seconds, "threads": num_threads, "batch": batch}
+        kind = getattr(torch, name)
+        unet.to(memory_format=kind)
+        loop(batch, kind, batch)
+        seconds = loop(batch, kind, num_images)
+        if seconds < best["seconds"]:
+            best = {"seconds": seconds, "threads": num_threads, "batch": batch, "format": name}
     return best
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from ssat_ray.plan import build_plan
 from ssat_ray.stages.base import StageContext
 from ssat_ray.stages.quality import QUALITY
 from ssat_ray.store import Job, Store
+from ssat_ray.view import follower
 
 PRESET = "digits"
 WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.25, 0.3, 0.5, 1.0)
@@ -114,10 +117,17 @@ def run(
             reports[row, weight] = {seed: jobs[row, seed, "quality"] for seed in seeds}
             for job in reports[row, weight].values():
                 wanted |= {j.digest: j for j in job.closure()}
-    context = StageContext(store, config.runtime)
+    context, all_jobs = StageContext(store, config.runtime), list(wanted.values())
+    watcher = follower(config, sys.stderr, "bench guidance", time.time())
+    watcher.planned(all_jobs, [job for job in all_jobs if store.record(job) is None])
+    watcher.connecting()
     with runtime.ray_session(config.runtime):
         board = start_board()
-        pipeline.execute(list(wanted.values()), context, pipeline.Watcher())
+        watcher.connected(board)
+        try:
+            pipeline.execute(all_jobs, context, watcher)
+        finally:
+            watcher.disconnected()
         del board
     found = {
         key: {s: json.loads((store.folder(job) / QUALITY).read_text()) for s, job in of.items()}
@@ -163,13 +173,15 @@ def table_by_seed(points: list[Point]) -> str:
     """A Markdown line a point: the value of each seed, in their order, and the seeds that reach all three bars."""
     heads = [f"near the boundary %, from {100 * LEAST_NEAR:g}"]
     heads += ["median score / base", f"label agreement %, from {100 * LEAST_AGREEMENT:g}"]
-    heads += [f"coverage / base, from {LEAST_COVERAGE:g}", "seeds that reach all"]
+    heads += [f"coverage / base, from {LEAST_COVERAGE:g}", "confidence - base"]
+    heads += ["seeds that reach all"]
     cells = [
         [
             _each(100 * p.near, 1),
             _each(p.median_ratio, 2),
             _each(100 * p.agreement, 1),
             _each(p.coverage_ratio, 3),
+            _each(p.confidence, 4),
             ", ".join(map(str, p.reaching)) or "none",
         ]
         for p in points

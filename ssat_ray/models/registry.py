@@ -50,6 +50,35 @@ def build_classifier(
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
+def check_outputs(
+    model: Any, name: str, image_shape: tuple[int, int, int], num_classes: int, layer: str
+) -> None:
+    """One black image through a classifier.
+
+    Args:
+        name: of the model, for the message. image_shape: (C, H, W). layer: of the embedding.
+
+    Raises:
+        UserError: it fails, or its embedding or logits are not (1, D) and (1, num_classes).
+    """
+    x = torch.zeros(1, *image_shape).contiguous(memory_format=torch.channels_last)
+    try:
+        with torch.inference_mode():
+            found = model.eval().embed_with_logits(x, layer)
+            shapes = [tuple(part.shape) for part in found]
+    except Exception as error:  # a module of the user's may raise anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"model.name={name}: embed_with_logits() of one image {image_shape} with layer {layer!r} "
+            f"fails: {reason}."
+        ) from error
+    if [len(shape) for shape in shapes] != [2, 2] or shapes[1] != (1, num_classes):
+        raise UserError(
+            f"model.name={name}: embed_with_logits() of one image gives shapes "
+            f"{' and '.join(map(str, shapes))}; expected an embedding (1, D) and logits (1, {num_classes})."
+        )
+
+
 def _has(model: nn.Module, method: str) -> bool:
     return callable(getattr(model, method, None))
 

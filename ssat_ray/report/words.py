@@ -211,7 +211,7 @@ def in_order(rows: list[Row]) -> list[Row]:
 
 
 def notes(results: dict[str, Any]) -> list[str]:
-    """Sentences under the table of costs: what ≥ means, and what the search over recipes took."""
+    """Sentences under the table of costs: what ≥ means, what the search over recipes took, how labels agree."""
     found = []
     if any(any(row["steps"]["hit_max_steps"]) for row in results["rows"]):
         found.append(
@@ -227,6 +227,12 @@ def notes(results: dict[str, Any]) -> list[str]:
                 f"Choosing {row['row']}'s recipe took {duration(more)} more{over}; "
                 "the row's time does not count it."
             )
+    found += [
+        f"{stage['label']}: {100 * stage['label_agreement']:.1f} % of the images are, to the intermediate "
+        "model that labels them, of the class that was asked for."
+        for stage in results["stages"]
+        if "label_agreement" in stage
+    ]
     return found
 
 

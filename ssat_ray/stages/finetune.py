@@ -8,7 +8,6 @@ import time
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 
 from ssat_ray.config import EmbedConfig, FinetuneConfig
@@ -24,6 +23,7 @@ from ssat_ray.diffusion.guidance import (
     margin_of,
 )
 from ssat_ray.diffusion.quality import MOST_IMAGES
+from ssat_ray.diffusion.sampling import import_samplers
 from ssat_ray.errors import UserError
 from ssat_ray.models.embedding import Embedder
 from ssat_ray.models.files import load_classifier
@@ -40,6 +40,7 @@ FIRST_DRAW = 2**31
 
 
 def train(task: Task, session: Session) -> tuple[dict[str, bytes], dict[str, Any]]:
+    import_samplers()
     config, begun = FinetuneConfig(**task.job.config["finetune"]), time.perf_counter()
     images, labels = LabelledSet.load(task.inputs["labelled"]).tensors("labelled")
     unet, scheduler = load_ddpm(task.inputs["ddpm"])
@@ -108,10 +109,8 @@ def class_margin(task: Task, classifier: Any) -> tuple[ClassMargin, float]:
 def median_score(task: Task) -> float:
     """Of the base images, in the units of what guidance lowers: for `pcg` the highest probability."""
     column = "confidence" if task.job.params["guide"] == "pcg" else "score"
-    files = ScoreTable.of_folders([task.inputs["scores"]]).files
-    return float(
-        np.median(np.concatenate([pq.read_table(f, columns=[column])[column] for f in files]))
-    )
+    chunks = ScoreTable.of_folders([task.inputs["scores"]]).read([column])
+    return float(np.median(np.concatenate([chunk[column] for chunk in chunks])))
 
 
 def run(jobs: list[Job], context: StageContext) -> None:

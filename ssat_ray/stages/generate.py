@@ -12,7 +12,13 @@ from ssat_ray.data.pool import MANIFEST, manifest
 from ssat_ray.data.shard import Shard, write_shard
 from ssat_ray.diffusion.files import load_ddpm
 from ssat_ray.diffusion.guidance import Guide
-from ssat_ray.diffusion.sampling import balanced_labels, initial_noise, sample, step_generators
+from ssat_ray.diffusion.sampling import (
+    balanced_labels,
+    import_samplers,
+    initial_noise,
+    sample,
+    step_generators,
+)
 from ssat_ray.errors import RunFailed
 from ssat_ray.models.embedding import Embedder
 from ssat_ray.models.files import load_classifier
@@ -40,6 +46,7 @@ class SampleActor(PartActor):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         exact_on_gpu()
+        import_samplers()
 
     def process(self, task: Task, part: int) -> Note:
         config = GenerateConfig(**task.job.config["generate"])
@@ -107,4 +114,4 @@ def run(jobs: list[Job], context: StageContext) -> None:
     )
 
 
-STAGE = Stage("generate", 4, run)
+STAGE = Stage("generate", 5, run)

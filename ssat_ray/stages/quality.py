@@ -58,7 +58,7 @@ def look(task: Task) -> dict[str, bytes]:
         num_classes = Pool(task.inputs["base"]).num_classes
         asked = {name: balanced_labels(pool.ids, num_classes) for name, pool in pools.items()}
     sets = {name: (pool.images, asked[name]) for name, pool in pools.items()}
-    splits = [labelled.splits[name] for name in ("labelled", "validation")]
+    splits = [labelled.splits[name] for name in ("validation", "labelled")]
     sets["real"] = (
         np.concatenate([images for images, _ in splits]),
         np.concatenate([labels for _, labels in splits]),
@@ -116,4 +116,4 @@ def run(jobs: list[Job], context: StageContext) -> None:
     ray.get([task.remote(Task.of(job, context.store)) for job in jobs])
 
 
-STAGE = Stage("quality", 3, run)
+STAGE = Stage("quality", 4, run)

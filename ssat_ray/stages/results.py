@@ -324,6 +324,7 @@ def _stage(artefacts: Artefacts, job: Job) -> Record:
         "actor_pids",
         "blocks",
         "rows",
+        "label_agreement",
         "peak_pss_bytes",
         "baseline_pss_bytes",
         "bytes_written",

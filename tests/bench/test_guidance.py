@@ -48,13 +48,17 @@ def test_a_line_has_means_with_students_intervals_over_seeds() -> None:
 def test_every_seed_has_its_value_and_is_held_against_the_bars() -> None:
     """Of the two seeds one has 0.8 of the base images' coverage; without guidance none is near the boundary."""
     lines = table_by_seed(_points()).splitlines()
-    assert len(lines) == 2 + 4 and {line.count("|") for line in lines} == {9}
+    assert len(lines) == 2 + 4 and {line.count("|") for line in lines} == {10}
     assert lines[0].endswith(
         "near the boundary %, from 40 | median score / base | label agreement %, from 95 "
-        "| coverage / base, from 0.85 | seeds that reach all |"
+        "| coverage / base, from 0.85 | confidence - base | seeds that reach all |"
     )
-    assert lines[2].endswith("| 20.0, 22.0 | 0.80, 0.80 | 95.0, 95.0 | 1.000, 1.000 | none |")
-    assert lines[3].endswith("| 40.0, 50.0 | 0.80, 0.80 | 95.0, 95.0 | 0.800, 0.900 | 7 |")
+    assert lines[2].endswith(
+        "| 20.0, 22.0 | 0.80, 0.80 | 95.0, 95.0 | 1.000, 1.000 | -0.0500, -0.0500 | none |"
+    )
+    assert lines[3].endswith(
+        "| 40.0, 50.0 | 0.80, 0.80 | 95.0, 95.0 | 0.800, 0.900 | -0.0500, -0.0500 | 7 |"
+    )
 
 
 @pytest.mark.parametrize(

@@ -41,9 +41,9 @@ def test_few_steps_cost_less(tmp_path: Path) -> None:
         text = line.notes[name]
         assert re.fullmatch(r"[\d.e-]+ against [\d.e-]+ \([+-]([\d.]+|inf)%\)", text), text
     sides = sampling.Sides(tmp_path, ["rows=[lcs-km]", *SMALL])
-    (pool,) = (tmp_path / "store" / "generate").glob("*")
+    (record,) = (tmp_path / "store" / "generate").glob("*/stage.json")
     ids = [sides.ids(repeat, 2000) for repeat in range(2)]
-    assert not set(Pool(pool).load().ids.tolist()) & set(np.concatenate(ids).tolist())
+    assert not set(Pool(record.parent).load().ids.tolist()) & set(np.concatenate(ids).tolist())
     assert len(np.unique(np.concatenate(ids))) == 4000
     made = [sides.make("short", own) for own in ids]
     real = np.concatenate([sides.labelled.splits[n][0] for n in ("labelled", "validation")])

@@ -19,6 +19,7 @@ from ssat_ray.diffusion.sampling import (
     sample,
     step_generators,
 )
+from ssat_ray.errors import UserError
 from ssat_ray.models.unet import build_unet
 
 SHAPE = (1, 4, 4)
@@ -88,6 +89,43 @@ def test_a_gaussian_comes_back_with_its_mean_and_spread(sampler: str, kind: str)
         assert float(part.mean()) == pytest.approx(mean, abs=0.015)
         # 50 first-order steps shrink the spread by 8 % (the recursion is linear: worked out by hand)
         assert float(part.std()) == pytest.approx(0.15, rel=0.12 if sampler == "ddim" else 0.06)
+
+
+class Inexact(Oracle):
+    """Off by 1 % of the noise, another part of it at every timestep, as a trained U-Net is at best."""
+
+    def forward(self, x: Tensor, t: Tensor, class_labels: Tensor) -> SimpleNamespace:
+        drawn = torch.randn(x.shape, generator=torch.Generator().manual_seed(int(t)))
+        return SimpleNamespace(sample=super().forward(x, t, class_labels).sample + 0.01 * drawn)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_inexact_model_still_makes_the_image(sampler: str, kind: str) -> None:
+    """On the cosine schedule, whose first timestep has a signal of 1 / 20,000."""
+    levels = torch.randint(0, 256, (3, *SHAPE), generator=torch.Generator().manual_seed(0))
+    unet = Inexact(_schedule(kind), levels / 127.5 - 1, 0.0)
+    ids = np.arange(60)
+    labels = torch.from_numpy(balanced_labels(ids, 3))
+    config = _config(sampler)
+    steps = step_generators(ids, 0, config)
+    noise = initial_noise(ids, SHAPE, 0)
+    found = sample(unet, _schedule(kind), noise, labels, config, generators=steps)
+    off = (found.int() - levels[labels].int()).abs().float()
+    assert off.mean() < 3 and off.max() < 20
+
+
+def test_images_that_are_not_finite_are_never_returned() -> None:
+    class Broken(Oracle):
+        def forward(self, x: Tensor, t: Tensor, class_labels: Tensor) -> SimpleNamespace:
+            found = super().forward(x, t, class_labels).sample
+            found[1, 0, 2, 2] = torch.nan
+            return SimpleNamespace(sample=found)
+
+    unet = Broken(_schedule("v_prediction"), torch.zeros(3, *SHAPE), 0.0)
+    noise = initial_noise(np.arange(3), SHAPE, 0)
+    with pytest.raises(UserError, match=r"not finite; lower the guidance"):
+        sample(unet, _schedule("v_prediction"), noise, torch.arange(3), _config("ddim"))
 
 
 def test_values_beyond_the_range_are_clamped_not_wrapped() -> None:

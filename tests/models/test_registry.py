@@ -10,7 +10,7 @@ import torch
 from ssat_ray.config import ModelConfig
 from ssat_ray.errors import UserError
 from ssat_ray.models.preact_small import PreActSmall
-from ssat_ray.models.registry import build_classifier
+from ssat_ray.models.registry import build_classifier, check_outputs
 
 SMALL = ModelConfig(widths=(4, 8), strides=(1, 2), blocks=1)
 MODULE = """
@@ -44,6 +44,13 @@ def factory(in_channels, num_classes):
 
 def half(in_channels, num_classes):
     return nn.Linear(4, num_classes)
+
+def one_class_more(in_channels, num_classes):
+    return Own(in_channels, num_classes + 1)
+
+class Maps(Own):
+    def embed_with_logits(self, x, layer="pooled"):
+        return x, self(x)
 
 constant = 3.0
 """
@@ -122,6 +129,29 @@ def test_a_module_without_embed_with_logits_is_a_user_error(own: str) -> None:
         UserError, match=rf"model\.name={own}:half.*embed_with_logits\(\) and no embed"
     ):
         _build(ModelConfig(name=f"{own}:half"))
+
+
+@pytest.mark.parametrize(
+    ("factory", "shape", "expected"),
+    [
+        ("one_class_more", (1, 2, 2), r"\(1, 4\) and \(1, 5\); expected .* logits \(1, 4\)"),
+        ("Maps", (1, 2, 2), r"shapes \(1, 1, 2, 2\) and \(1, 4\)"),
+        ("Own", (1, 3, 3), r"one image \(1, 3, 3\) with layer 'pooled' fails: mat1 and mat2"),
+    ],
+)
+def test_outputs_of_another_shape_are_a_user_error(
+    own: str, factory: str, shape: tuple[int, int, int], expected: str
+) -> None:
+    name = f"{own}:{factory}"
+    model = build_classifier(ModelConfig(name=name), shape, 4, seed=0)
+    with pytest.raises(UserError, match=rf"model\.name={name}.*{expected}"):
+        check_outputs(model, name, shape, 4, "pooled")
+
+
+@pytest.mark.parametrize("name", ["Own", "Embeds"])
+def test_outputs_as_they_should_be(own: str, name: str) -> None:
+    model = build_classifier(ModelConfig(name=f"{own}:{name}"), (1, 2, 2), 4, seed=0)
+    check_outputs(model, name, (1, 2, 2), 4, "pooled")
 
 
 def test_a_module_with_embed_alone_is_adapted(own: str) -> None:

@@ -136,6 +136,11 @@ def test_notes_are_there_only_where_they_say_something(results):
     limit, search = words.notes(content)
     assert limit.startswith("≥ (limit): train.max_steps")
     assert search == "Choosing none's recipe took 30 s more; the row's time does not count it."
+    content["stages"][0] |= {"label": "pool seed 3", "label_agreement": 0.9876}
+    assert words.notes(content)[2:] == [
+        "pool seed 3: 98.8 % of the images are, to the intermediate model that labels them, of the class "
+        "that was asked for."
+    ]
 
 
 def test_the_largest_stage_is_named():

@@ -77,10 +77,10 @@ def test_guided_images_are_sampled_from_the_fine_tuned_model(tiny_run: Any, arte
 
 
 def test_fine_tuning_is_guided_in_units_of_the_base_images_median(
-    tiny_run: Any, artefact: Any
+    tiny_run: Any, artefact: Any, scores: Any
 ) -> None:
     found = record(artefact("finetune"))
-    scores = pq.read_table(artefact("score") / "scores-00000.parquet")["score"].to_numpy()
+    scores = scores(artefact("score"))["score"]
     assert len(scores) == 60 and found["median_score"] == pytest.approx(np.median(scores))
     config: FinetuneConfig = tiny_run.config.finetune
     assert found["steps"] == config.num_steps and found["world_size"] == 2

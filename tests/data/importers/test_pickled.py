@@ -41,6 +41,16 @@ def test_every_protocol(tmp_path: Path, protocol: int, kind: str, module: bytes)
         np.testing.assert_array_equal(labels, LABELS[start:])
 
 
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_a_transposed_view(tmp_path: Path, protocol: int) -> None:
+    """NumPy writes it in protocol 5 as it lies in memory, of order K, with the axes beside."""
+    view = np.ascontiguousarray(IMAGES.transpose(3, 1, 2, 0)).transpose(3, 1, 2, 0)
+    path = tmp_path / "ti.pickle"
+    path.write_bytes(pickle.dumps({"data": view, "extrapolated_targets": LABELS}, protocol))
+    images, _ = read(path)
+    np.testing.assert_array_equal(images, IMAGES)
+
+
 def as_numpy_1_wrote_it(data: bytes) -> bytes:
     """With NumPy's modules below `numpy.core`, and without frames, whose lengths would change."""
     operations = list(pickletools.genops(data))
