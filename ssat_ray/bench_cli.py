@@ -177,7 +177,12 @@ for _name, _about in BENCHES.items():
 
 @bench.command()
 def guidance(
-    weight: Annotated[list[float] | None, typer.Option(help="lambda; may be repeated")] = None,
+    weight: Annotated[
+        list[float] | None, typer.Option(help="lambda of fine-tuning; may be repeated")
+    ] = None,
+    sampling: Annotated[
+        list[float] | None, typer.Option(help="weight of guidance at sampling; may be repeated")
+    ] = None,
     row: Annotated[list[str] | None, typer.Option(help="guided row; may be repeated")] = None,
     seed: Annotated[list[int] | None, typer.Option(min=0, help="may be repeated")] = None,
     out: Out = None,
@@ -189,18 +194,26 @@ def guidance(
     ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Guided rows over lambda: margins, label agreement and coverage by guide and judge; seeds 0, 1, 2 by default."""
+    """Guided rows over the weight of guidance: margins, label agreement and coverage by guide and judge; seeds 0, 1, 2 by default.
+
+    With --weight alone, nothing is guided at sampling; with --sampling alone, nothing in fine-tuning; with neither, both.
+    """
     if unknown := sorted(set(row or []) - set(GUIDED)):
         raise UserError(f"--row {unknown[0]}: expected one of {', '.join(GUIDED)}.")
     if wrong := [w for w in weight or [] if not (0 <= w < math.inf)]:
         raise UserError(f"--weight {wrong[0]:g}: must be at least 0 and finite.")
+    if wrong := [w for w in sampling or [] if not (0 < w < math.inf)]:
+        raise UserError(f"--sampling {wrong[0]:g}: must be above 0 and finite.")
     from ssat_ray.bench import guidance as curve
 
-    weights, rows = tuple(weight or curve.WEIGHTS), tuple(row or GUIDED)
-    seeds = tuple(seed or curve.SEEDS)
-    points = curve.run(weights, seeds, rows, tuple(overrides or ()), folder)
-    given = [("weight", w) for w in weight or []] + [("row", r) for r in row or []]
-    given += [("seed", s) for s in seed or []] + [("set", o) for o in overrides or []]
+    if weight or sampling:
+        weights, strengths = tuple(weight or ()), tuple(sampling or ())
+    else:
+        weights, strengths = curve.WEIGHTS, curve.SAMPLING
+    rows, seeds = tuple(row or GUIDED), tuple(seed or curve.SEEDS)
+    points = curve.run(weights, strengths, seeds, rows, tuple(overrides or ()), folder)
+    options = {"weight": weight, "sampling": sampling, "row": row, "seed": seed, "set": overrides}
+    given = [(name, value) for name, values in options.items() for value in values or []]
     text = "\n".join(
         [
             *_heading("guidance", given),

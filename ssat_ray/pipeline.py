@@ -330,8 +330,8 @@ def preflight(config: Config, plan: Plan, store: Store) -> None:
     seen = min(base, MOST_IMAGES)
     if wanted and seen < per_class * num_classes:
         raise UserError(
-            f"finetune.k_per_class={per_class}: the {seen} base images that are looked at are fewer than that for each of "
-            f"{num_classes} classes; lower it, raise {key}, or set finetune.centroids=global."
+            f"finetune.k_per_class={per_class}: {seen} base images (at most {MOST_IMAGES} are looked at) are fewer "
+            f"than that for each of {num_classes} classes; lower it, raise {key}, or set finetune.centroids=global."
         )
     real = record["rows"]["labelled"] + record["rows"]["validation"]
     if guided and real <= NEIGHBOURS:

@@ -56,6 +56,7 @@ def test_a_bad_number_is_a_user_error(name: str, rows: str, expected: str) -> No
     [
         ({"row": ["pcg", "pcs"]}, "--row pcs: expected one of pcg"),
         ({"weight": [0.1, -1.0]}, "--weight -1: must be at least 0"),
+        ({"sampling": [3.0, 0.0]}, "--sampling 0: must be above 0"),
     ],
 )
 def test_a_curve_of_something_else_is_a_user_error(options: dict[str, Any], expected: str) -> None:
@@ -69,16 +70,23 @@ def test_lambda_can_be_chosen_on_other_seeds(
     from ssat_ray.bench import guidance as curve
 
     def found(
-        weights: tuple, seeds: tuple, rows: tuple, overrides: tuple, folder: Path | None
+        weights: tuple,
+        sampling: tuple,
+        seeds: tuple,
+        rows: tuple,
+        overrides: tuple,
+        folder: Path | None,
     ) -> list[curve.Point]:
-        assert overrides == ("finetune.anchor=0.1",)
+        assert overrides == ("finetune.anchor=0.1",) and sampling == ()
         of = {
             name: {"agreement": 0.9, "coverage": 0.5, "confidence": 0.7}
             for name in ("base", "guided")
         }
         seen = {"near": 0.5, "median_ratio": 0.8, **of}
         reports = {seed: dict.fromkeys(curve.JUDGES, seen) for seed in seeds}
-        return [curve.Point.of(row, "judge", w, reports) for row in rows for w in weights]
+        return [
+            curve.Point.of(row, "fine-tuning", "judge", w, reports) for row in rows for w in weights
+        ]
 
     monkeypatch.setattr(curve, "run", found)
     guidance(weight=[0.25], row=["pcg"], seed=[7, 9], overrides=["finetune.anchor=0.1"])
@@ -90,7 +98,11 @@ def test_lambda_can_be_chosen_on_other_seeds(
     assert (
         "over the seeds 7, 9)" in shown and "The values of the seeds 7, 9, in this order:" in shown
     )
-    lines = [line for line in shown.splitlines() if line.startswith("| `pcg` | judge | 0.25 | ")]
+    lines = [
+        line
+        for line in shown.splitlines()
+        if line.startswith("| `pcg` | fine-tuning | judge | 0.25 |")
+    ]
     assert len(lines) == 2 and "| 50.0, 50.0 |" in lines[1]
 
 

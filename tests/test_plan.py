@@ -315,6 +315,9 @@ def test_centroids_by_class_need_images_of_each_class() -> None:
     with pytest.raises(UserError, match=r"k_per_class=5: 40 base images .* 10 classes"):
         _preflight(*rows, *few)
     _preflight(*rows, *few, "finetune.k_per_class=4")
+    many = ("generate.num_images=200000", "finetune.k_per_class=1001")  # 20,000 base images
+    with pytest.raises(UserError, match=r"k_per_class=1001: 10000 base images \(at most 10000"):
+        _preflight(*rows, *many, "select.boundary_fraction=0.5")
     _preflight(*rows[::2], *few)
 
 

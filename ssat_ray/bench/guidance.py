@@ -1,4 +1,5 @@
-"""Guided fine-tuning over lambda: what guide and judge say of the images, as tables (also by seed) and figure."""
+"""Guidance over its weight, in fine-tuning and at sampling: what guide and judge say of the images, as tables (also by seed)
+and figure."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -27,7 +29,10 @@ from ssat_ray.store import Job, Store
 from ssat_ray.view import follower
 
 PRESET = "digits"
-WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.25, 0.3, 0.5, 1.0)
+WEIGHTS = (0.0, 0.05, 0.1, 0.18, 0.25, 0.4, 0.7)
+SAMPLING = (1.0, 3.0, 6.0, 10.0)
+KEYS = {"fine-tuning": "finetune.weight", "sampling": "generate.guidance"}
+"""Where the guidance is -> the setting that is its weight."""
 SEEDS = (0, 1, 2)
 JUDGES = ("judge", "guide")
 LEAST_NEAR, LEAST_AGREEMENT, LEAST_COVERAGE = 2 * NEAR, 0.95, 0.85
@@ -37,9 +42,12 @@ this part of the base images' coverage."""
 
 @dataclass(frozen=True)
 class Point:
-    """What one classifier says of one row's images at one lambda: an array over `seeds` each.
+    """What one classifier says of one row's images at one weight: an array over `seeds` each.
 
     Attributes:
+        how: `fine-tuning` or `sampling`.
+        judge: `judge` or `guide`, the classifier.
+        weight: lambda, or that of `generate.guidance`.
         near: share below the base images' 20 % quantile of the score.
         median_ratio: median score over the base images'.
         agreement, base_agreement: share whose most probable class is the label, and the base images'.
@@ -48,6 +56,7 @@ class Point:
     """
 
     row: str
+    how: str
     judge: str
     weight: float
     seeds: tuple[int, ...]
@@ -60,11 +69,14 @@ class Point:
     confidence: np.ndarray
 
     @classmethod
-    def of(cls, row: str, judge: str, weight: float, found: dict[int, dict[str, Any]]) -> Point:
+    def of(
+        cls, row: str, how: str, judge: str, weight: float, found: dict[int, dict[str, Any]]
+    ) -> Point:
         """From the quality report of each seed."""
         seen = [quality[judge] for quality in found.values()]
         return cls(
             row,
+            how,
             judge,
             weight,
             tuple(found),
@@ -92,30 +104,34 @@ class Point:
 
 def run(
     weights: tuple[float, ...] = WEIGHTS,
+    sampling: tuple[float, ...] = SAMPLING,
     seeds: tuple[int, ...] = SEEDS,
     rows: tuple[str, ...] = GUIDED,
     overrides: tuple[str, ...] = (),
     folder: Path | None = None,
 ) -> list[Point]:
-    """Fine-tune, sample and judge for every lambda, row and seed, in one Ray session.
+    """Fine-tune or steer, sample and judge for every weight, row and seed, in one Ray session.
 
     Args:
+        weights: lambdas of fine-tuning. sampling: weights of guidance at sampling.
         overrides: further settings over the preset `digits`.
         folder: of the store, which is kept; a scratch folder if None.
     """
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="ssat-bench-") as scratch:
-            return run(weights, seeds, rows, overrides, Path(scratch))
+            return run(weights, sampling, seeds, rows, overrides, Path(scratch))
     store = Store(folder / "store")
-    reports: dict[tuple[str, float], dict[int, Job]] = {}
+    cases = [("fine-tuning", weight) for weight in weights]
+    cases += [("sampling", weight) for weight in sampling]
+    settings = [f"rows=[{', '.join(rows)}]", f"seeds={list(seeds)}", *overrides]
+    reports: dict[tuple[str, str, float], dict[int, Job]] = {}
     wanted: dict[str, Job] = {}
-    for weight in weights:
-        settings = [f"rows=[{', '.join(rows)}]", f"seeds={list(seeds)}", *overrides]
-        config = load_config(PRESET, [*settings, f"finetune.weight={weight}"])
+    for how, weight in cases:
+        config = load_config(PRESET, [*settings, f"{KEYS[how]}={weight}"])
         jobs = build_plan(config).jobs
         for row in rows:
-            reports[row, weight] = {seed: jobs[row, seed, "quality"] for seed in seeds}
-            for job in reports[row, weight].values():
+            reports[row, how, weight] = {seed: jobs[row, seed, "quality"] for seed in seeds}
+            for job in reports[row, how, weight].values():
                 wanted |= {j.digest: j for j in job.closure()}
     context, all_jobs = StageContext(store, config.runtime), list(wanted.values())
     watcher = follower(config, sys.stderr, "bench guidance", time.time())
@@ -134,10 +150,10 @@ def run(
         for key, of in reports.items()
     }
     return [
-        Point.of(row, judge, weight, found[row, weight])
+        Point.of(row, how, judge, weight, found[row, how, weight])
         for row in rows
         for judge in JUDGES
-        for weight in weights
+        for how, weight in cases
     ]
 
 
@@ -162,10 +178,10 @@ def table(points: list[Point]) -> str:
 
 def _markdown(points: list[Point], heads: list[str], cells: list[list[str]]) -> str:
     """A Markdown table with a line a point, which begins with what the point is of."""
-    heads = ["row", "seen by", "λ", *heads]
-    lines = [f"| {' | '.join(heads)} |", "|---|---|" + "---:|" * (len(heads) - 2)]
+    heads = ["row", "guided in", "seen by", "weight", *heads]
+    lines = [f"| {' | '.join(heads)} |", "|---|---|---|" + "---:|" * (len(heads) - 3)]
     for p, own in zip(points, cells, strict=True):
-        lines.append(f"| {' | '.join([f'`{p.row}`', p.judge, f'{p.weight:g}', *own])} |")
+        lines.append(f"| {' | '.join([f'`{p.row}`', p.how, p.judge, f'{p.weight:g}', *own])} |")
     return "\n".join(lines)
 
 
@@ -215,28 +231,41 @@ PANELS = {
 
 
 def draw(points: list[Point], path: Path) -> None:
-    """The curves over lambda as a PNG, the judge's solid, the guide's dotted; grey: the base images, by each of them."""
+    """The curves over the weight as a PNG, a line of panels for fine-tuning and one for sampling.
+
+    The judge's are solid, the guide's dotted; grey: the base images, by each of them.
+    """
     colours: dict[str, str] = dict(zip(GUIDED, ("#6741d9", "#d9480f", "#b07d00"), strict=True))
+    lines = [how for how in KEYS if any(p.how == how for p in points)]
     with matplotlib.rc_context({"font.size": 9}):
-        figure = Figure(figsize=(12, 3.2), layout="constrained")
-        axes = figure.subplots(1, len(PANELS))
-        for axis, (name, (label, scale)) in zip(axes, PANELS.items(), strict=True):
-            for row in dict.fromkeys(p.row for p in points):
-                for judge, style in zip(JUDGES, ("-", ":"), strict=True):
-                    curve = [p for p in points if (p.row, p.judge) == (row, judge)]
-                    x = [p.weight for p in curve]
-                    y = np.array([scale * getattr(p, name) for p in curve])
-                    axis.axhline(scale * _base(curve[0], name), color="0.6", linestyle=style, lw=1)
-                    axis.plot(x, y.mean(1), style, color=colours[row], label=f"{row}, {judge}")
-                    if judge == JUDGES[0]:
-                        half = np.array([interval(values) for values in y])
-                        low, high = y.mean(1) - half, y.mean(1) + half
-                        axis.fill_between(x, low, high, color=colours[row], alpha=0.15, lw=0)
-            axis.set_xlabel("λ")
-            axis.set_title(label, fontsize=9)
-            axis.grid(linewidth=0.4)
-        axes[0].legend(fontsize=7)
+        figure = Figure(figsize=(12, 3.2 * len(lines)), layout="constrained")
+        grid = figure.subplots(len(lines), len(PANELS), squeeze=False)
+        for axes, how in zip(grid, lines, strict=True):
+            shown = [p for p in points if p.how == how]
+            for axis, (name, (label, scale)) in zip(axes, PANELS.items(), strict=True):
+                for row in dict.fromkeys(p.row for p in shown):
+                    for judge in JUDGES:
+                        curve = [p for p in shown if (p.row, p.judge) == (row, judge)]
+                        _curve(axis, curve, name, scale, colours[row])
+                axis.set_xlabel("λ" if how == "fine-tuning" else "weight at sampling")
+                axis.set_title(label, fontsize=9)
+                axis.grid(linewidth=0.4)
+        grid[0, 0].legend(fontsize=7)
         figure.savefig(path, dpi=150)
+
+
+def _curve(axis: Axes, curve: list[Point], name: str, scale: float, colour: str) -> None:
+    """A row's values by one classifier over the weight, the judge's with their intervals."""
+    is_judge = curve[0].judge == JUDGES[0]
+    style = "-" if is_judge else ":"
+    x = [p.weight for p in curve]
+    y = np.array([scale * getattr(p, name) for p in curve])
+    axis.axhline(scale * _base(curve[0], name), color="0.6", linestyle=style, lw=1)
+    label = f"{curve[0].row}, {curve[0].judge}"
+    axis.plot(x, y.mean(1), style, color=colour, label=label)
+    if is_judge:
+        half = np.array([interval(values) for values in y])
+        axis.fill_between(x, y.mean(1) - half, y.mean(1) + half, color=colour, alpha=0.15, lw=0)
 
 
 def _base(point: Point, name: str) -> float:

@@ -230,7 +230,7 @@ def notes(results: dict[str, Any]) -> list[str]:
     found += [
         f"{stage['label']}: {100 * stage['label_agreement']:.1f} % of the images are, to the intermediate "
         "model that labels them, of the class that was asked for."
-        for stage in results["stages"]
+        for stage in results.get("stages", [])
         if "label_agreement" in stage
     ]
     return found

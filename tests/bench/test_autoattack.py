@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,11 @@ from ssat_ray.stages.evaluate import read_flags
 from ssat_ray.store import Store
 
 
-@pytest.mark.parametrize("rows", [20, 100, 400])
-def test_twenty_equal_batches(rows: int) -> None:
-    config = load_config("digits", autoattack.settings(rows))
-    assert rows == 20 * config.evaluate.batch_size == config.data.num_test
+def test_all_test_images_in_the_batches_that_the_preset_attacks() -> None:
+    rows = inspect.signature(autoattack.run).parameters["rows"].default
+    config, preset = load_config("digits", autoattack.settings(rows)), load_config("digits")
+    assert config.data.num_test == preset.data.num_test
+    assert config.evaluate.batch_size == preset.evaluate.batch_size
 
 
 @pytest.mark.ray
@@ -30,6 +32,7 @@ def test_two_actors_and_one_agree_with_pyautoattack(tmp_path: Path) -> None:
         "train.max_steps=40",
         "model={widths: [8, 16], strides: [2, 2]}",
         "threat.eps=0.05",
+        "evaluate.batch_size=2",
     )
     (line,) = autoattack.run(40, 1, short, tmp_path)
     assert len(line.ours) == len(line.bare) == 1 and min(line.ours + line.bare) > 0
