@@ -206,6 +206,9 @@ def guidance(
         raise UserError(f"--sampling {wrong[0]:g}: must be above 0 and finite.")
     from ssat_ray.bench import guidance as curve
 
+    own = (*curve.KEYS.values(), "rows", "seeds")
+    if wrong_keys := [o for o in overrides or [] if o.partition("=")[0].strip() in own]:
+        raise UserError(f"--set {wrong_keys[0]}: use --weight, --sampling, --row or --seed.")
     if weight or sampling:
         weights, strengths = tuple(weight or ()), tuple(sampling or ())
     else:

@@ -295,7 +295,7 @@ def _unguided(config: Config, **changes: Any) -> dict[str, Any]:
 
 
 def _few(config: Config, num_images: int) -> dict[str, Any]:
-    """The settings of a guided row's own images: at least four shards, so that a few actors share them evenly."""
+    """The settings of a guided row's own images: about four shards or more, so that a few actors share them evenly."""
     shard_rows = min(config.generate.shard_rows, -(-num_images // 4))
     return _unguided(config, num_images=num_images, shard_rows=shard_rows)
 

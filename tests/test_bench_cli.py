@@ -57,6 +57,8 @@ def test_a_bad_number_is_a_user_error(name: str, rows: str, expected: str) -> No
         ({"row": ["pcg", "pcs"]}, "--row pcs: expected one of pcg"),
         ({"weight": [0.1, -1.0]}, "--weight -1: must be at least 0"),
         ({"sampling": [3.0, 0.0]}, "--sampling 0: must be above 0"),
+        ({"overrides": ["generate.guidance=3"]}, "--set generate.guidance=3: use --weight"),
+        ({"overrides": ["seeds=[5]"]}, "--set seeds=.*use"),
     ],
 )
 def test_a_curve_of_something_else_is_a_user_error(options: dict[str, Any], expected: str) -> None:

@@ -19,10 +19,10 @@ from scipy import stats
 
 from ssat_ray import pipeline, runtime
 from ssat_ray.board import start_board
-from ssat_ray.config import GUIDED
+from ssat_ray.config import GUIDED, Config
 from ssat_ray.diffusion.quality import NEAR
 from ssat_ray.loading import load_config
-from ssat_ray.plan import build_plan
+from ssat_ray.plan import Plan, build_plan
 from ssat_ray.stages.base import StageContext
 from ssat_ray.stages.quality import QUALITY
 from ssat_ray.store import Job, Store
@@ -114,8 +114,11 @@ def run(
 
     Args:
         weights: lambdas of fine-tuning. sampling: weights of guidance at sampling.
-        overrides: further settings over the preset `digits`.
+        overrides: further settings over the preset `digits`; weights, rows and seeds are not among them.
         folder: of the store, which is kept; a scratch folder if None.
+
+    Raises:
+        UserError: a setting is wrong, before anything is trained.
     """
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="ssat-bench-") as scratch:
@@ -123,28 +126,20 @@ def run(
     store = Store(folder / "store")
     cases = [("fine-tuning", weight) for weight in weights]
     cases += [("sampling", weight) for weight in sampling]
-    settings = [f"rows=[{', '.join(rows)}]", f"seeds={list(seeds)}", *overrides]
+    settings = [*overrides, f"rows=[{', '.join(rows)}]", f"seeds={list(seeds)}"]
+    settings += [f"{key}=0" for key in KEYS.values()]
     reports: dict[tuple[str, str, float], dict[int, Job]] = {}
     wanted: dict[str, Job] = {}
+    plans: list[tuple[Config, Plan]] = []
     for how, weight in cases:
         config = load_config(PRESET, [*settings, f"{KEYS[how]}={weight}"])
-        jobs = build_plan(config).jobs
+        plans.append((config, build_plan(config)))
         for row in rows:
-            reports[row, how, weight] = {seed: jobs[row, seed, "quality"] for seed in seeds}
-            for job in reports[row, how, weight].values():
+            jobs = {seed: plans[-1][1].jobs[row, seed, "quality"] for seed in seeds}
+            reports[row, how, weight] = jobs
+            for job in jobs.values():
                 wanted |= {j.digest: j for j in job.closure()}
-    context, all_jobs = StageContext(store, config.runtime), list(wanted.values())
-    watcher = follower(config, sys.stderr, "bench guidance", time.time())
-    watcher.planned(all_jobs, [job for job in all_jobs if store.record(job) is None])
-    watcher.connecting()
-    with runtime.ray_session(config.runtime):
-        board = start_board()
-        watcher.connected(board)
-        try:
-            pipeline.execute(all_jobs, context, watcher)
-        finally:
-            watcher.disconnected()
-        del board
+    _execute(list(wanted.values()), plans, store)
     found = {
         key: {s: json.loads((store.folder(job) / QUALITY).read_text()) for s, job in of.items()}
         for key, of in reports.items()
@@ -155,6 +150,29 @@ def run(
         for judge in JUDGES
         for how, weight in cases
     ]
+
+
+def _execute(jobs: list[Job], plans: list[tuple[Config, Plan]], store: Store) -> None:
+    """Compute what is missing, shown on stderr, once every configuration fits the data."""
+    config, _ = plans[0]
+    context = StageContext(store, config.runtime)
+    watcher = follower(config, sys.stderr, "bench guidance", time.time())
+    try:
+        watcher.planned(jobs, [job for job in jobs if store.record(job) is None])
+        pipeline.execute([job for job in jobs if job.stage in pipeline.ON_DRIVER], context, watcher)
+        for point, plan in plans:
+            pipeline.preflight(point, plan, store)
+        watcher.connecting()
+        with runtime.ray_session(config.runtime):
+            board = start_board()
+            watcher.connected(board)
+            try:
+                pipeline.execute(jobs, context, watcher)
+            finally:
+                watcher.disconnected()
+            del board
+    finally:
+        watcher.close()
 
 
 def table(points: list[Point]) -> str:

@@ -64,18 +64,26 @@ def check_outputs(
     x = torch.zeros(1, *image_shape).contiguous(memory_format=torch.channels_last)
     try:
         with torch.inference_mode():
-            found = model.eval().embed_with_logits(x, layer)
-            shapes = [tuple(part.shape) for part in found]
+            found = (model.eval()(x), *model.embed_with_logits(x, layer))
+            logits, *embedded = [tuple(part.shape) for part in found]
     except Exception as error:  # a module of the user's may raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"model.name={name}: embed_with_logits() of one image {image_shape} with layer {layer!r} "
-            f"fails: {reason}."
+            f"model.name={name}: forward() or embed_with_logits() of one image {image_shape} with layer "
+            f"{layer!r} fails: {reason}."
         ) from error
-    if [len(shape) for shape in shapes] != [2, 2] or shapes[1] != (1, num_classes):
+    if logits != (1, num_classes):
         raise UserError(
-            f"model.name={name}: embed_with_logits() of one image gives shapes "
-            f"{' and '.join(map(str, shapes))}; expected an embedding (1, D) and logits (1, {num_classes})."
+            f"model.name={name}: forward() of one image gives {logits}; expected logits (1, {num_classes})."
+        )
+    if [shape[:1] for shape in embedded] != [(1,), (1,)] or list(map(len, embedded)) != [2, 2]:
+        raise UserError(
+            f"model.name={name}: embed_with_logits() of one image gives {' and '.join(map(str, embedded))}; "
+            f"expected an embedding (1, D) and logits (1, {num_classes})."
+        )
+    if embedded[1] != logits:
+        raise UserError(
+            f"model.name={name}: embed_with_logits() gives logits {embedded[1]}, forward() {logits}."
         )
 
 

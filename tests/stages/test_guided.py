@@ -55,7 +55,7 @@ def test_base_and_guided_images_are_one_sequence_and_the_row_trains_on_all(
 
 
 def test_base_images_are_the_first_of_the_pool(tiny_run: Any, artefact: Any, folder: Any) -> None:
-    """Same model, noise and conditions; and the same image in a batch of 60 as in one of 100."""
+    """Same model, noise and conditions; and the same image in a shard of 15 as in one of 100."""
     pool = Pool(folder(tiny_run, "full", "pool")).load()
     assert np.array_equal(Pool(artefact("base")).load().images, pool.images[:60])
 
