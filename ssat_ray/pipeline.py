@@ -333,7 +333,7 @@ def preflight(config: Config, plan: Plan, store: Store) -> None:
             f"finetune.k_per_class={per_class}: {seen} base images (at most {MOST_IMAGES} are looked at) are fewer "
             f"than that for each of {num_classes} classes; lower it, raise {key}, or set finetune.centroids=global."
         )
-    real = record["rows"]["labelled"] + record["rows"]["validation"]
+    real = record["rows"]["labelled"] + record["rows"]["validation"] if guided else 0
     if guided and real <= NEIGHBOURS:
         raise UserError(
             f"rows: {guided[0]} is judged against the labelled and validation images, of which there "
