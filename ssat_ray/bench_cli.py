@@ -116,7 +116,11 @@ def _run(name: str, rows: int | None, repeats: int | None, out: Path | None) -> 
 def _show(
     name: str, given: Mapping[str, object], found: list[Comparison], out: Path | None
 ) -> None:
-    text = table(name, given, found)
+    _tell(table(name, given, found), out)
+
+
+def _tell(text: str, out: Path | None) -> None:
+    """Print a section, and append it to a file."""
     print(text)
     if out is not None:
         with out.open("a", encoding="utf-8") as file:
@@ -206,8 +210,7 @@ def guidance(
         raise UserError(f"--sampling {wrong[0]:g}: must be above 0 and finite.")
     from ssat_ray.bench import guidance as curve
 
-    own = (*curve.KEYS.values(), "rows", "seeds")
-    if wrong_keys := [o for o in overrides or [] if o.partition("=")[0].strip() in own]:
+    if wrong_keys := [o for o in overrides or [] if o.partition("=")[0].strip() in curve.OWN]:
         raise UserError(f"--set {wrong_keys[0]}: use --weight, --sampling, --row or --seed.")
     if weight or sampling:
         weights, strengths = tuple(weight or ()), tuple(sampling or ())
@@ -230,10 +233,7 @@ def guidance(
             "",
         ]
     )
-    print(text)
-    if out is not None:
-        with out.open("a", encoding="utf-8") as file:
-            file.write(text + "\n")
+    _tell(text, out)
     if figure is not None:
         curve.draw(points, figure)
 

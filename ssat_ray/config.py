@@ -361,6 +361,9 @@ class FinetuneConfig(DenoiserConfig):
     warmup_steps: int = Field(20, ge=0)
     ema_decay: float = Field(0.98, ge=0, lt=1)
     weight: float = Field(0.2, ge=0, description="lambda, of the guidance; 0: plain fine-tuning")
+    pcg_weight: float | None = Field(
+        None, ge=0, description="lambda of the row `pcg`, whose score is flat; null: weight"
+    )
     weight_warmup_steps: int = Field(50, ge=0, description="steps in which the weight rises from 0")
     timestep_weight: TimestepWeight = Field(
         "min-snr", description="how much the guidance of a noisy image counts"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -41,6 +42,8 @@ PATHS = (
 )
 """Settings that name a file or folder: it must be the same one on every node."""
 _CREATED = ("runtime.store", "runtime.runs", "runtime.checkpoints")
+_WORKING_DIR = "RAY_RUNTIME_ENV_CREATE_WORKING_DIR"
+"""The variable that names the uploaded folder while a node installs packages."""
 _API_ADDRESS = "RAY_API_SERVER_ADDRESS"
 _TOKENS = "ray._private.authentication.http_token_authentication"
 MOST_BYTES = 64 * 2**20
@@ -194,16 +197,14 @@ def submit(
         requirements: file to install from on a cluster that lacks the dependencies.
 
     Raises:
-        UserError: there are no such requirements. RunFailed: the cluster refuses.
+        UserError: there are no such requirements. RunFailed: the cluster refuses, or does not answer.
     """
     runtime_env: dict[str, Any] = {
         "working_dir": str(folder),
         "env_vars": {"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS)},
     }
     if requirements is not None:
-        if not requirements.is_file():
-            raise UserError(f"--requirements {requirements} does not exist.")
-        runtime_env["pip"] = str(requirements)
+        runtime_env["pip"] = [f"-r ${{{_WORKING_DIR}}}/{_uploaded(requirements, folder)}"]
     run = re.sub(r"[^A-Za-z0-9_.-]", "-", about["run"])  # it becomes part of an address
     name = f"{PREFIX}{about['verb']}-{run}-{uuid.uuid4().hex[:6]}"
     entrypoint = shlex.join(["python", "-m", "ssat_ray", *arguments])
@@ -217,12 +218,27 @@ def submit(
                 metadata=about,
             )
             return name
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:  # requests' errors are OSErrors
             young = "No available agent" in str(error)  # a cluster's first half minute
             if not young or time.monotonic() > latest:
                 reason = " ".join(str(error).split()).rstrip(".")
                 raise RunFailed(f"the cluster did not take the job: {reason}.") from error
             time.sleep(_PAUSE)
+
+
+def _uploaded(requirements: Path, folder: Path) -> str:
+    """Put the file among what is uploaded; returns its name there.
+
+    Ray would put the contents into an environment variable, for which a lock with hashes is too long. It knows an
+    environment by the line that names the file, so the name has the contents' digest.
+    """
+    try:
+        content = requirements.read_bytes()
+    except OSError as error:
+        raise cannot_be_read(requirements, error) from error
+    name = f"requirements-{hashlib.sha256(content).hexdigest()[:12]}.txt"
+    (folder / name).write_bytes(content)
+    return name
 
 
 def follow(client: JobSubmissionClient, job: str, write: Callable[[str], object]) -> int:
@@ -290,16 +306,31 @@ def exit_code(info: JobDetails) -> int:
     return 0 if info.status == JobStatus.SUCCEEDED else 1
 
 
+@contextlib.contextmanager
+def answering() -> Iterator[None]:
+    """What Ray raises of a server that fails, refuses or does not answer becomes RunFailed."""
+    try:
+        yield
+    except (RuntimeError, OSError, AuthenticationError) as error:  # requests' errors are OSErrors
+        reason = (" ".join(str(error).split()) or type(error).__name__).rstrip(".")
+        raise RunFailed(f"the job server failed: {reason}.") from error
+
+
 def submitted(client: JobSubmissionClient) -> list[JobDetails]:
-    """The jobs of `ssat submit`, newest first."""
-    found = [job for job in client.list_jobs() if (job.submission_id or "").startswith(PREFIX)]
+    """The jobs of `ssat submit`, newest first; RunFailed if the server does not answer."""
+    with answering():
+        every = client.list_jobs()
+    found = [job for job in every if (job.submission_id or "").startswith(PREFIX)]
     return sorted(found, key=lambda job: -(job.start_time or sys.maxsize))
 
 
 def details(client: JobSubmissionClient, job: str) -> JobDetails:
-    """Of one job; UserError if the cluster has none of that id."""
+    """Of one job; UserError if the cluster has none of that id, RunFailed if the server does not answer."""
     try:
-        return client.get_job_info(job)
-    except RuntimeError as error:
+        with answering():
+            return client.get_job_info(job)
+    except RunFailed as error:
+        if "status code 404" not in str(error):
+            raise
         names = ", ".join(str(found.submission_id) for found in submitted(client)) or "none"
         raise UserError(f"the cluster has no job {job}; it has {names}.") from error

@@ -52,7 +52,7 @@ def submit(
     requirements: Annotated[
         Path | None,
         typer.Option(
-            help="requirements.lock, to install from on a cluster that lacks the packages"
+            help="cluster/requirements.lock, to install from on a cluster that lacks the packages"
         ),
     ] = None,
 ) -> None:
@@ -68,7 +68,7 @@ def submit(
     places = [part for place in jobs.placed(config) for part in ("--set", place)]
     files = [*(upload or []), *named]
     uploaded = {str(path): path.name for path in named}
-    arguments = [uploaded.get(one, one) for one in arguments]
+    arguments = [uploaded.get(str(Path(one)), one) for one in arguments]
     with tempfile.TemporaryDirectory(prefix="ssat-submit-") as folder:
         jobs.pack(Path(folder), files)
         client = jobs.connect(address)
@@ -153,7 +153,8 @@ def status(
     for one in found:
         print(_line(one))
     if logs and job is not None:
-        print(client.get_job_logs(job), end="")
+        with jobs.answering():
+            print(client.get_job_logs(job), end="")
 
 
 def _line(info: JobDetails) -> str:
@@ -174,7 +175,8 @@ def stop(job: Job, address: Address = None) -> None:
     if info.status.is_terminal():
         print(f"{job} has ended already: {info.status.value.lower()}")
         return
-    client.stop_job(job)
+    with jobs.answering():
+        client.stop_job(job)
     while not (info := jobs.details(client, job)).status.is_terminal():
         time.sleep(0.5)
     print(f"{job}: {info.status.value.lower()}")

@@ -17,6 +17,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from ssat_ray.errors import UserError
 from ssat_ray.places import Place, Remote, folder_bytes, remove_tree, write_atomic
 
@@ -279,13 +281,13 @@ def _machine() -> str | None:
 
 
 def _alive(pid: int) -> bool:
+    """Whether the process lives; one that was killed and that its parent has not yet looked after does not."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
-    except PermissionError:
+    except psutil.AccessDenied:
         return True
-    return True
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import socket
 import time
 import traceback
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -215,20 +215,10 @@ def run(
         tracking.check(config.runtime.tracking_uri, store)
     watcher.planned(wanted, missing)
     context = StageContext(store, config.runtime)
-    pool.follow(plan.unique, store)
-    execute([job for job in missing if job.stage in ON_DRIVER], context, watcher)
-    preflight(config, plan, store)
+    examine(missing, [(config, plan)], context, watcher)
     if any(job.stage not in ON_DRIVER for job in missing):
-        watcher.connecting()
-        with (
-            MemoryWatch(folder.local / MEMORY) as memory,
-            runtime.ray_session(config.runtime),
-        ):
-            watcher.connected(start_board())
-            try:
-                execute(missing, context, watcher, memory)
-            finally:
-                watcher.disconnected()
+        with MemoryWatch(folder.local / MEMORY) as memory, session(config, watcher):
+            execute(missing, context, watcher, memory)
     if plan.report is None and all(store.record(job) is not None for job in plan.unique):
         tree, sessions = config.model_dump(mode="json"), read_memory(folder.local / MEMORY)
         results = selection_results(folder.name, tree, plan.jobs, store, sessions)
@@ -266,9 +256,7 @@ def run_in_session(
     write_run(config, plan, folder)
     missing = [job for job in plan.unique if store.record(job) is None]
     watcher.planned(plan.unique, missing)
-    pool.follow(plan.unique, store)
-    execute([job for job in missing if job.stage in ON_DRIVER], context, watcher)
-    preflight(config, plan, store)
+    examine(missing, [(config, plan)], context, watcher)
     execute(missing, context, watcher)
     return collect(plan.report, store, folder)
 
@@ -281,6 +269,42 @@ def collect(report: Job, store: Store, folder: Place) -> dict[str, Any]:
     write_atomic(folder / TABLE, markdown_table(results))
     write_model_info(results, folder)
     return results
+
+
+def examine(
+    jobs: list[Job], plans: Iterable[tuple[Config, Plan]], context: StageContext, watcher: Watcher
+) -> None:
+    """Read the input, and look for what only the data shows to be wrong with a configuration. Needs no Ray.
+
+    Args:
+        jobs: of which those that need no Ray are computed.
+        plans: each configuration with its plan.
+
+    Raises:
+        UserError: the input or a configuration is at fault.
+    """
+    plans = list(plans)
+    pool.follow([job for _, plan in plans for job in plan.unique], context.store)
+    execute([job for job in jobs if job.stage in ON_DRIVER], context, watcher)
+    for config, plan in plans:
+        preflight(config, plan, context.store)
+
+
+@contextlib.contextmanager
+def session(config: Config, watcher: Watcher) -> Iterator[Any]:
+    """A Ray session with a board, which is yielded; the watcher is told of both.
+
+    Raises:
+        UserError, RunFailed: as `runtime.ray_session`.
+    """
+    watcher.connecting()
+    with runtime.ray_session(config.runtime):
+        board = start_board()
+        watcher.connected(board)
+        try:
+            yield board
+        finally:
+            watcher.disconnected()
 
 
 def preflight(config: Config, plan: Plan, store: Store) -> None:

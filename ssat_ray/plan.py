@@ -210,7 +210,7 @@ def _guided_jobs(config: Config, row: str, seed: int, shared: dict[str, Job]) ->
         params = {**guided_by, "first_id": num_base}
         found["guided"] = _job("generate", params, part, {**source, **guide_inputs}, about)
     else:
-        part = {**_part(config, "finetune"), **embed}
+        part = {"finetune": _finetuning(config, row), **embed}
         found["finetune"] = _job("finetune", guided_by, part, {**source, **guide_inputs}, about)
         inputs = {"labelled": data, "ddpm": found["finetune"], **labeller}
         params = {**of, "first_id": num_base}
@@ -223,6 +223,13 @@ def _guided_jobs(config: Config, row: str, seed: int, shared: dict[str, Job]) ->
     inputs = {**source, "base": base, "guided": found["guided"], **seen_by}
     found["quality"] = _job("quality", of, {"generate": made, **embed}, inputs, about)
     return {f"{row}:{name}": job for name, job in found.items()}
+
+
+def _finetuning(config: Config, row: str) -> dict[str, Any]:
+    """The section `finetune` with the row's own lambda in it."""
+    section = config.finetune.model_dump(mode="json")
+    own = section.pop("pcg_weight")
+    return section | ({"weight": own} if row == "pcg" and own is not None else {})
 
 
 def _guide(
@@ -336,6 +343,8 @@ def _row_jobs(config: Config, row: str, seed: int, shared: dict[str, Job]) -> di
                 jobs["cluster"] = shared[f"cluster:{scorer}"]
             inputs |= scored
         part = {**_part(config, "select"), "on_bad_shard": config.pool.on_bad_shard}
+        if row == "random":
+            del part["select"]["boundary_fraction"]  # it ranks nothing
         jobs["select"] = _job("select", {**of, "method": row}, part, inputs, about)
         unlabelled = {"unlabelled": jobs["select"]}
     if config.goal == "selection":

@@ -10,13 +10,11 @@ import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
 
 from ssat_ray import pipeline, runtime
-from ssat_ray.board import start_board
 from ssat_ray.config import GUIDED, Config
 from ssat_ray.costs import MOST_STEPS, Probe, Sizes, take_apart
 from ssat_ray.data.shard import rows_a_shard
@@ -114,9 +112,6 @@ class Walls(pipeline.Watcher):
         self.look_at_load(ours=0)
         self.say("starting Ray")
 
-    def connected(self, board: Any) -> None:
-        self._board = board  # Ray ends an actor that nobody refers to
-
     def stage_started(self, stage: str, jobs: list[Job]) -> None:
         self.say(f"measuring {stage}")
 
@@ -174,13 +169,11 @@ def _run(
     extras = extra_jobs(config, size)
     wanted = {job.digest: job for jobs in (warm, small, main, extras) for job in jobs}
     before = time.perf_counter()
-    walls.connecting()
     with tempfile.TemporaryDirectory() as scratch:
         series = Path(scratch) / MEMORY
         with MemoryWatch(series, interval=1.0) as memory:
             shared = shared_bytes()
-            with runtime.ray_session(config.runtime):
-                walls.connected(start_board())
+            with pipeline.session(config, walls):
                 session_seconds = time.perf_counter() - before
                 baseline = session_memory(psutil.Process(), shared)
                 pipeline.execute(list(wanted.values()), context, walls, memory)

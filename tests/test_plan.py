@@ -164,6 +164,22 @@ def test_a_guided_row_makes_its_images_and_needs_no_pool() -> None:
     assert jobs["random", 0, "pool"].digest not in {j.digest for j in row["train"].closure()}
 
 
+def test_pcg_may_have_a_lambda_of_its_own() -> None:
+    """Which enters no other row, and is the same as that lambda for all."""
+
+    def weights(*settings: str) -> dict[str, tuple[float, str]]:
+        jobs = _plan(GUIDED_ROWS, "finetune.weight=0.2", *settings).jobs
+        found = {row: jobs[row, 0, "finetune"] for row in ("pcg", "lcg-km", "lcg-gmm")}
+        return {row: (j.config["finetune"]["weight"], j.digest) for row, j in found.items()}
+
+    usual, own = weights("finetune.pcg_weight=null"), weights("finetune.pcg_weight=0.7")
+    assert {row: weight for row, (weight, _) in usual.items()} == dict.fromkeys(usual, 0.2)
+    assert own["pcg"] == weights("finetune.weight=0.7", "finetune.pcg_weight=null")["pcg"]
+    assert own["pcg"] != usual["pcg"] and own["pcg"][0] == 0.7
+    assert all(own[row] == usual[row] for row in ("lcg-km", "lcg-gmm"))
+    assert weights("finetune.pcg_weight=0")["pcg"][0] == 0, "0 is a lambda, not its absence"
+
+
 @pytest.mark.parametrize("guidance", [0, 2])
 def test_centroids_by_class_are_of_the_base_images_of_the_k_means_row(guidance: int) -> None:
     common = (GUIDED_ROWS, f"generate.guidance={guidance}")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ssat_ray.bench.measure import Comparison, between, in_process, ssat
+from ssat_ray.diffusion.files import PLAIN
 from ssat_ray.loading import load_config
 
 PRESET = "digits"
@@ -105,7 +106,7 @@ def plain_loop(
 
     config = load_config(PRESET, overrides)
     pipeline = Store(folder / "store").folder(build_plan(config).jobs["full", 0, "pretrain"])
-    unet = UNet2DModel.from_pretrained(pipeline / "unet").eval()
+    unet = UNet2DModel.from_pretrained(pipeline / "unet", **PLAIN).eval()
     schedule = DDPMScheduler.from_pretrained(pipeline / "scheduler").config
 
     @torch.inference_mode()

@@ -17,8 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
-from ssat_ray import pipeline, runtime
-from ssat_ray.board import start_board
+from ssat_ray import pipeline
 from ssat_ray.config import GUIDED, Config
 from ssat_ray.diffusion.quality import NEAR
 from ssat_ray.loading import load_config
@@ -33,6 +32,8 @@ WEIGHTS = (0.0, 0.05, 0.1, 0.18, 0.25, 0.4, 0.7)
 SAMPLING = (1.0, 3.0, 6.0, 10.0)
 KEYS = {"fine-tuning": "finetune.weight", "sampling": "generate.guidance"}
 """Where the guidance is -> the setting that is its weight."""
+OWN = (*KEYS.values(), "finetune.pcg_weight", "rows", "seeds")
+"""Settings that are not among the overrides."""
 SEEDS = (0, 1, 2)
 JUDGES = ("judge", "guide")
 LEAST_NEAR, LEAST_AGREEMENT, LEAST_COVERAGE = 2 * NEAR, 0.95, 0.85
@@ -114,7 +115,7 @@ def run(
 
     Args:
         weights: lambdas of fine-tuning. sampling: weights of guidance at sampling.
-        overrides: further settings over the preset `digits`; weights, rows and seeds are not among them.
+        overrides: further settings over the preset `digits`, none of `OWN`.
         folder: of the store, which is kept; a scratch folder if None.
 
     Raises:
@@ -127,7 +128,7 @@ def run(
     cases = [("fine-tuning", weight) for weight in weights]
     cases += [("sampling", weight) for weight in sampling]
     settings = [*overrides, f"rows=[{', '.join(rows)}]", f"seeds={list(seeds)}"]
-    settings += [f"{key}=0" for key in KEYS.values()]
+    settings += [*(f"{key}=0" for key in KEYS.values()), "finetune.pcg_weight=null"]
     reports: dict[tuple[str, str, float], dict[int, Job]] = {}
     wanted: dict[str, Job] = {}
     plans: list[tuple[Config, Plan]] = []
@@ -156,21 +157,14 @@ def _execute(jobs: list[Job], plans: list[tuple[Config, Plan]], store: Store) ->
     """Compute what is missing, shown on stderr, once every configuration fits the data."""
     config, _ = plans[0]
     context = StageContext(store, config.runtime)
+    missing = [job for job in jobs if store.record(job) is None]
     watcher = follower(config, sys.stderr, "bench guidance", time.time())
     try:
-        watcher.planned(jobs, [job for job in jobs if store.record(job) is None])
-        pipeline.execute([job for job in jobs if job.stage in pipeline.ON_DRIVER], context, watcher)
-        for point, plan in plans:
-            pipeline.preflight(point, plan, store)
-        watcher.connecting()
-        with runtime.ray_session(config.runtime):
-            board = start_board()
-            watcher.connected(board)
-            try:
-                pipeline.execute(jobs, context, watcher)
-            finally:
-                watcher.disconnected()
-            del board
+        watcher.planned(jobs, missing)
+        pipeline.examine(missing, plans, context, watcher)
+        if missing:
+            with pipeline.session(config, watcher):
+                pipeline.execute(missing, context, watcher)
     finally:
         watcher.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ NEAR = 0.05
 def recommend(entries: Sequence[Record], best: str, by: str, attack: str) -> Record:
     """Choose among the candidates and say why.
 
-    A candidate is out if the interval of its difference to the best one lies below 0, or if there is no
+    Of those whose total time is within `NEAR` of the least, the one with the fewest images is taken. A candidate is out if the interval of its difference to the best one lies below 0, or if there is no
     interval, since then nothing says how far below it may be.
 
     Args:
@@ -43,10 +44,15 @@ def recommend(entries: Sequence[Record], best: str, by: str, attack: str) -> Rec
         raise UserError(
             f"--by {by}: no source says the {IN_WORDS[by]} of what could be recommended."
         )
-    chosen = min(known, key=lambda entry: (entry[by], -entry[attack]["mean"]))
+    near = _near(known, by)
+    fewest = _images if by == "time" else (lambda entry: 0.0)
+    chosen = min(near, key=lambda e: (fewest(e), e[by], -e[attack]["mean"]))
+    has = f"the least {IN_WORDS[by]}"
+    if chosen[by] > min(entry[by] for entry in near):
+        has = f"the fewest images within {100 * NEAR:.0f} % of {has}"
     reason = [
-        _choice(chosen, top, eligible, candidates, by, attack),
-        *_ties(chosen, known, by),
+        _choice(chosen, top, eligible, candidates, by, attack, has),
+        *_ties(chosen, near, by),
         *_doubt(chosen, top),
         *_spread(candidates, compared, below),
         *_against_baselines(chosen, entries, by),
@@ -69,8 +75,10 @@ def _choice(
     candidates: list[Record],
     by: str,
     attack: str,
+    has: str,
 ) -> str:
-    name, cost = chosen["accuracy"][attack]["name"], IN_WORDS[by]
+    """What it `has` that others have not."""
+    name = chosen["accuracy"][attack]["name"]
     reached = f"{chosen[attack]['mean']:.1f} %"
     if len(candidates) == 1:
         return f"{chosen['name']} is the only candidate, at {reached} {name} accuracy."
@@ -84,25 +92,42 @@ def _choice(
         "significantly below the best one's"
     )
     if chosen is top:
-        return f"{chosen['name']} has both the highest {name} accuracy, {reached}, and the least {cost} of {among}."
+        return f"{chosen['name']} has both the highest {name} accuracy, {reached}, and {has} of {among}."
     return (
-        f"{chosen['name']} has the least {cost} of {among}: {reached} against "
+        f"{chosen['name']} has {has} of {among}: {reached} against "
         f"{top[attack]['mean']:.1f} % of {top['name']}, {points(chosen['to_best'])}, with "
         f"{cost_text(chosen[by], by)} instead of {cost_text(top[by], by)}."
     )
 
 
-def _ties(chosen: Record, known: list[Record], by: str) -> list[str]:
-    """Other choices that take about as long: a time has no interval."""
-    limit = (1 + NEAR) * chosen["time"]
-    near = [entry for entry in known if entry is not chosen and entry["time"] <= limit]
-    if by != "time" or not near:
+def _near(known: list[Record], by: str) -> list[Record]:
+    """Those that the cost does not tell apart: a time has no interval."""
+    least = min(entry[by] for entry in known)
+    limit = (1 + NEAR) * least if by == "time" else least
+    return [entry for entry in known if entry[by] <= limit]
+
+
+def _images(entry: Record) -> float:
+    return math.inf if entry["images"] is None else float(entry["images"])
+
+
+def _ties(chosen: Record, near: list[Record], by: str) -> list[str]:
+    """Other choices that take about as long."""
+    others = [entry for entry in near if entry is not chosen]
+    if by != "time" or not others:
         return []
-    names = ", ".join(entry["name"] for entry in near[:3]) + (" and others" if near[3:] else "")
-    return [
-        f"Total time has no interval, and {names} took at most {100 * NEAR:.0f} % longer: among these the "
-        "clock decided."
-    ]
+    text = (
+        f"Total time has no interval, and that of {_names(others)} is within {100 * NEAR:.0f} % of the "
+        "least too: among these the number of images decided"
+    )
+    same = [entry for entry in others if _images(entry) == _images(chosen)]
+    return [f"{text}, and then the clock, as {_names(same)} has as few." if same else f"{text}."]
+
+
+def _names(entries: list[Record]) -> str:
+    return ", ".join(entry["name"] for entry in entries[:3]) + (
+        " and others" if entries[3:] else ""
+    )
 
 
 def by_validation(found: Record, other: Record, entries: Sequence[Record], attack: str) -> str:

@@ -7,7 +7,7 @@ import inspect
 import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 SCHEDULERS = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler")
 """Whose configurations hold a DDPM's noise schedule."""
+PLAIN: dict[str, Any] = {"low_cpu_mem_usage": False}
+"""How a U-Net is read: without accelerate, which diffusers would otherwise tell everybody to install."""
 _PATTERNS = ["*.json", "*.safetensors", "*.bin"]
 
 
@@ -59,10 +61,9 @@ def load_ddpm(folder: Place) -> tuple[UNet2DModel, DDPMScheduler]:
     from diffusers import DDPMScheduler, UNet2DModel
 
     local = local_folder(folder)
-    unet = UNet2DModel.from_pretrained(local / "unet").eval().requires_grad_(False)
-    return unet.to(memory_format=torch.channels_last), DDPMScheduler.from_pretrained(
-        local / "scheduler"
-    )
+    unet = UNet2DModel.from_pretrained(local / "unet", **PLAIN).eval()
+    unet = unet.requires_grad_(False).to(memory_format=torch.channels_last)
+    return unet, DDPMScheduler.from_pretrained(local / "scheduler")
 
 
 def find_pipeline(location: str) -> Path:
@@ -125,7 +126,7 @@ def load_pipeline(folder: Path) -> tuple[UNet2DModel, DDPMScheduler]:
                 f"{folder}: its scheduler is {schedule}, which is no DDPM's: {', '.join(SCHEDULERS)} are."
             )
         # without its own unpickler: diffusers reads .bin files with weights_only
-        model, loaded = UNet2DModel.from_pretrained(unet, output_loading_info=True)
+        model, loaded = UNet2DModel.from_pretrained(unet, output_loading_info=True, **PLAIN)
         _check_keys(folder, loaded)
         return model, _own_settings(DDPMScheduler.from_pretrained(scheduler))
     except FileNotFoundError as error:

@@ -17,7 +17,7 @@ import threading
 import time
 import urllib.request
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 START_SECONDS = 180.0
 OLD_SECONDS = 40.0
@@ -77,24 +77,20 @@ class Server:
         self._keeper.wait()
 
 
-def command(port: str, database: str, artifacts: str) -> list[str]:
-    """The server as a command."""
-    return [
-        *(
-            sys.executable,
-            "-m",
-            "mlflow",
-            "server",
-            "--host",
-            HOST,
-            "--port",
-            port,
-            "--workers",
-            "1",
-        ),
+def serve(port: str, database: str, artifacts: str, **options: Any) -> subprocess.Popen[bytes]:
+    """Start the server without its runner of jobs: half a dozen processes that nobody here asks for.
+
+    Args:
+        options: of `subprocess.Popen`.
+    """
+    command = [
+        *(sys.executable, "-m", "mlflow", "server"),
+        *("--host", HOST, "--port", port, "--workers", "1"),
         *("--backend-store-uri", f"sqlite:///{database}"),
         *("--default-artifact-root", Path(artifacts).as_uri()),
     ]
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, **options)
 
 
 def wait_for_lock(path: Path, gone: threading.Event, seconds: float = OLD_SECONDS) -> IO[str]:
@@ -129,7 +125,7 @@ def keep(port: str, database: str, artifacts: str) -> None:
     server = None
     with wait_for_lock(Path(database).with_name(LOCK), gone):
         while not gone.is_set():
-            server = subprocess.Popen(command(port, database, artifacts), stdin=subprocess.DEVNULL)
+            server = serve(port, database, artifacts)
             while server.poll() is None and not gone.wait(PAUSE):
                 pass
             gone.wait(PAUSE)

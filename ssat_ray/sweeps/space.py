@@ -192,7 +192,6 @@ class Space:
 
     def __init__(self, sweep: Sweep, preset: str, overrides: Iterable[str] = ()) -> None:
         self.sweep, self.preset, self._tree = sweep, preset, read_preset(preset)
-        self._resolve({})  # whatever is wrong with the preset is said of it, not of a point
         given = {ALSO_CALLED.get(k, k): value for k, value in map(parse_override, overrides)}
         for source, keys in (("set", sweep.fixed), ("--set", given)):
             for key in keys:

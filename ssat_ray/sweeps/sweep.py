@@ -17,8 +17,7 @@ import ray
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
 
-from ssat_ray import pipeline, runtime
-from ssat_ray.board import start_board
+from ssat_ray import pipeline
 from ssat_ray.config import RuntimeConfig
 from ssat_ray.errors import RunFailed, UserError
 from ssat_ray.leases import LEASE, FileLease
@@ -26,7 +25,6 @@ from ssat_ray.memory import MemoryWatch
 from ssat_ray.places import cache_of
 from ssat_ray.plan import Plan, build_plan
 from ssat_ray.run_folder import MEMORY
-from ssat_ray.stages import pool
 from ssat_ray.stages.group import forget_failures
 from ssat_ray.store import RAY_TUNE, Store
 from ssat_ray.sweeps.halving import Halving
@@ -78,20 +76,11 @@ def run(space: Space, folder: Path, lines: Lines, log: Log) -> Record:
             jobs = {job.digest: job for plan in (standing, *due.values()) for job in plan.unique}
             forget_failures(map(store.folder, jobs.values()))  # each is tried again, once
             examine(record, due if space.points else {"": standing}, lines)
-            lines.connecting()
-            with (
-                MemoryWatch(folder / MEMORY) as memory,
-                runtime.ray_session(base.runtime),
-            ):
-                board = start_board()
-                lines.connected(board)
-                try:
-                    memory.stage = "shared stages"
-                    prepare(record, list(due.values()), lines)
-                    memory.stage = "trials"
-                    _tune(Trials(record, plans, board, store, lines, log), scratch)
-                finally:
-                    lines.disconnected()
+            with MemoryWatch(folder / MEMORY) as memory, pipeline.session(base, lines) as board:
+                memory.stage = "shared stages"
+                prepare(record, list(due.values()), lines)
+                memory.stage = "trials"
+                _tune(Trials(record, plans, board, store, lines, log), scratch)
         for name, point in record.points.items():  # a search has found some since
             plans.setdefault(name, build_plan(point.config))
         record.sharing = sharing(list(plans.values()), store, folder / COMPUTATIONS)
@@ -130,15 +119,12 @@ def examine(record: Record, plans: dict[str, Plan], lines: Lines) -> None:
         UserError: the input or a point is at fault.
     """
     base = record.space.base
-    store = Store(base.runtime.store)
     jobs = {job.digest: job for plan in plans.values() for job in plan.unique}
-    missing = [job for job in jobs.values() if store.record(job) is None]
-    pool.follow(list(jobs.values()), store)
     context = context_of(base, plans.values(), record.folder)
-    pipeline.execute([job for job in missing if job.stage in pipeline.ON_DRIVER], context, lines)
-    for name, plan in plans.items():
-        point = record.points.get(name)
-        pipeline.preflight(point.config if point else base, plan, store)
+    points = record.points
+    configs = {name: points[name].config if name in points else base for name in plans}
+    each = [(configs[name], plan) for name, plan in plans.items()]
+    pipeline.examine(list(jobs.values()), each, context, lines)
 
 
 def prepare(record: Record, plans: list[Plan], lines: Lines) -> None:

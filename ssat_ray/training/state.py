@@ -84,8 +84,11 @@ class States:
         return next((step for step in steps if self._content(step) is not None), None)
 
     def _content(self, step: int) -> bytes | None:
-        """What was saved, or None if the file is damaged."""
-        data = self.folder.read(_name(step)).to_pybytes()
+        """What was saved, or None if the file is damaged, or gone: another writer may keep newer ones."""
+        try:
+            data = self.folder.read(_name(step)).to_pybytes()
+        except FileNotFoundError:
+            return None
         digest, content = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
         return content if hashlib.sha256(content).digest() == digest else None
 

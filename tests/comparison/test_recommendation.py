@@ -67,19 +67,34 @@ def test_by_other_costs() -> None:
     assert "120 MiB instead of 600 MiB" in reason(entries, "pcs a", "memory")[1]
 
 
-def test_a_near_tie_in_time_is_the_clocks() -> None:
+def test_a_near_tie_in_time_is_decided_by_the_images() -> None:
+    """pcs d takes 6 % more than the least time, pcs e is shown to be worse."""
     entries = [
         BEST,
-        entry("pcs b", 82.1, 100.0, against(-0.9, 1.4, 9)),
-        entry("pcs c", 82.4, 104.0, against(-0.6, 1.4, 9)),
-        entry("pcs d", 82.4, 106.0, against(-0.6, 1.4, 9)),
-        entry("pcs e", 70.0, 101.0, against(-13.0, 1.4)),
+        entry("pcs b", 82.1, 100.0, against(-0.9, 1.4, 9), images=3000),
+        entry("pcs c", 82.4, 104.0, against(-0.6, 1.4, 9), images=2000),
+        entry("pcs d", 82.4, 106.0, against(-0.6, 1.4, 9), images=1000),
+        entry("pcs e", 70.0, 101.0, against(-13.0, 1.4), images=1000),
     ]
     name, said = reason(entries, "pcs a")
-    assert name == "pcs b"
-    assert "no interval, and pcs c took at most 5 % longer: among these the clock decided." in said
-    assert "the clock" not in reason(entries, "pcs a", "images")[1]
-    assert "the clock" not in reason([BEST, entries[1], entries[3]], "pcs a")[1]
+    assert name == "pcs c"
+    assert "pcs c has the fewest images within 5 % of the least total time of the 4 of 5" in said
+    tie = "no interval, and that of pcs b is within 5 % of the least too: among these the number of images decided."
+    assert tie in said
+    assert reason(entries, "pcs a", "images")[0] == "pcs d"
+    assert "no interval" not in reason(entries, "pcs a", "images")[1]
+    assert "no interval" not in reason([BEST, entries[1], entries[3]], "pcs a")[1]
+
+
+def test_a_near_tie_in_time_with_as_many_images_is_the_clocks() -> None:
+    entries = [
+        BEST,
+        entry("pcs b", 82.1, 100.0, against(-0.9, 1.4, 9), images=3000),
+        entry("pcs c", 82.4, 104.0, against(-0.6, 1.4, 9), images=3000),
+    ]
+    name, said = reason(entries, "pcs a")
+    assert name == "pcs b" and "pcs b has the least total time of" in said
+    assert "the number of images decided, and then the clock, as pcs c has as few." in said
 
 
 def test_what_the_validation_images_would_choose_is_said_beside() -> None:

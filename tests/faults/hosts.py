@@ -30,9 +30,13 @@ HEALTH = {
 }
 """A host that is out of reach is declared dead within 10 to 30 s; Ray's defaults take up to a minute. One that has lost
 its head ends after 2 minutes."""
+PATIENCE = 120.0
+"""Seconds until a cluster that does not come up is given up."""
 GCS_PORT, AGENT_PORT = 6379, 52365
 """Ray's defaults, for the first cluster and the first node."""
 BIN = Path(sys.executable).parent
+CURRENT = Path("/tmp/ray/ray_current_cluster")
+"""Where Ray notes the address of the newest cluster on this machine."""
 
 
 class Hosts:
@@ -75,8 +79,9 @@ class Hosts:
             _ip("-n", namespace, "link", "set", inner, "up")
 
     def __exit__(self, *exc: object) -> None:
-        for host in (*WORKERS, HEAD):
-            self.kill(host)
+        self.kill(HEAD, *WORKERS)
+        if CURRENT.is_file() and NETWORK in CURRENT.read_text():
+            CURRENT.unlink()  # or the next program without an address would look for this head
         for host in (*WORKERS, HEAD):
             _ip("netns", "delete", self._namespace(host))
             with contextlib.suppress(subprocess.CalledProcessError):  # it goes with its namespace
@@ -98,6 +103,7 @@ class Hosts:
         """Of the nodes and of their users."""
         clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         ours = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, "no_proxy": "*"}
+        ours |= {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}  # where a job finds its python
         return clean | ours | HEALTH | {"RAY_API_SERVER_ADDRESS": self.address}
 
     def start(self) -> None:
@@ -131,7 +137,10 @@ class Hosts:
 
     def wait_for_cpus(self, count: int = len(WORKERS)) -> None:
         """Until so many workers are alive."""
-        self._wait(lambda: len(self.alive()) == 1 + count, f"there are not {count} workers")
+        latest = time.monotonic() + PATIENCE
+        while len(self.alive()) != 1 + count:
+            assert time.monotonic() < latest, f"there are not {count} workers: {self._logs()}"
+            time.sleep(0.5)
 
     def nodes(self) -> list[dict[str, Any]] | None:
         """What the dashboard says of every node that there was; None where it does not answer."""
@@ -145,9 +154,13 @@ class Hosts:
         return None
 
     def alive(self) -> dict[int, str]:
-        """Host -> node id of the nodes that Ray takes for alive."""
-        found = {}
-        for node in self.nodes() or []:
+        """Host -> node id of the nodes that Ray takes for alive, once the dashboard answers."""
+        found, nodes = {}, None
+        latest = time.monotonic() + PATIENCE
+        while (nodes := self.nodes()) is None:
+            assert time.monotonic() < latest, f"the dashboard does not answer: {self._logs()}"
+            time.sleep(0.5)
+        for node in nodes:
             if node["raylet"].get("state") == "ALIVE":
                 host = int(node["ip"].rpartition(".")[2])
                 found[host] = str(node["raylet"]["nodeId"])
@@ -187,27 +200,23 @@ class Hosts:
         """Until the newest node of a host has ended by itself."""
         self._processes[host][-1].wait(timeout=120)
 
-    def kill(self, host: int) -> None:
-        """SIGKILL everything on a host, as if it lost its power."""
-        while found := self.processes(host):
+    def kill(self, *hosts: int) -> None:
+        """SIGKILL everything on these hosts, as if they lost their power at once."""
+        while found := [process for host in hosts for process in self.processes(host)]:
             for process in found:
                 with contextlib.suppress(psutil.Error):
                     process.send_signal(signal.SIGKILL)
             psutil.wait_procs(found, timeout=10)
-        for node in self._processes.pop(host, []):
-            node.wait(timeout=30)
+        for host in hosts:
+            for node in self._processes.pop(host, []):
+                node.wait(timeout=30)
 
     def set_link(self, host: int, state: str) -> None:
         """Cut a host off (`down`) or connect it again (`up`)."""
         _ip("link", "set", self._outer(host), state)
 
-    def _wait(self, done: Any, otherwise: str, seconds: float = 120) -> None:
-        latest = time.monotonic() + seconds
-        while not done():
-            if time.monotonic() > latest:
-                logs = [path.read_text()[-1500:] for path in self.folder.glob("host-*.log")]
-                raise AssertionError(f"{otherwise} after {seconds:.0f} s: {logs}")
-            time.sleep(0.5)
+    def _logs(self) -> list[str]:
+        return [path.read_text()[-1500:] for path in self.folder.glob("host-*.log")]
 
     def ssat(self, cwd: Path, *arguments: str) -> subprocess.Popen[bytes]:
         """`ssat …` as a user of the cluster on the machine itself; its output goes to `output.txt`."""
@@ -246,10 +255,13 @@ def namespaces_missing() -> str | None:
     """Why this machine cannot play several hosts, or None."""
     if shutil.which("ip") is None:
         return "the command `ip` (iproute2) is missing"
-    name = f"ssat-probe-{os.getpid()}"
+    name, link = f"ssat-probe-{os.getpid()}", f"ssatp{os.getpid()}"
+    tries = [("netns", "add", name), ("netns", "delete", name)]
+    for kind in ("bridge", "veth"):
+        tries += [("link", "add", link, "type", kind), ("link", "delete", link)]
     try:
-        _ip("netns", "add", name)
-        _ip("netns", "delete", name)
+        for one in tries:
+            _ip(*one)
     except subprocess.CalledProcessError as error:
-        return f"network namespaces: {error.stderr.strip()}"
+        return f"ip {' '.join(one)}: {error.stderr.strip()}"
     return None

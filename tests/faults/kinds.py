@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import subprocess
 import time
 from abc import ABC, abstractmethod
+from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any
 
 import psutil
 
+from ssat_ray.leases import LEASE, SCRATCH
 from tests.faults.hosts import HEAD, WORKERS, Hosts
 
 Log = dict[str, Any]
@@ -38,8 +42,8 @@ class Fault(ABC):
     def mend(self) -> Log:
         """What is done about it; returns what to log."""
 
-    def submitted_again(self, command: subprocess.Popen[bytes]) -> Log:
-        """Told of the second submission as soon as it runs."""
+    def submitted_again(self, command: subprocess.Popen[bytes], folder: Path) -> Log:
+        """Told of the second submission as soon as it runs, and where it will write."""
         return {}
 
     def choose(self) -> int:
@@ -115,8 +119,7 @@ class AllLost(Fault):
     ends_the_job = True
 
     def hit(self) -> None:
-        for host in (HEAD, *WORKERS):
-            self.hosts.kill(host)
+        self.hosts.kill(HEAD, *WORKERS)
 
     def mend(self) -> Log:
         self.hosts.start()
@@ -126,8 +129,8 @@ class AllLost(Fault):
 class HeadLost(Fault):
     """The head's host alone is lost; a new cluster gets new nodes, and the old ones are left.
 
-    Those that worked hang meanwhile, as on a slow disk. They go on when the command, submitted again, works at the
-    same artefact: both write into one folder. The old nodes end by themselves, when they have long found no head.
+    Those that worked hang meanwhile, as on a slow disk. They go on when the command, submitted again, has written its
+    first file of the same artefact: both write into one folder. The old nodes end by themselves, when they have long found no head.
     """
 
     ends_the_job = True
@@ -145,8 +148,9 @@ class HeadLost(Fault):
         self.hosts.start()
         return {"host": HEAD}
 
-    def submitted_again(self, command: subprocess.Popen[bytes]) -> Log:
-        while not self._others_work():
+    def submitted_again(self, command: subprocess.Popen[bytes], folder: Path) -> Log:
+        before = _written(folder)
+        while _written(folder) == before:
             assert command.poll() is None, "nobody works at it again"
             time.sleep(0.1)
         left = [process for process in self.orphans if process.is_running()]
@@ -160,10 +164,17 @@ class HeadLost(Fault):
         waited = round(time.monotonic() - began)
         return {"orphans": len(left), "orphaned_nodes_ended_after_seconds": waited}
 
-    def _others_work(self) -> bool:
-        """Whether processes work that are none of the old ones."""
-        now = [process for host in WORKERS for process in self.hosts.named(host, self.process)]
-        return any(process not in self.orphans for process in now)
+
+def _written(folder: Path) -> dict[str, int]:
+    """What is in a folder, and when it was written; leases, which their holder renews, and unfinished files left out."""
+    found = {}
+    for path in folder.rglob("*"):
+        if path.name == LEASE or fnmatch(path.name, SCRATCH):
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_file():
+                found[str(path)] = path.stat().st_mtime_ns
+    return found
 
 
 KINDS: dict[str, type[Fault]] = {

@@ -7,6 +7,7 @@ fault what was hit and how far the stage was; what is in it is not done again.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -14,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
@@ -27,7 +28,7 @@ from ssat_ray.loading import load_config
 from ssat_ray.plan import build_plan
 from ssat_ray.provenance import git_commit
 from ssat_ray.store import RECORD, Store
-from tests.faults.hosts import Hosts
+from tests.faults.hosts import HEAD, WORKERS, Hosts
 from tests.faults.kinds import KINDS
 from tests.faults.work import PRESETS, WORK, Watch, Work
 
@@ -43,7 +44,15 @@ ONE_OF_EACH = [
     ("evaluate", "host lost"),
 ]
 ALL = os.environ.get("SSAT_FAULTS") == "all"
-TRIALS = [(stage, kind) for kind in KINDS for stage in WORK] if ALL else ONE_OF_EACH
+IN_TURN = [
+    (stage, list(KINDS)[(first + place) % len(KINDS)])
+    for first in range(len(KINDS))
+    for place, stage in enumerate(WORK)
+]
+"""Every stage with every fault; however few of them are met, they are of all stages and kinds."""
+TRIALS = IN_TURN if ALL else ONE_OF_EACH
+MOST_SECONDS = 600
+"""That a stage takes to get to where the fault comes."""
 EARLIEST, LATEST = 0.1, 0.9
 
 
@@ -99,8 +108,10 @@ def log_entries(log: Path) -> list[dict[str, Any]]:
 
 def wait_until(share: float, watch: Watch, process: subprocess.Popen[bytes], output: Path) -> None:
     """Until so much of the stage is done."""
+    latest = time.monotonic() + MOST_SECONDS
     while watch.share() < share:
         assert process.poll() is None, f"it ended before the fault came: {end_of(output)}"
+        assert time.monotonic() < latest, f"{watch.done()} of {watch.total}: {end_of(output)}"
         time.sleep(0.005 if watch.work.done else 0.05)
 
 
@@ -109,12 +120,27 @@ def end_of(output: Path) -> str:
 
 
 def begin(work: Work, oracle: Undisturbed, cwd: Path) -> Path:
-    """A copy of an undisturbed run without one stage; returns the folder in which that will be."""
+    """A copy of an undisturbed run without one stage and the report; returns the folder in which that will be."""
     shutil.copy(oracle.cwd / "preset.yaml", cwd)
     shutil.copytree(oracle.cwd / "store", cwd / "store")
-    folder = cwd / "store" / oracle.folders[work.job]
-    shutil.rmtree(folder)
-    return folder
+    for name in {work.job, "report"} & set(oracle.folders):
+        shutil.rmtree(cwd / "store" / oracle.folders[name])
+    return cwd / "store" / oracle.folders[work.job]
+
+
+@contextlib.contextmanager
+def ended(process: subprocess.Popen[bytes], hosts: Hosts) -> Iterator[None]:
+    """A trial that fails leaves nothing to the next one: its command is killed, and all hosts start anew."""
+    try:
+        yield
+    except BaseException:
+        process.kill()
+        process.wait()
+        hosts.kill(HEAD, *WORKERS)
+        for host in WORKERS:
+            hosts.set_link(host, "up")
+        hosts.start()
+        raise
 
 
 @pytest.mark.parametrize(("stage", "kind"), TRIALS)
@@ -137,19 +163,22 @@ def test_a_fault_changes_no_byte(
     command, begun = ("submit", work.verb, "preset.yaml", "--name", "faults"), time.monotonic()
     process = hosts.ssat(tmp_path, *command)
     watch, fault = Watch(work, folder, expected, hosts), KINDS[kind](hosts, work.process, rng)
-    wait_until(rng.uniform(0.15, 0.6), watch, process, output)
-    fault.hit()
-    assert not (folder / RECORD).exists(), "it had ended when the fault came"
-    at, struck = watch.done(), time.monotonic()
-    assert EARLIEST <= at / watch.total <= LATEST, (at, watch.total)
-    entry = {"stage": stage, "fault": kind, "done": at, "total": watch.total, "unit": work.unit}
-    entry |= fault.mend()
-    assert (process.wait(timeout=600) != 0) == fault.ends_the_job, end_of(output)
+    with ended(process, hosts):
+        wait_until(rng.uniform(0.15, 0.6), watch, process, output)
+        struck = time.monotonic()
+        fault.hit()
+        assert not (folder / RECORD).exists(), "it had ended when the fault came"
+        at = watch.done(struck)
+        assert EARLIEST <= at / watch.total <= LATEST, (at, watch.total)
+        entry = {"stage": stage, "fault": kind, "done": at, "total": watch.total, "unit": work.unit}
+        entry |= fault.mend()
+        assert (process.wait(timeout=600) != 0) == fault.ends_the_job, end_of(output)
     if fault.ends_the_job:
         hosts.wait_for_cpus()
         process = hosts.ssat(tmp_path, *command)
-        entry |= fault.submitted_again(process)
-        assert process.wait(timeout=600) == 0, end_of(output)
+        with ended(process, hosts):
+            entry |= fault.submitted_again(process, folder)
+            assert process.wait(timeout=600) == 0, end_of(output)
     assert work.result(folder) == work.result(expected)
     entry |= {"submissions": 1 + fault.ends_the_job, "identical": True}
     entry |= {"after_seconds": round(time.monotonic() - struck)}
@@ -157,3 +186,4 @@ def test_a_fault_changes_no_byte(
     entry |= {"date": date.today().isoformat(), "commit": git_commit()}
     with open(log, "a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")
+    shutil.rmtree(tmp_path / "store")  # of chaos' trials half a gigabyte each

@@ -134,12 +134,14 @@ class Watch:
             assert record is not None
             self.total = round(record["seconds"], 1)
 
-    def done(self) -> float:
+    def done(self, now: float | None = None) -> float:
+        """How far it is; of one task, at the monotonic time `now`: what kills its hosts takes seconds."""
         if self.work.done is not None:
             return self.work.done(self.folder)
         if self._began is None and self.hosts.working(self.work.process):
             self._began = time.monotonic()
-        return 0.0 if self._began is None else round(time.monotonic() - self._began, 1)
+        now = time.monotonic() if now is None else now
+        return 0.0 if self._began is None else round(now - self._began, 1)
 
     def share(self) -> float:
         return self.done() / self.total

@@ -55,6 +55,9 @@ class Cluster:
         command += [f"--dashboard-agent-listen-port={free_port()}", f"--temp-dir={self.scratch}"]
         command += [f"--object-store-memory={300 * 2**20}", "--node-ip-address=127.0.0.1"]
         ours = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, "no_proxy": "127.0.0.1"}
+        ours["PATH"] = (
+            f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # its jobs' python
+        )
         ours |= dict(zip(OF_MLFLOW, self.login, strict=True))
         with open(self.cwd / "head.log", "wb") as log:
             return subprocess.Popen(

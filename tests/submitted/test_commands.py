@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,6 +72,62 @@ def test_a_job_ends_as_the_command_would(cluster: Cluster) -> None:
     assert lines[0] in cluster.ssat("status", job, "--logs").stdout
     again = cluster.ssat("submit", "select", "tiny.yaml", "--name", "first#1")
     assert "everything is up to date" in again.stdout and again.returncode == 0
+
+
+def test_ray_job_submit_runs_a_script_of_a_clone(cluster: Cluster) -> None:
+    """Ray's own command, from a checkout, with absolute paths."""
+    (cluster.cwd / "sub").mkdir()
+    preset = cluster.cwd / "sub/tiny.yaml"
+    preset.write_text(TINY)
+    places = [f"runtime.{name}={cluster.cwd / 'cloned' / name}" for name in ("store", "runs")]
+    chosen = ("goal=selection", "rows=[random]", *places)
+    settings = [part for one in chosen for part in ("--set", one)]
+    script = ["python", "jobs/pipeline.py", str(preset), *settings]
+    ray = str(Path(sys.executable).with_name("ray"))
+    done = subprocess.run(
+        [ray, "job", "submit", "--working-dir", ".", "--", *script],
+        cwd=Path(__file__).parents[2],
+        env=cluster.environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list((cluster.cwd / "cloned/store/select").glob("*/stage.json"))
+    wrapped = cluster.ssat("submit", "run", "./sub/tiny.yaml", *settings)
+    assert wrapped.returncode == 0, wrapped.stdout + wrapped.stderr
+    assert "everything is up to date" in wrapped.stdout, "it is the same computation"
+
+
+PROBE = """\
+from ssat_ray.models.preact_small import PreactSmall
+
+def build(in_channels, num_classes):
+    return PreactSmall(in_channels, num_classes, (8, 16), (2, 2), 1)
+"""
+
+
+def test_packages_that_the_cluster_lacks_are_installed(cluster: Cluster, tmp_path: Path) -> None:
+    """From a file that is longer than an environment variable may be, as one with hashes is."""
+    wheel, about = tmp_path / "ssat_probe-1.0-py3-none-any.whl", "ssat_probe-1.0.dist-info"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("ssat_probe.py", PROBE)
+        archive.writestr(
+            f"{about}/METADATA", "Metadata-Version: 2.1\nName: ssat-probe\nVersion: 1.0\n"
+        )
+        archive.writestr(
+            f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(f"{about}/RECORD", "")
+    requirements = tmp_path / "requirements.lock"
+    requirements.write_text("#\n" * 100_000 + f"ssat-probe @ {wheel.as_uri()}\n")
+    (cluster.cwd / "probe.yaml").write_text(
+        SHARED.replace("{widths: [8, 16], strides: [2, 2]}", '{name: "ssat_probe:build"}')
+    )
+    lacking = cluster.ssat("submit", "intermediate", "probe.yaml")
+    assert lacking.returncode == 2 and "ssat_probe" in lacking.stdout
+    done = cluster.ssat("submit", "--requirements", str(requirements), "intermediate", "probe.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_its_exit_code_is_the_commands(cluster: Cluster) -> None:

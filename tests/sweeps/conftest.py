@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -180,7 +178,7 @@ class Swept:
                 assert process.poll() is None and time.time() < end, self.output()
                 time.sleep(0.05)
         finally:
-            os.kill(process.pid, signal.SIGKILL)
+            process.kill()
             process.wait()
         return self.output()
 

@@ -14,7 +14,7 @@ from typing import Any
 import mlflow
 import pytest
 
-from ssat_ray.sweeps.server import command
+from ssat_ray.sweeps.server import serve
 from ssat_ray.tracking import EXPERIMENT
 
 pytestmark = pytest.mark.slow
@@ -112,11 +112,11 @@ def test_a_server_that_is_down_for_a_minute_in_mid_sweep_loses_no_metric(
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     uri = f"http://127.0.0.1:{port}"
-    arguments = command(port, str(tmp_path / "mlflow.db"), str(tmp_path / "artifacts"))
+    places = str(tmp_path / "mlflow.db"), str(tmp_path / "artifacts")
+    quiet = subprocess.DEVNULL
 
     def start() -> subprocess.Popen[bytes]:
-        quiet = subprocess.DEVNULL
-        found = subprocess.Popen(arguments, stdout=quiet, stderr=quiet, start_new_session=True)
+        found = serve(port, *places, stdout=quiet, stderr=quiet, start_new_session=True)
         for _ in range(600):
             try:
                 mlflow.MlflowClient(uri).search_experiments()

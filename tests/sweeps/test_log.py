@@ -20,7 +20,7 @@ from ssat_ray.plan import build_plan
 from ssat_ray.sweeps import log as logging
 from ssat_ray.sweeps.log import Log
 from ssat_ray.sweeps.record import HISTORIES
-from ssat_ray.sweeps.server import Server, command
+from ssat_ray.sweeps.server import Server, serve
 from ssat_ray.sweeps.show import Lines
 from ssat_ray.tracking import ARTIFACTS, DATABASE, EXPERIMENT
 
@@ -258,11 +258,11 @@ def test_a_server_that_is_away_for_a_while_gets_everything(
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     uri = f"http://127.0.0.1:{port}"
-    arguments = command(port, str(invented.root / "away.db"), str(invented.root / "artifacts"))
+    places = str(invented.root / "away.db"), str(invented.root / "artifacts")
+    quiet = subprocess.DEVNULL
 
     def start() -> subprocess.Popen[bytes]:
-        quiet = subprocess.DEVNULL
-        return subprocess.Popen(arguments, stdout=quiet, stderr=quiet, start_new_session=True)
+        return serve(port, *places, stdout=quiet, stderr=quiet, start_new_session=True)
 
     running = start()
     try:

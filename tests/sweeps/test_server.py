@@ -61,6 +61,20 @@ def test_that_of_a_live_sweep_does_not_hold_up_another_for_ever(
 
 
 @pytest.mark.slow
+def test_the_server_is_the_only_program_that_has_the_database(tmp_path: Path) -> None:
+    """MLflow's own runner of jobs would open it too, and poll it beside the trainings."""
+    server = Server(tmp_path / "mlflow.db", tmp_path / "artifacts", tmp_path / "log")
+    try:
+        server.wait()
+        time.sleep(5)  # what the server starts beside itself comes a moment later
+        found = psutil.Process(server._keeper.pid).children(recursive=True)
+        commands = [" ".join(process.cmdline()) for process in found]
+        assert commands and not [text for text in commands if "huey" in text or "jobs" in text]
+    finally:
+        server.stop()
+
+
+@pytest.mark.slow
 def test_a_server_that_does_not_answer_is_replaced_by_one_at_another_port(
     invented: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,6 +52,23 @@ def test_the_packages_sweep_is_the_one_of_the_documents() -> None:
     assert space.base.evaluate.attacks == ("clean", "pgd") and space.base.evaluate.pgd_steps == 40
 
 
+def test_the_documents_example_is_read(tmp_path: Path) -> None:
+    page = Path(__file__).parents[2] / "docs/sweeps.md"
+    path = tmp_path / "sweep.yaml"
+    path.write_text(page.read_text().split("```yaml\n")[1].split("```")[0])
+    space = read_sweep(path)
+    assert len(space.points) == 20 and space.base.train.max_steps == 400
+
+
+def test_a_preset_that_lacks_its_paths_may_be_swept_with_them(read: Any) -> None:
+    """As those of published data sets, which name no folder."""
+    paths = {"data.path": "images", "pool.path": "pool"}
+    space = read(preset="cifar10-edm", set=paths)
+    assert space.base.data.path == "images" and space.base.pool.path == "pool"
+    with pytest.raises(UserError, match=r"data\.path"):
+        read(preset="cifar10-edm", set={"pool.path": "pool"})
+
+
 def test_a_name_is_of_the_settings_alone(read: Any) -> None:
     """Whatever the order of keys and points, and wherever the sweep runs."""
     names = {p.title: p.name for p in read().points}
