@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from ssat_ray.loading import load_config, preset_names
 from ssat_ray.options import JsonFile, Overrides, Preset, check_folder_of, write_json
 from ssat_ray.plan_cli import plan as plan_command
 from ssat_ray.pool_cli import app as pool_app
-from ssat_ray.run_folder import TERMINATED, RunFolder
+from ssat_ray.run_folder import RunFolder, signals_told
 from ssat_ray.start import (
     check_grown,
     check_inputs,
@@ -265,17 +264,12 @@ def _execute(
     with folder.kept(), quiet_output(folder.local / "run.log") as screen:
         view = follower(config, screen, folder.name, since)
         try:
-            outcome = pipeline.run(config, plan, view, name=folder.name, until=until)
+            with signals_told():
+                outcome = pipeline.run(config, plan, view, name=folder.name, until=until)
         except RunFailed as error:
             raise RunFailed(
                 f"{error} Finished stages are kept; run the same command to continue. Log: {log}"
             ) from error
-        except SystemExit as end:
-            if end.code == 0:  # how Ray Train's own SIGINT handler ends the process
-                raise KeyboardInterrupt from end
-            if end.code == signal.SIGTERM:  # and Ray's of SIGTERM
-                raise SystemExit(TERMINATED) from end
-            raise
         finally:
             view.close()
         store, ends = Store(config.runtime.store), Ends()

@@ -96,5 +96,18 @@ class RunFolder:
             )
 
 
+@contextlib.contextmanager
+def signals_told() -> Iterator[None]:
+    """How Ray's handlers of signals end a process becomes how a command of ours ends on them."""
+    try:
+        yield
+    except SystemExit as end:
+        if end.code == 0:  # Ray Train's of SIGINT
+            raise KeyboardInterrupt from end
+        if end.code == signal.SIGTERM:
+            raise SystemExit(TERMINATED) from end
+        raise
+
+
 def _terminate(number: int, frame: FrameType | None) -> None:
     sys.exit(TERMINATED)

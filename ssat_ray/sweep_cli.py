@@ -53,6 +53,7 @@ def _run(space: Space, own: str, since: float) -> None:
 
     from rich.console import Console
 
+    from ssat_ray.run_folder import signals_told
     from ssat_ray.store import Store
     from ssat_ray.sweeps import sweep as sweeping
     from ssat_ray.sweeps.log import PATIENCE, Log
@@ -72,7 +73,8 @@ def _run(space: Space, own: str, since: float) -> None:
         lines = Lines(runtime.log_format, own, since, screen)
         log = Log(folder, space, lines)
         try:
-            record = sweeping.run(space, folder, lines, log)
+            with signals_told():
+                record = sweeping.run(space, folder, lines, log)
         except RunFailed as error:
             raise RunFailed(
                 f"{error} Ended trials are kept; run the same command to continue. Log: {log_file}"

@@ -32,6 +32,8 @@ EXPERIMENT = "ssat_ray"
 STATE = "mlflow.json"
 DATABASE, ARTIFACTS = "mlflow.db", "mlflow-artifacts"
 KEY = "ssat_ray.key"
+MOST_NAME = 250
+"""Characters of a run's name that every store of MLflow holds."""
 """Tag by which a later command finds the runs that a killed one created."""
 BATCH = 1000
 CHECK_SECONDS = 30.0
@@ -221,14 +223,19 @@ class Tracker:
                 else self.client.create_experiment(EXPERIMENT, location)
             )
 
-    def open(self, name: str, parent: str | None = None) -> Any:
-        """The run of this name under our key: the one a killed process left, or a new one."""
-        key = f"{self.key} {name if parent else 'parent'}"
+    def open(self, name: str, parent: str | None = None, identity: str | None = None) -> Any:
+        """The run of this identity under our key: the one a killed process left, or a new one.
+
+        Args:
+            name: for people.
+            identity: among the runs of the parent, without quotes; the name unless given.
+        """
+        key = f"{self.key} {(identity or name) if parent else 'parent'}"
         found = self.client.search_runs([self.experiment], f"tags.`{KEY}` = '{key}'", max_results=1)
         if found:
             return found[0]
         tags = {
-            "mlflow.runName": name,
+            "mlflow.runName": name[:MOST_NAME],
             "mlflow.source.git.commit": git_commit() or "unknown",
             KEY: key,
         }

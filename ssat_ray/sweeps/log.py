@@ -179,7 +179,11 @@ class Log:
         point = self.space.point(trial["settings"])
         plan, folder = build_plan(point.config), self.folder / trial["name"]
         for seed in point.config.seeds:
-            run = tracker.open(f"{title(trial['settings'])} seed {seed}", parent)
+            name, identity = (
+                f"{title(trial['settings'])} seed {seed}",
+                f"{trial['name']} seed {seed}",
+            )
+            run = tracker.open(name, parent, identity)
             tags = {"trial": trial["name"], "sweep": self.folder.name, "seed": seed}
             tags |= {key: trial[key] or "" for key in ("status", "step", "cause")}
             tracker.start_trial(run, point.config, plan, point.row, seed, tags)

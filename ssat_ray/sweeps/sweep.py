@@ -26,7 +26,7 @@ from ssat_ray.places import cache_of
 from ssat_ray.plan import Plan, build_plan
 from ssat_ray.run_folder import MEMORY
 from ssat_ray.stages.group import forget_failures
-from ssat_ray.store import RAY_TUNE, Store
+from ssat_ray.store import RAY_TUNE, Store, canonical_json
 from ssat_ray.sweeps.halving import Halving
 from ssat_ray.sweeps.log import Log
 from ssat_ray.sweeps.record import ENDED, Record
@@ -61,12 +61,15 @@ def run(space: Space, folder: Path, lines: Lines, log: Log) -> Record:
     """
     base = space.base
     store = Store(base.runtime.store)
+    plans = {point.name: build_plan(point.config) for point in space.points}
+    check_keys(space.points, plans)
     with _alone(folder, store) as scratch:
         record = Record(folder, space)
         record.write()
         for trial in record.of(*ENDED):
             log.add(trial)
-        plans = {name: build_plan(point.config) for name, point in record.points.items()}
+        for name, point in record.points.items():
+            plans.setdefault(name, build_plan(point.config))
         if record.left > 0:
             log.check()
             due = {point.name: plans[point.name] for point in record.due}
@@ -86,6 +89,31 @@ def run(space: Space, folder: Path, lines: Lines, log: Log) -> Record:
         record.sharing = sharing(list(plans.values()), store, folder / COMPUTATIONS)
         record.write()
     return record
+
+
+def check_keys(points: list[Point], plans: dict[str, Plan]) -> None:
+    """Every key of the space changes something of what is swept.
+
+    Args:
+        plans: by the points' names.
+
+    Raises:
+        UserError: one changes nothing, as `cluster.k` of a row that clusters nothing.
+    """
+    for key in points[0].settings if points else ():
+        alike: dict[str, dict[str, frozenset[str]]] = {}
+        for point in points:
+            rest = canonical_json({k: v for k, v in point.settings.items() if k != key})
+            jobs = plans[point.name].jobs.items()
+            own = frozenset(job.digest for (row, _, _), job in jobs if row == point.row)
+            alike.setdefault(rest, {})[canonical_json(point.settings[key])] = own
+        varied = [found for found in alike.values() if len(found) > 1]
+        if varied and all(len(set(found.values())) == 1 for found in varied):
+            rows = ", ".join(sorted({point.row for point in points}))
+            raise UserError(
+                f"space: {key} changes nothing of {rows}, so all its trials would be the same; take it out, or sweep "
+                "a row that it changes."
+            )
 
 
 @contextlib.contextmanager

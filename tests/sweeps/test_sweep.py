@@ -10,11 +10,14 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 
 from ssat_ray.config import RuntimeConfig
 from ssat_ray.errors import UserError
+from ssat_ray.plan import build_plan
 from ssat_ray.store import RAY_TUNE, Store
-from ssat_ray.sweeps.sweep import _alone, batches, concurrent
+from ssat_ray.sweeps.space import read_sweep
+from ssat_ray.sweeps.sweep import _alone, batches, check_keys, concurrent
 
 # -- without Ray ------------------------------------------------------------------------------------------
 
@@ -56,6 +59,33 @@ def test_batches_are_equal_and_enough_for_the_cluster(
     found = batches(points, size, at_once)
     assert [len(batch) for batch in found] == expected
     assert [point for batch in found for point in batch] == points, "in their order"
+
+
+@pytest.mark.parametrize(
+    ("row", "space", "idle"),
+    [
+        ("pcs", {"cluster.k": [5, 10], "select.ratio": [0.1, 0.2]}, "cluster.k"),
+        ("random", {"select.boundary_fraction": [0.2, 0.4]}, "select.boundary_fraction"),
+        ("lcs-km", {"finetune.weight": [0.1, 0.2], "cluster.k": [5, 10]}, "finetune.weight"),
+        ("lcs-km", {"cluster.k": [5, 10], "select.ratio": [0.1, 0.2]}, None),
+        ("lcs-km", {"cluster.k": [5]}, None),
+        (None, {"row": ["pcs", "lcs-km"], "cluster.k": [5, 10]}, None),
+        ("pcs", {"evaluate.pgd_steps": [10, 20]}, None),
+    ],
+)
+def test_a_key_that_changes_nothing_is_refused(
+    tmp_path: Path, row: str | None, space: dict[str, Any], idle: str | None
+) -> None:
+    path = tmp_path / "sweep.yaml"
+    file = {"preset": "digits", "row": row, "baselines": ["random"], "space": space}
+    path.write_text(yaml.safe_dump({key: value for key, value in file.items() if value}))
+    points = read_sweep(path).points
+    plans = {point.name: build_plan(point.config) for point in points}
+    if idle is None:
+        check_keys(points, plans)
+    else:
+        with pytest.raises(UserError, match=rf"{idle} changes nothing of {row}"):
+            check_keys(points, plans)
 
 
 def test_one_process_at_a_time_runs_a_sweep(tmp_path: Path) -> None:
