@@ -204,7 +204,7 @@ def _tune(trials: Trials, scratch: Path) -> None:
     about = {"concurrent": most, "batches": len(trials.batches) or None}
     trials.lines.say("trials", _plan_text(trials, most), **about)
     tune.Tuner(
-        trainable(trials.orders(), trials.board),
+        trainable(trials.orders(most), trials.board),
         param_space=space,
         tune_config=tune.TuneConfig(
             search_alg=searcher,

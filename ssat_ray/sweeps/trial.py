@@ -13,6 +13,11 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group_table,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ssat_ray.errors import RunFailed
@@ -40,6 +45,7 @@ class Order:
         cwd: that relative paths of the configurations are about.
         rungs: steps at which trainings of the swept row pause, in a batch of one trial; none: they do not.
         trained: of these trainings, digest -> the artefact's folder.
+        alone: whether no other batch runs at the same time.
     """
 
     points: tuple[Point, ...]
@@ -47,6 +53,7 @@ class Order:
     cwd: Path
     rungs: tuple[int, ...] = ()
     trained: dict[str, Place] | None = None
+    alone: bool = True
 
 
 @ray.remote(num_cpus=0)
@@ -72,8 +79,12 @@ def trainable(order_of: Callable[[dict[str, Any]], Order], board: Any) -> Any:
         order = order_of(config)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         runner = Runner.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+        before = _reserved()
         outcomes = _watch(runner.run.remote(order), order, board)
         ray.kill(runner)
+        if order.alone:
+            for group in _reserved() - before:
+                _free(group)
         for name, outcome in outcomes.items():
             tune.report({NAME: name, **outcome})
         causes = [o[CAUSE] for o in outcomes.values() if o.get(CAUSE) is not None]
@@ -100,6 +111,21 @@ def _watch(done: Any, order: Order, board: Any) -> dict[str, dict[str, Any]]:
         lost = {STATUS: "failed", CAUSE: f"the trial's process died: {reason}"}
         return {point.name: lost for point in order.points}
     return outcomes
+
+
+def _reserved() -> set[str]:
+    """Placement groups of workers that there are; those of Ray Tune have a share of a node."""
+    groups = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
+    return {
+        group["placement_group_id"]
+        for group in groups
+        if not any(name.startswith("node:") for one in group["bundles"].values() for name in one)
+    }
+
+
+def _free(group: str) -> None:
+    """Remove a group of workers whose batch has ended: a process that died leaves them, and the next batch would wait."""
+    remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group))))
 
 
 def _report_rungs(order: Order, board: Any, left: list[int]) -> list[int]:

@@ -73,8 +73,12 @@ class Trials(tune.Callback):
             )
         return found
 
-    def orders(self) -> Callable[[dict[str, Any]], Order]:
-        """What Ray Tune has for a batch -> what it is told; it is called in the batch's process."""
+    def orders(self, at_once: int) -> Callable[[dict[str, Any]], Order]:
+        """What Ray Tune has for a batch -> what it is told; it is called in the batch's process.
+
+        Args:
+            at_once: batches.
+        """
         space, rungs, cwd = self.record.space, self.rungs, Path.cwd()
         parent = self.record.folder
         batches = [[point.settings for point in batch] for batch in self.batches]
@@ -91,7 +95,7 @@ class Trials(tune.Callback):
         def order_of(config: dict[str, Any]) -> Order:
             settings = batches[config[NUMBER]] if NUMBER in config else [config]
             points = tuple(space.point(one) for one in settings)
-            return Order(points, parent, cwd, rungs, trained.get(points[0].name))
+            return Order(points, parent, cwd, rungs, trained.get(points[0].name), at_once == 1)
 
         return order_of
 

@@ -210,20 +210,23 @@ def test_a_diverging_baseline_fails_the_trials_and_is_trained_once_a_command(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("moment", ["ray::Runner", "RayTrainWorker"])
 def test_a_failing_trial_leaves_the_others_alone_and_is_tried_again(
-    swept: Any,
+    swept: Any, moment: str
 ) -> None:
-    """The process that runs its pipeline is killed before it has started a worker group."""
+    """The process that runs its pipeline is killed before it has a worker group, or while that works."""
     sweep = swept(batch=1)
     process = sweep.start()
-    runners: list[psutil.Process] = []
-    while not runners:
+    named: dict[str, list[psutil.Process]] = {}
+    while not all(named.get(name) for name in ("ray::Runner", moment)):
         assert process.poll() is None, sweep.output()
         with contextlib.suppress(psutil.Error):
             children = psutil.Process(process.pid).children(recursive=True)
-            runners = [p for p in children if "ray::Runner" in " ".join(p.cmdline())]
+            lines = [(child, " ".join(child.cmdline())) for child in children]
+            for name in ("ray::Runner", moment):
+                named[name] = [child for child, line in lines if name in line]
         time.sleep(0.02)
-    runners[0].kill()
+    named["ray::Runner"][0].kill()
     assert process.wait(1800) == 1, sweep.output()
     output = sweep.output()
     failed, finished = sweep.trials
