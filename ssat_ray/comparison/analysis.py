@@ -248,6 +248,13 @@ def _warnings(
         )
     if len({one.test_set for one in outcomes} - {None}) > 1 and not other:
         found.append("the outcomes are of different test images, so they are paired by seed alone")
+    candidates = [one for one in outcomes if one.candidate]
+    for key in keys:
+        rows = sorted({one.row for one in candidates if key not in one.settings})
+        if rows and any(key in one.settings for one in candidates):
+            found.append(
+                f"{key} is no setting of {', '.join(rows)}, so its effect is not worked out"
+            )
     machines = {machine for one in outcomes for machine in one.machines}
     if len(machines) > 1:
         found.append(

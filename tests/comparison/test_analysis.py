@@ -291,6 +291,8 @@ def test_warnings_say_what_makes_a_comparison_doubtful(outcome: Any) -> None:
     assert "different test images" in about(a, replace(b, settings=a.settings))
     assert "different seeds" in about(a, outcome("pcs", 79.0))
     assert about(a, replace(b, settings=a.settings, test_set="x", machines=("A",))) == ""
+    k = [replace(a, settings={**a.settings, "cluster.k": k}, row="lcs-km") for k in (5, 9)]
+    assert "cluster.k is no setting of pcs, so its effect is not worked out" in about(a, *k)
     told = tuple((f"run{i}", "masked") for i in range(5))
     assert "run0, run1, run2 and 2 more: masked" in about(a, warnings=told)
 
