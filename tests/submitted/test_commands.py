@@ -100,10 +100,10 @@ def test_ray_job_submit_runs_a_script_of_a_clone(cluster: Cluster) -> None:
 
 
 PROBE = """\
-from ssat_ray.models.preact_small import PreactSmall
+from ssat_ray.models.preact_small import PreActSmall
 
 def build(in_channels, num_classes):
-    return PreactSmall(in_channels, num_classes, (8, 16), (2, 2), 1)
+    return PreActSmall(in_channels, num_classes, (8, 16), (2, 2), 1)
 """
 
 
