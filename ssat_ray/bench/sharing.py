@@ -1,0 +1,76 @@
+"""A sweep against runs of its trials one by one, each in a store of its own: what sharing and batches save."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ssat_ray.bench.measure import Comparison, ssat
+from ssat_ray.errors import UserError
+from ssat_ray.preset import write_preset
+from ssat_ray.sweeps.record import FILE, FINISHED
+
+BAR = 1 / 0.6
+SAMPLE = 3
+
+
+def run(sweep: str, runs: Path, sample: int = SAMPLE) -> Comparison:
+    """Run some of the finished trials of a sweep by themselves.
+
+    Args:
+        sweep: name of a sweep in `runs` that has ended.
+        sample: trials that are run, of all drawn by a fixed seed.
+
+    Raises:
+        UserError: there is no such sweep, or none of its trials has finished. RunFailed: a run fails.
+    """
+    path = runs / sweep / FILE
+    if not path.is_file():
+        raise UserError(f"{sweep}: there is no {path}, so it is no sweep.")
+    content: dict[str, Any] = json.loads(path.read_text())
+    names = [trial["name"] for trial in content["trials"] if trial["status"] == FINISHED]
+    if not names:
+        raise UserError(f"{sweep}: none of its trials has finished.")
+    chosen = random.Random(0).sample(names, min(sample, len(names)))
+    return compare(content, [_alone(f"{sweep}/{name}", runs) for name in _told(chosen)])
+
+
+def compare(content: dict[str, Any], seconds: list[float]) -> Comparison:
+    """The sweep's commands together against as many runs as it has finished trials.
+
+    Args:
+        content: of `sweep.json`.
+        seconds: that some of its trials took by themselves.
+    """
+    trials = sum(trial["status"] == FINISHED for trial in content["trials"])
+    ours = sum(session["seconds"] for session in content["sessions"])
+    share = ours / (trials * sum(seconds) / len(seconds))
+    notes = {
+        "share of independent runs": f"{share:.2f}",
+        "runs by themselves": f"{len(seconds)}, {min(seconds):.0f}-{max(seconds):.0f} s each",
+        "commands": str(len(content["sessions"])),
+    }
+    what = f"{content['name']}, {trials} trials of {len(content['seeds'])} seeds"
+    return Comparison(what, [ours], [trials * one for one in seconds], BAR, notes)
+
+
+def _told(names: list[str]) -> Iterable[str]:
+    for number, name in enumerate(names, 1):
+        print(f"trial {name} by itself ({number} of {len(names)})", file=sys.stderr, flush=True)
+        yield name
+
+
+def _alone(trial: str, runs: Path) -> float:
+    """Wall seconds of a trial's run in a fresh store."""
+    with tempfile.TemporaryDirectory(prefix="ssat-bench-") as folder:
+        preset = Path(folder) / "trial.yaml"
+        write_preset(trial, runs, preset, force=False)
+        start = time.perf_counter()
+        ssat("run", preset.name, Path(folder), [])
+        return time.perf_counter() - start
