@@ -245,8 +245,9 @@ def test_the_doctor_visits_the_cluster_as_a_job(cluster: Cluster) -> None:
 
 def test_ctrl_c_leaves_the_job_running_and_says_so(cluster: Cluster) -> None:
     many = ("--set", "synth.num_images=3e7", "--name", "left")
+    at_a_terminal = ["env", "--default-signal=INT"]  # a shell's background job ignores it
     with subprocess.Popen(
-        [sys.executable, "-m", "ssat_ray", "submit", "synth", "tiny.yaml", *many],
+        [*at_a_terminal, sys.executable, "-m", "ssat_ray", "submit", "synth", "tiny.yaml", *many],
         cwd=cluster.cwd,
         env=cluster.environment(),
         stdout=subprocess.PIPE,
