@@ -241,14 +241,20 @@ def guidance(
 @bench.command()
 def sharing(
     sweep: Annotated[str, typer.Argument(help="name of a sweep that has ended, in --runs")],
-    sample: Annotated[int, typer.Option(min=1, help="trials that are run by themselves")] = 3,
+    sample: Annotated[
+        int | None, typer.Option(min=1, help="trials that are run by themselves; default: 3")
+    ] = None,
     runs: Annotated[Path, typer.Option(help="the runs' folder")] = Path("runs"),
     out: Out = None,
 ) -> None:
     """A sweep's wall time against runs of its trials one by one, each in a store of its own: measured on some of them."""
     from ssat_ray.bench import sharing as sampled
 
-    _show(f"sharing {sweep}", {"sample": sample}, [sampled.run(sweep, runs, sample)], out)
+    found = sampled.run(sweep, runs, sample or sampled.SAMPLE)
+    given = {"sample": sample, "runs": None if runs == Path("runs") else runs}
+    _show(
+        f"sharing {sweep}", {key: one for key, one in given.items() if one is not None}, [found], out
+    )
 
 
 def _listed(numbers: Iterable[int]) -> str:

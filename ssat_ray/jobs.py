@@ -211,18 +211,18 @@ def submit(
     latest = time.monotonic() + _PATIENCE
     while True:
         try:
-            client.submit_job(
-                entrypoint=entrypoint,
-                submission_id=name,
-                runtime_env=runtime_env,
-                metadata=about,
-            )
+            with answering():
+                client.submit_job(
+                    entrypoint=entrypoint,
+                    submission_id=name,
+                    runtime_env=runtime_env,
+                    metadata=about,
+                )
             return name
-        except (RuntimeError, OSError) as error:  # requests' errors are OSErrors
+        except RunFailed as error:
             young = "No available agent" in str(error)  # a cluster's first half minute
             if not young or time.monotonic() > latest:
-                reason = " ".join(str(error).split()).rstrip(".")
-                raise RunFailed(f"the cluster did not take the job: {reason}.") from error
+                raise
             time.sleep(_PAUSE)
 
 

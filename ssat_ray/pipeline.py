@@ -284,7 +284,8 @@ def examine(
         UserError: the input or a configuration is at fault.
     """
     plans = list(plans)
-    pool.follow([job for _, plan in plans for job in plan.unique], context.store)
+    every = {job.digest: job for _, plan in plans for job in plan.unique}
+    pool.follow(list(every.values()), context.store)
     execute([job for job in jobs if job.stage in ON_DRIVER], context, watcher)
     for config, plan in plans:
         preflight(config, plan, context.store)

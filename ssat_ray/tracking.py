@@ -32,9 +32,9 @@ EXPERIMENT = "ssat_ray"
 STATE = "mlflow.json"
 DATABASE, ARTIFACTS = "mlflow.db", "mlflow-artifacts"
 KEY = "ssat_ray.key"
+"""Tag by which a later command finds the runs that a killed one created."""
 MOST_NAME = 250
 """Characters of a run's name that every store of MLflow holds."""
-"""Tag by which a later command finds the runs that a killed one created."""
 BATCH = 1000
 CHECK_SECONDS = 30.0
 SQLITE = "sqlite:///"

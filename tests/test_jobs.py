@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import json
 import os
 import re
 import subprocess
@@ -165,6 +166,43 @@ def guarded() -> Iterator[str]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
+
+
+@pytest.fixture
+def failing() -> Iterator[str]:
+    """Address of a server that fails but for its version."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            known = self.path == "/api/version"
+            about = {"version": "4", "ray_version": version("ray"), "ray_commit": "", "session_name": ""}
+            self.send_response(200 if known else 500)
+            self.end_headers()
+            self.wfile.write(json.dumps(about).encode() if known else b"out of order")
+
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("arguments", [["status"], ["status", "ssat-a"], ["stop", "ssat-a"]])
+def test_a_server_that_fails_is_not_one_without_jobs(
+    arguments: list[str], failing: str, tmp_path: Path
+) -> None:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "ssat_ray", *arguments, "--address", failing],
+        cwd=tmp_path,
+        env={**clean, "HOME": str(tmp_path), "no_proxy": "127.0.0.1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1 and done.stderr.startswith("ssat: the job server failed: "), done
+    assert "out of order" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

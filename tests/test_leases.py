@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import psutil
 import pytest
 
 from ssat_ray.leases import Lease, RemoteLease, lease_of
@@ -127,7 +128,8 @@ def test_that_of_a_process_killed_on_this_host_is_taken_over_at_once(path: Place
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         assert not lease_of(path, 60.0).acquire()
         holder.kill()
-        holder.wait()
+        while psutil.Process(holder.pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)  # its parent, this one, has not asked for its end yet
         lease = lease_of(path, 60.0)
         assert lease.acquire()
         lease.release()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from ssat_ray.errors import UserError
 from ssat_ray.preset import write_preset
 from ssat_ray.sweeps.record import FILE, FINISHED
 
-BAR = 1 / 0.6
+BAR = 1.67
 SAMPLE = 3
+PLACES = ("store", "runs", "checkpoints", "tracking_uri", "address")
+"""Settings of `runtime` that a run by itself has of its own."""
 
 
 def run(sweep: str, runs: Path, sample: int = SAMPLE) -> Comparison:
@@ -42,7 +45,7 @@ def run(sweep: str, runs: Path, sample: int = SAMPLE) -> Comparison:
 
 
 def compare(content: dict[str, Any], seconds: list[float]) -> Comparison:
-    """The sweep's commands together against as many runs as it has finished trials.
+    """The sweep's commands together, without Python's start, against as many runs as it has finished trials.
 
     Args:
         content: of `sweep.json`.
@@ -50,27 +53,31 @@ def compare(content: dict[str, Any], seconds: list[float]) -> Comparison:
     """
     trials = sum(trial["status"] == FINISHED for trial in content["trials"])
     ours = sum(session["seconds"] for session in content["sessions"])
-    share = ours / (trials * sum(seconds) / len(seconds))
+    alone = trials * statistics.mean(seconds)
     notes = {
-        "share of independent runs": f"{share:.2f}",
+        "share of independent runs": f"{ours / alone:.2f}",
         "runs by themselves": f"{len(seconds)}, {min(seconds):.0f}-{max(seconds):.0f} s each",
         "commands": str(len(content["sessions"])),
     }
     what = f"{content['name']}, {trials} trials of {len(content['seeds'])} seeds"
-    return Comparison(what, [ours], [trials * one for one in seconds], BAR, notes)
+    return Comparison(what, [ours], [alone], BAR, notes)
 
 
-def _told(names: list[str]) -> Iterable[str]:
+def _told(names: list[str]) -> Iterator[str]:
     for number, name in enumerate(names, 1):
         print(f"trial {name} by itself ({number} of {len(names)})", file=sys.stderr, flush=True)
         yield name
 
 
 def _alone(trial: str, runs: Path) -> float:
-    """Wall seconds of a trial's run in a fresh store."""
+    """Wall seconds of a trial's run in a fresh store, with what the sweep had of Ray; relative paths are of here."""
+    runtime = json.loads((runs / trial / "run.json").read_text())["config"]["runtime"]
     with tempfile.TemporaryDirectory(prefix="ssat-bench-") as folder:
+        own = {"store": f"{folder}/store", "runs": f"{folder}/runs"}
+        kept = {key: value for key, value in runtime.items() if key not in PLACES}
         preset = Path(folder) / "trial.yaml"
-        write_preset(trial, runs, preset, force=False)
+        write_preset(trial, runs, preset)
+        overrides = [f"runtime.{key}={json.dumps(value)}" for key, value in (kept | own).items()]
         start = time.perf_counter()
-        ssat("run", preset.name, Path(folder), [])
+        ssat("run", str(preset), Path.cwd(), overrides)
         return time.perf_counter() - start

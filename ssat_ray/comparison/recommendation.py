@@ -17,8 +17,9 @@ NEAR = 0.05
 def recommend(entries: Sequence[Record], best: str, by: str, attack: str) -> Record:
     """Choose among the candidates and say why.
 
-    Of those whose total time is within `NEAR` of the least, the one with the fewest images is taken. A candidate is out if the interval of its difference to the best one lies below 0, or if there is no
-    interval, since then nothing says how far below it may be.
+    A candidate is out if the interval of its difference to the best one lies below 0, or if there is no
+    interval, since then nothing says how far below it may be. Of those that are left and whose total time is
+    within `NEAR` of the least, the one with the fewest images is taken.
 
     Args:
         entries: of `analysis.analyse`, with `to_best`.
@@ -118,8 +119,11 @@ def _ties(chosen: Record, near: list[Record], by: str) -> list[str]:
         return []
     text = (
         f"Total time has no interval, and that of {_names(others)} is within {100 * NEAR:.0f} % of the "
-        "least too: among these the number of images decided"
+        "least too: among these "
     )
+    if chosen["images"] is None:
+        return [f"{text}the clock decided."]
+    text += "the number of images decided"
     same = [entry for entry in others if _images(entry) == _images(chosen)]
     return [f"{text}, and then the clock, as {_names(same)} has as few." if same else f"{text}."]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import itertools
@@ -227,6 +228,21 @@ class Space:
         for values in itertools.islice(corners, MOST_CORNERS):
             yield dict(zip(keys, values, strict=True))
 
+    def varied(self) -> list[Point]:
+        """Points that differ in one key each: those of a grid; otherwise, from two opposite corners, along every key."""
+        if self.sweep.search == "grid":
+            return self.points
+        values = {key: axis.values for key, axis in self.sweep.space.items()}
+        found: dict[str, Point] = {}
+        for end in (0, -1):
+            corner = {key: own[end] for key, own in values.items()}
+            for key, own in values.items():
+                for value in own:
+                    with contextlib.suppress(UserError):  # drawn or proposed points may all be allowed
+                        point = self.point({**corner, key: value})
+                        found[point.name] = point
+        return list(found.values())
+
     def point(self, settings: Mapping[str, Any]) -> Point:
         """The point of these settings.
 
@@ -237,20 +253,28 @@ class Space:
         row = str(own.get(ROW, self.sweep.row))
         rows = [row, *(other for other in self.sweep.baselines if other != row)]
         swept = {key: value for key, value in own.items() if key != ROW}
+        given = {
+            **self.fixed,
+            "rows": rows,
+            "seeds": list(self.sweep.seeds),
+            "goal": "comparison",
+            "evaluate.autoattack_seeds": [],
+        }
         try:
-            config = self._resolve(
-                {
-                    **self.fixed,
-                    **swept,
-                    "rows": rows,
-                    "seeds": list(self.sweep.seeds),
-                    "goal": "comparison",
-                    "evaluate.autoattack_seeds": [],
-                }
-            )
+            config = self._resolve({**given, **swept})
         except UserError as error:
+            if self._fault(given) == str(error):
+                raise  # the preset's, or that of `set`
             raise UserError(f"space, at {title(own)}: {error}") from error
         return Point(own, row, config)
+
+    def _fault(self, settings: dict[str, Any]) -> str | None:
+        """What the configuration refuses in these settings."""
+        try:
+            self._resolve(settings)
+        except UserError as error:
+            return str(error)
+        return None
 
     def name_of(self, settings: Mapping[str, Any]) -> str:
         """The name of the point, or of the settings alone if the configuration refuses them."""

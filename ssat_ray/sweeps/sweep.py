@@ -62,14 +62,13 @@ def run(space: Space, folder: Path, lines: Lines, log: Log) -> Record:
     base = space.base
     store = Store(base.runtime.store)
     plans = {point.name: build_plan(point.config) for point in space.points}
-    check_keys(space.points, plans)
+    check_keys(space, plans)
     with _alone(folder, store) as scratch:
         record = Record(folder, space)
         record.write()
         for trial in record.of(*ENDED):
             log.add(trial)
-        for name, point in record.points.items():
-            plans.setdefault(name, build_plan(point.config))
+        _build(plans, record)
         if record.left > 0:
             log.check()
             due = {point.name: plans[point.name] for point in record.due}
@@ -84,29 +83,37 @@ def run(space: Space, folder: Path, lines: Lines, log: Log) -> Record:
                 prepare(record, list(due.values()), lines)
                 memory.stage = "trials"
                 _tune(Trials(record, plans, board, store, lines, log), scratch)
-        for name, point in record.points.items():  # a search has found some since
-            plans.setdefault(name, build_plan(point.config))
+        _build(plans, record)  # a search has found some since
         record.sharing = sharing(list(plans.values()), store, folder / COMPUTATIONS)
         record.write()
     return record
 
 
-def check_keys(points: list[Point], plans: dict[str, Plan]) -> None:
+def _build(plans: dict[str, Plan], record: Record) -> None:
+    """The plans of trials that have none yet."""
+    for name in record.points.keys() - plans.keys():
+        plans[name] = build_plan(record.points[name].config)
+
+
+def check_keys(space: Space, plans: dict[str, Plan]) -> None:
     """Every key of the space changes something of what is swept.
 
     Args:
-        plans: by the points' names.
+        plans: of the space's points, by name.
 
     Raises:
         UserError: one changes nothing, as `cluster.k` of a row that clusters nothing.
     """
-    for key in points[0].settings if points else ():
+    points, digests = space.varied(), dict[str, frozenset[str]]()
+    for point in points:
+        jobs = (plans.get(point.name) or build_plan(point.config)).jobs.items()
+        digests[point.name] = frozenset(job.digest for (row, _, _), job in jobs if row == point.row)
+    for key in space.sweep.space:
         alike: dict[str, dict[str, frozenset[str]]] = {}
         for point in points:
             rest = canonical_json({k: v for k, v in point.settings.items() if k != key})
-            jobs = plans[point.name].jobs.items()
-            own = frozenset(job.digest for (row, _, _), job in jobs if row == point.row)
-            alike.setdefault(rest, {})[canonical_json(point.settings[key])] = own
+            value = canonical_json(point.settings[key])
+            alike.setdefault(rest, {})[value] = digests[point.name]
         varied = [found for found in alike.values() if len(found) > 1]
         if varied and all(len(set(found.values())) == 1 for found in varied):
             rows = ", ".join(sorted({point.row for point in points}))

@@ -80,11 +80,16 @@ def trainable(order_of: Callable[[dict[str, Any]], Order], board: Any) -> Any:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         runner = Runner.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
         before = _reserved()
-        outcomes = _watch(runner.run.remote(order), order, board)
+        try:
+            outcomes = _watch(runner.run.remote(order), order, board)
+        except ray.exceptions.RayError as error:  # the process is gone, for lack of memory for example
+            if order.alone:
+                for group in _reserved() - before:
+                    _free(group)
+            reason = " ".join(str(error).split())[:300]
+            lost = {STATUS: "failed", CAUSE: f"the trial's process died: {reason}"}
+            outcomes = {point.name: lost for point in order.points}
         ray.kill(runner)
-        if order.alone:
-            for group in _reserved() - before:
-                _free(group)
         for name, outcome in outcomes.items():
             tune.report({NAME: name, **outcome})
         causes = [o[CAUSE] for o in outcomes.values() if o.get(CAUSE) is not None]
@@ -99,32 +104,32 @@ def _watch(done: Any, order: Order, board: Any) -> dict[str, dict[str, Any]]:
 
     Returns:
         Trial -> how it ended.
+
+    Raises:
+        RayError: the runner's process died.
     """
     left = list(order.rungs)
     while not ray.wait([done], timeout=POLL_SECONDS)[0]:
         left = _report_rungs(order, board, left)
     _report_rungs(order, board, left)  # it may have found all its trainings published
-    try:
-        outcomes: dict[str, dict[str, Any]] = ray.get(done)
-    except ray.exceptions.RayError as error:  # the process is gone, for lack of memory for example
-        reason = " ".join(str(error).split())[:300]
-        lost = {STATUS: "failed", CAUSE: f"the trial's process died: {reason}"}
-        return {point.name: lost for point in order.points}
+    outcomes: dict[str, dict[str, Any]] = ray.get(done)
     return outcomes
 
 
 def _reserved() -> set[str]:
-    """Placement groups of workers that there are; those of Ray Tune have a share of a node."""
-    groups = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
+    """Placement groups of this job's workers. An id ends with the job's; those of Ray Tune have a share of a node."""
+    job = ray.get_runtime_context().get_job_id()
     return {
-        group["placement_group_id"]
-        for group in groups
-        if not any(name.startswith("node:") for one in group["bundles"].values() for name in one)
+        name
+        for name, group in placement_group_table().items()
+        if name.endswith(job)
+        and group["state"] != "REMOVED"
+        and not any(key.startswith("node:") for one in group["bundles"].values() for key in one)
     }
 
 
 def _free(group: str) -> None:
-    """Remove a group of workers whose batch has ended: a process that died leaves them, and the next batch would wait."""
+    """Remove a group of workers: a process that died leaves it, and the next batch would wait for its CPUs."""
     remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group))))
 
 

@@ -130,7 +130,8 @@ class HeadLost(Fault):
     """The head's host alone is lost; a new cluster gets new nodes, and the old ones are left.
 
     Those that worked hang meanwhile, as on a slow disk. They go on when the command, submitted again, has written its
-    first file of the same artefact: both write into one folder. The old nodes end by themselves, when they have long found no head.
+    first file of the same artefact: both write into one folder. The old nodes end by themselves, when they have long
+    found no head.
     """
 
     ends_the_job = True

@@ -173,8 +173,8 @@ def test_a_fault_changes_no_byte(
         entry = {"stage": stage, "fault": kind, "done": at, "total": watch.total, "unit": work.unit}
         entry |= fault.mend()
         assert (process.wait(timeout=600) != 0) == fault.ends_the_job, end_of(output)
-    if fault.ends_the_job:
         hosts.wait_for_cpus()
+    if fault.ends_the_job:
         process = hosts.ssat(tmp_path, *command)
         with ended(process, hosts):
             entry |= fault.submitted_again(process, folder)

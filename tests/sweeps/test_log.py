@@ -22,6 +22,7 @@ from ssat_ray.sweeps.log import Log
 from ssat_ray.sweeps.record import HISTORIES
 from ssat_ray.sweeps.server import Server, serve
 from ssat_ray.sweeps.show import Lines
+from ssat_ray.sweeps.tracker import SweepTracker
 from ssat_ray.tracking import ARTIFACTS, DATABASE, EXPERIMENT
 
 
@@ -109,6 +110,23 @@ def test_a_trial_is_there_from_its_start(tracked: Any) -> None:
     ended = runs(uri)["select.ratio=0.1 seed 0"]
     assert ended.info.run_id == started.info.run_id
     assert (ended.info.status, ended.data.tags["status"]) == ("FINISHED", "finished")
+
+
+def test_a_run_may_have_any_title(tracked: Any) -> None:
+    """One with quotes, which no filter of MLflow's may hold, or longer than its stores hold."""
+    uri = tracked.space.base.runtime.tracking_uri
+    space = {"select.ratio": [0.1, 0.2], "evaluate.attacks": [["clean", "pgd"]]}
+    quoted = tracked.again(f"runtime.tracking_uri={uri}", space=space)
+    record, titles = quoted.record(), {f"{p.title} seed {s}" for p in quoted.space.points for s in (0, 1)}
+    for point in quoted.space.points:
+        record.start(point.name)
+    log = log_of(quoted)
+    for point in quoted.space.points:
+        log.add(record.trials[point.name])
+    assert log.close(None) is None
+    assert set(runs(uri)) == {"invented", *titles} and "'" in min(titles)
+    tracker = SweepTracker(uri, quoted.store, "other")
+    assert len(tracker.open("x" * 300, "parent", "own").info.run_name) == 250
 
 
 def test_a_trial_without_results_keeps_its_metrics_by_step(tracked: Any) -> None:

@@ -69,6 +69,14 @@ def test_a_preset_that_lacks_its_paths_may_be_swept_with_them(read: Any) -> None
         read(preset="cifar10-edm", set={"pool.path": "pool"})
 
 
+def test_a_mistake_of_the_preset_is_not_said_of_a_point(read: Any, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("train: {lr: -1}")
+    with pytest.raises(UserError, match=r"^train\.lr=-1"):
+        read(preset="mine.yaml")
+    with pytest.raises(UserError, match=r"^space, at select\.ratio=2"):
+        read(space={"select.ratio": [2]})
+
+
 def test_a_name_is_of_the_settings_alone(read: Any) -> None:
     """Whatever the order of keys and points, and wherever the sweep runs."""
     names = {p.title: p.name for p in read().points}

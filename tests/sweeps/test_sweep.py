@@ -79,13 +79,31 @@ def test_a_key_that_changes_nothing_is_refused(
     path = tmp_path / "sweep.yaml"
     file = {"preset": "digits", "row": row, "baselines": ["random"], "space": space}
     path.write_text(yaml.safe_dump({key: value for key, value in file.items() if value}))
-    points = read_sweep(path).points
-    plans = {point.name: build_plan(point.config) for point in points}
+    found = read_sweep(path)
+    plans = {point.name: build_plan(point.config) for point in found.points}
     if idle is None:
-        check_keys(points, plans)
+        check_keys(found, plans)
     else:
         with pytest.raises(UserError, match=rf"{idle} changes nothing of {row}"):
-            check_keys(points, plans)
+            check_keys(found, plans)
+
+
+RANGES = {"cluster.k": {"integer": [5, 40]}, "select.ratio": {"uniform": [0.1, 0.4]}}
+
+
+@pytest.mark.parametrize("search", ["random", "bayesian"])
+def test_it_is_refused_whatever_the_search(tmp_path: Path, search: str) -> None:
+    """Whose points hardly ever differ in one key alone, or are not known yet."""
+    path = tmp_path / "sweep.yaml"
+    file = {"preset": "digits", "search": search, "trials": 3, "space": RANGES}
+    path.write_text(yaml.safe_dump({**file, "row": "pcs"}))
+    with pytest.raises(UserError, match=r"cluster\.k changes nothing of pcs"):
+        check_keys(read_sweep(path), {})
+    path.write_text(yaml.safe_dump({**file, "row": "lcs-km"}))
+    check_keys(read_sweep(path), {})
+    only = {"finetune.centroids": ["global", "per-class"], "finetune.k_per_class": [3, 5]}
+    path.write_text(yaml.safe_dump({**file, "row": "lcg-km", "space": only}))
+    check_keys(read_sweep(path), {})  # it does where centroids are by class
 
 
 def test_one_process_at_a_time_runs_a_sweep(tmp_path: Path) -> None:

@@ -63,6 +63,20 @@ def test_the_newest_stay_and_a_damaged_one_is_passed_over(tmp_path: Path) -> Non
     assert states.load() is None and not (tmp_path / "job").exists()
 
 
+def test_a_state_that_another_writer_has_removed_is_passed_over(tmp_path: Path) -> None:
+    """Between the listing and the reading, as where the workers of a lost head still write."""
+
+    class Raced(States):
+        def _names(self) -> list[str]:
+            found = super()._names()
+            (tmp_path / found[-1]).unlink()
+            return found
+
+    for step in (10, 20):
+        States(tmp_path).save(step, {"step": step})
+    assert (found := Raced(tmp_path).load()) is not None and found["step"] == 10
+
+
 @pytest.mark.parametrize("damaged", [(20, 30), (30,)])
 def test_states_after_damaged_ones_are_kept(tmp_path: Path, damaged: tuple[int, ...]) -> None:
     """A run that went on from an earlier state writes lower numbers than those of the damaged ones."""
