@@ -253,7 +253,10 @@ def sharing(
     found = sampled.run(sweep, runs, sample or sampled.SAMPLE)
     given = {"sample": sample, "runs": None if runs == Path("runs") else runs}
     _show(
-        f"sharing {sweep}", {key: one for key, one in given.items() if one is not None}, [found], out
+        f"sharing {sweep}",
+        {key: one for key, one in given.items() if one is not None},
+        [found],
+        out,
     )
 
 

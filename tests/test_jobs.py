@@ -175,7 +175,12 @@ def failing() -> Iterator[str]:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             known = self.path == "/api/version"
-            about = {"version": "4", "ray_version": version("ray"), "ray_commit": "", "session_name": ""}
+            about = {
+                "version": "4",
+                "ray_version": version("ray"),
+                "ray_commit": "",
+                "session_name": "",
+            }
             self.send_response(200 if known else 500)
             self.end_headers()
             self.wfile.write(json.dumps(about).encode() if known else b"out of order")

@@ -238,7 +238,9 @@ class Space:
             corner = {key: own[end] for key, own in values.items()}
             for key, own in values.items():
                 for value in own:
-                    with contextlib.suppress(UserError):  # drawn or proposed points may all be allowed
+                    with contextlib.suppress(
+                        UserError
+                    ):  # drawn or proposed points may all be allowed
                         point = self.point({**corner, key: value})
                         found[point.name] = point
         return list(found.values())

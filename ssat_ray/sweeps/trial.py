@@ -82,7 +82,9 @@ def trainable(order_of: Callable[[dict[str, Any]], Order], board: Any) -> Any:
         before = _reserved()
         try:
             outcomes = _watch(runner.run.remote(order), order, board)
-        except ray.exceptions.RayError as error:  # the process is gone, for lack of memory for example
+        except (
+            ray.exceptions.RayError
+        ) as error:  # the process is gone, for lack of memory for example
             if order.alone:
                 for group in _reserved() - before:
                     _free(group)

@@ -113,6 +113,21 @@ class CutOffUntilDead(CutOff):
         return found
 
 
+class DriverKilled(Fault):
+    """SIGKILL of the job's own process on the head; Ray ends what that had started."""
+
+    ends_the_job = True
+
+    def hit(self) -> None:
+        found = self.hosts.named(HEAD, "-m ssat_ray")
+        assert found, "there is no driver"
+        for process in found:
+            process.kill()
+
+    def mend(self) -> Log:
+        return {"host": HEAD}
+
+
 class AllLost(Fault):
     """The head's host and the others lose their power; the store stays."""
 
@@ -183,6 +198,7 @@ KINDS: dict[str, type[Fault]] = {
     "raylet killed": RayletKilled,
     "cut off for 5 s": CutOff,
     "cut off until declared dead": CutOffUntilDead,
+    "driver killed": DriverKilled,
     "head and workers started anew": AllLost,
     "head lost, its workers left": HeadLost,
 }

@@ -41,7 +41,7 @@ ONE_OF_EACH = [
     ("score", "cut off for 5 s"),
     ("finetune", "cut off until declared dead"),
     ("train", "head lost, its workers left"),
-    ("evaluate", "host lost"),
+    ("evaluate", "driver killed"),
 ]
 ALL = os.environ.get("SSAT_FAULTS") == "all"
 IN_TURN = [

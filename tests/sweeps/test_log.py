@@ -117,7 +117,10 @@ def test_a_run_may_have_any_title(tracked: Any) -> None:
     uri = tracked.space.base.runtime.tracking_uri
     space = {"select.ratio": [0.1, 0.2], "evaluate.attacks": [["clean", "pgd"]]}
     quoted = tracked.again(f"runtime.tracking_uri={uri}", space=space)
-    record, titles = quoted.record(), {f"{p.title} seed {s}" for p in quoted.space.points for s in (0, 1)}
+    record, titles = (
+        quoted.record(),
+        {f"{p.title} seed {s}" for p in quoted.space.points for s in (0, 1)},
+    )
     for point in quoted.space.points:
         record.start(point.name)
     log = log_of(quoted)
