@@ -35,12 +35,15 @@ PATIENCE = 120.0
 GCS_PORT, AGENT_PORT = 6379, 52365
 """Ray's defaults, for the first cluster and the first node."""
 BIN = Path(sys.executable).parent
-CURRENT = Path("/tmp/ray/ray_current_cluster")
-"""Where Ray notes the address of the newest cluster on this machine."""
+SESSIONS = Path("/tmp/ray")
+"""Ray's folder, of which each host has its own."""
+OWN_SESSIONS = f'mount -t tmpfs none {SESSIONS} && exec "$@"'
 
 
 class Hosts:
-    """A head without CPUs and two workers of one CPU each, each on a network of its own, and one file system.
+    """A head without CPUs and two workers of one CPU each, each with a network and Ray's folder of its own.
+
+    All else of the file system is one, as where a cluster has a shared one.
 
     Args:
         folder: for logs.
@@ -65,6 +68,7 @@ class Hosts:
 
     def _connect(self) -> None:
         """The hosts and the network between them."""
+        SESSIONS.mkdir(parents=True, exist_ok=True)
         _ip("link", "add", self._bridge, "type", "bridge")
         _ip("addr", "add", f"{NETWORK}.254/24", "dev", self._bridge)
         _ip("link", "set", self._bridge, "up")
@@ -80,8 +84,6 @@ class Hosts:
 
     def __exit__(self, *exc: object) -> None:
         self.kill(HEAD, *WORKERS)
-        if CURRENT.is_file() and NETWORK in CURRENT.read_text():
-            CURRENT.unlink()  # or the next program without an address would look for this head
         for host in (*WORKERS, HEAD):
             _ip("netns", "delete", self._namespace(host))
             with contextlib.suppress(subprocess.CalledProcessError):  # it goes with its namespace
@@ -120,8 +122,14 @@ class Hosts:
         """Start a Ray node of the newest cluster on a host."""
         self._nodes += 1
         port = GCS_PORT + self._clusters - 1
-        command = ["ip", "netns", "exec", self._namespace(host), str(BIN / "ray"), "start"]
-        command += ["--block", f"--node-ip-address={NETWORK}.{host}", "--disable-usage-stats"]
+        command = ["ip", "netns", "exec", self._namespace(host), "sh", "-c", OWN_SESSIONS, "sh"]
+        command += [
+            str(BIN / "ray"),
+            "start",
+            "--block",
+            f"--node-ip-address={NETWORK}.{host}",
+            "--disable-usage-stats",
+        ]
         command += [f"--object-store-memory={300 * 2**20}"]
         command += [f"--dashboard-agent-listen-port={AGENT_PORT + self._nodes}"]
         if host == HEAD:
@@ -256,7 +264,9 @@ def namespaces_missing() -> str | None:
     if shutil.which("ip") is None:
         return "the command `ip` (iproute2) is missing"
     name, link = f"ssat-probe-{os.getpid()}", f"ssatp{os.getpid()}"
-    tries = [("netns", "add", name), ("netns", "delete", name)]
+    tries = [("netns", "add", name)]
+    tries += [("netns", "exec", name, "mount", "-t", "tmpfs", "none", "/mnt")]
+    tries += [("netns", "delete", name)]
     for kind in ("bridge", "veth"):
         tries += [("link", "add", link, "type", kind), ("link", "delete", link)]
     try:
