@@ -37,7 +37,7 @@ def table(entries: list[dict[str, Any]], where: str) -> str:
 def _row(entry: dict[str, Any]) -> str:
     done = f"{entry['done']:g} of {entry['total']:g} {entry['unit']}"
     kind = entry["fault"]
-    if "cut_off_seconds" in entry:
+    if "cut_off_seconds" in entry and kind != "cut off for 5 s":
         kind += f" ({entry['cut_off_seconds']:.0f} s)"
     if "orphans" in entry:
         kind += f" ({entry['orphans']})"
