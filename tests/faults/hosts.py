@@ -261,6 +261,8 @@ def _ip(*arguments: str) -> str:
 
 def namespaces_missing() -> str | None:
     """Why this machine cannot play several hosts, or None."""
+    if os.environ.get("SSAT_FAULTS") == "kills":
+        return "SSAT_FAULTS=kills"
     if shutil.which("ip") is None:
         return "the command `ip` (iproute2) is missing"
     name, link = f"ssat-probe-{os.getpid()}", f"ssatp{os.getpid()}"

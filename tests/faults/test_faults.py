@@ -13,24 +13,19 @@ import os
 import random
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import date
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ssat_ray.loading import load_config
-from ssat_ray.plan import build_plan
 from ssat_ray.provenance import git_commit
-from ssat_ray.store import RECORD, Store
+from ssat_ray.store import RECORD
 from tests.faults.hosts import HEAD, WORKERS, Hosts
 from tests.faults.kinds import KINDS
-from tests.faults.work import PRESETS, WORK, Watch, Work
+from tests.faults.work import WORK, Undisturbed, Watch, begin, end_of, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -51,81 +46,12 @@ IN_TURN = [
 ]
 """Every stage with every fault; however few of them are met, they are of all stages and kinds."""
 TRIALS = IN_TURN if ALL else ONE_OF_EACH
-MOST_SECONDS = 600
-"""That a stage takes to get to where the fault comes."""
 EARLIEST, LATEST = 0.1, 0.9
-
-
-@dataclass(frozen=True)
-class Undisturbed:
-    """A run of a preset by a local Ray, to its end."""
-
-    cwd: Path
-    preset: str
-
-    @cached_property
-    def folders(self) -> dict[str, Path]:
-        """Name in the plan -> place in the store, relative."""
-        plan, store = build_plan(load_config(str(self.cwd / "preset.yaml"))), Store("store")
-        jobs = {name: job for (_, _, name), job in plan.jobs.items()}
-        jobs |= {"report": plan.report} if plan.report else {}
-        return {name: store.folder(job).relative_to(store.root) for name, job in jobs.items()}
-
-
-@pytest.fixture(scope="session")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of undisturbed runs and the log."""
-    given = os.environ.get("SSAT_FAULT_FOLDER")
-    return Path(given).absolute() if given else tmp_path_factory.mktemp("faults")
-
-
-@pytest.fixture(scope="session")
-def undisturbed(kept: Path) -> Callable[[str], Undisturbed]:
-    """Preset -> its run, which is done once and, if it has been begun before, to its end."""
-    found: dict[str, Undisturbed] = {}
-
-    def get(preset: str) -> Undisturbed:
-        if preset not in found:
-            cwd = kept / preset
-            cwd.mkdir(parents=True, exist_ok=True)
-            (cwd / "preset.yaml").write_text(PRESETS[preset])
-            clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-            command = [sys.executable, "-m", "ssat_ray", "run", "preset.yaml"]
-            done = subprocess.run(
-                command, cwd=cwd, env=clean, capture_output=True, text=True, timeout=1200
-            )
-            assert done.returncode == 0, done.stdout[-2000:] + done.stderr
-            found[preset] = Undisturbed(cwd, preset)
-        return found[preset]
-
-    return get
 
 
 def log_entries(log: Path) -> list[dict[str, Any]]:
     lines = log.read_text().splitlines() if log.exists() else []
     return [json.loads(line) for line in lines]
-
-
-def wait_until(share: float, watch: Watch, process: subprocess.Popen[bytes], output: Path) -> None:
-    """Until so much of the stage is done."""
-    latest = time.monotonic() + MOST_SECONDS
-    while watch.share() < share:
-        assert process.poll() is None, f"it ended before the fault came: {end_of(output)}"
-        assert time.monotonic() < latest, f"{watch.done()} of {watch.total}: {end_of(output)}"
-        time.sleep(0.005 if watch.work.done else 0.05)
-
-
-def end_of(output: Path) -> str:
-    return output.read_text()[-3000:]
-
-
-def begin(work: Work, oracle: Undisturbed, cwd: Path) -> Path:
-    """A copy of an undisturbed run without one stage and the report; returns the folder in which that will be."""
-    shutil.copy(oracle.cwd / "preset.yaml", cwd)
-    shutil.copytree(oracle.cwd / "store", cwd / "store")
-    for name in {work.job, "report"} & set(oracle.folders):
-        shutil.rmtree(cwd / "store" / oracle.folders[name])
-    return cwd / "store" / oracle.folders[work.job]
 
 
 @contextlib.contextmanager

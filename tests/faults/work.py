@@ -1,16 +1,22 @@
-"""The stages that faults meet: small presets in which each lasts long enough, and how far one is, seen from outside."""
+"""The stages that faults meet: small presets in which each lasts long enough, how far one is, seen from outside, and a run
+without faults to compare with."""
 
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from ssat_ray.loading import load_config
+from ssat_ray.plan import build_plan
 from ssat_ray.stages.base import STATE
 from ssat_ray.stages.parts import NOTES
 from ssat_ray.stages.refine import CHECKPOINT
@@ -19,6 +25,8 @@ from ssat_ray.store import Store
 from tests.artefacts import files
 from tests.faults.hosts import Hosts
 
+MOST_SECONDS = 600
+"""That a stage takes to get to where the fault comes."""
 PRESETS = {
     "guided": """\
 rows: [lcg-km]
@@ -123,9 +131,12 @@ class Watch:
     Args:
         folder: where it works.
         undisturbed: the folder of the undisturbed one.
+        hosts: where a task is looked for.
     """
 
-    def __init__(self, work: Work, folder: Path, undisturbed: Path, hosts: Hosts) -> None:
+    def __init__(
+        self, work: Work, folder: Path, undisturbed: Path, hosts: Hosts | None = None
+    ) -> None:
         self.work, self.folder, self.hosts = work, folder, hosts
         self.total: float = work.total
         self._began: float | None = None
@@ -138,10 +149,48 @@ class Watch:
         """How far it is; of one task, at the monotonic time `now`: what kills its hosts takes seconds."""
         if self.work.done is not None:
             return self.work.done(self.folder)
-        if self._began is None and self.hosts.working(self.work.process):
+        if self._began is None and self.hosts and self.hosts.working(self.work.process):
             self._began = time.monotonic()
         now = time.monotonic() if now is None else now
         return 0.0 if self._began is None else round(now - self._began, 1)
 
     def share(self) -> float:
         return self.done() / self.total
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """A run of a preset by a local Ray, to its end."""
+
+    cwd: Path
+    preset: str
+
+    @cached_property
+    def folders(self) -> dict[str, Path]:
+        """Name in the plan -> place in the store, relative."""
+        plan, store = build_plan(load_config(str(self.cwd / "preset.yaml"))), Store("store")
+        jobs = {name: job for (_, _, name), job in plan.jobs.items()}
+        jobs |= {"report": plan.report} if plan.report else {}
+        return {name: store.folder(job).relative_to(store.root) for name, job in jobs.items()}
+
+
+def wait_until(share: float, watch: Watch, process: subprocess.Popen[bytes], output: Path) -> None:
+    """Until so much of the stage is done."""
+    latest = time.monotonic() + MOST_SECONDS
+    while watch.share() < share:
+        assert process.poll() is None, f"it ended before the fault came: {end_of(output)}"
+        assert time.monotonic() < latest, f"{watch.done()} of {watch.total}: {end_of(output)}"
+        time.sleep(0.005 if watch.work.done else 0.05)
+
+
+def end_of(output: Path) -> str:
+    return output.read_text()[-3000:]
+
+
+def begin(work: Work, oracle: Undisturbed, cwd: Path) -> Path:
+    """A copy of an undisturbed run without one stage and the report; returns the folder in which that will be."""
+    shutil.copy(oracle.cwd / "preset.yaml", cwd)
+    shutil.copytree(oracle.cwd / "store", cwd / "store")
+    for name in {work.job, "report"} & set(oracle.folders):
+        shutil.rmtree(cwd / "store" / oracle.folders[name])
+    return cwd / "store" / oracle.folders[work.job]
