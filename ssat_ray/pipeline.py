@@ -9,18 +9,18 @@ import socket
 import time
 import traceback
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ssat_ray import runtime, tracking
 from ssat_ray.board import start_board
-from ssat_ray.config import GUIDED, Config
-from ssat_ray.diffusion.quality import MOST_IMAGES, NEIGHBOURS
+from ssat_ray.config import Config
 from ssat_ray.errors import RunFailed, UserError
 from ssat_ray.memory import MemoryWatch, read_memory
 from ssat_ray.places import Place, write_atomic
 from ssat_ray.plan import STAGES, Plan
+from ssat_ray.preflight import preflight
 from ssat_ray.report.markdown import markdown_table
 from ssat_ray.report.selection import render_selection
 from ssat_ray.run_folder import MEMORY, RunFolder
@@ -272,7 +272,7 @@ def collect(report: Job, store: Store, folder: Place) -> dict[str, Any]:
 
 
 def examine(
-    jobs: list[Job], plans: Iterable[tuple[Config, Plan]], context: StageContext, watcher: Watcher
+    jobs: list[Job], plans: list[tuple[Config, Plan]], context: StageContext, watcher: Watcher
 ) -> None:
     """Read the input, and look for what only the data shows to be wrong with a configuration. Needs no Ray.
 
@@ -283,7 +283,6 @@ def examine(
     Raises:
         UserError: the input or a configuration is at fault.
     """
-    plans = list(plans)
     every = {job.digest: job for _, plan in plans for job in plan.unique}
     pool.follow(list(every.values()), context.store)
     execute([job for job in jobs if job.stage in ON_DRIVER], context, watcher)
@@ -306,64 +305,6 @@ def session(config: Config, watcher: Watcher) -> Iterator[Any]:
             yield board
         finally:
             watcher.disconnected()
-
-
-def preflight(config: Config, plan: Plan, store: Store) -> None:
-    """Errors of the configuration that only the data shows, before any work starts."""
-    from ssat_ray.models.registry import build_classifier, check_outputs
-
-    record = store.record(next(job for job in plan.unique if job.stage == "labelled"))
-    assert record is not None
-    shape = (_, height, width) = tuple(record["image_shape"])
-    num_classes = record["num_classes"]
-    model = build_classifier(config.model, shape, num_classes, seed=0)
-    check_outputs(model, config.model.name, shape, num_classes, config.embed.layer)
-    down = 2 ** (len(config.pretrain.channels) - 1)
-    trained = config.pool.source == "generate" and config.pretrain.checkpoint is None
-    if trained and (height % down or width % down):
-        raise UserError(
-            f"pretrain.channels has {len(config.pretrain.channels)} levels, so images must be multiples of "
-            f"{down} pixels; they are {height} x {width}."
-        )
-    for job in plan.unique:
-        found = store.record(job) if job.stage == "ddpm" else None
-        if found is None:
-            continue
-        which = f"the {found['num_timesteps']} timesteps of {config.pretrain.checkpoint}"
-        if misfit := config.generate.misfit(found["num_timesteps"], which):
-            raise UserError(f"{misfit}.")
-    key, size = config.pool_size()
-    k = config.cluster.k or num_classes
-    stages = {(row, stage) for row, _, stage in plan.jobs}
-    selecting = any((row, "cluster") in stages for row in config.rows if row not in GUIDED)
-    if size is not None and k > size and selecting:
-        raise UserError(
-            f"cluster.k=null means one cluster a class, {k} here, which is larger than the pool "
-            f"({key}={size}); raise {key} or set cluster.k."
-        )
-    guided = [row for row in config.rows if row in GUIDED]
-    clustering = [row for row in guided if row != "pcg"]
-    base = config.guided_images[0]
-    if clustering and k > base:
-        raise UserError(
-            f"cluster.k=null means one cluster a class, {k} here; {clustering[0]} clusters the "
-            f"{base} images of the base model that select.ratio and "
-            f"select.boundary_fraction leave of {key}={size}: raise {key} or set cluster.k."
-        )
-    per_class = config.finetune.k_per_class
-    wanted = config.finetune.centroids == "per-class" and "lcg-km" in guided
-    seen = min(base, MOST_IMAGES)
-    if wanted and seen < per_class * num_classes:
-        raise UserError(
-            f"finetune.k_per_class={per_class}: {seen} base images (at most {MOST_IMAGES} are looked at) are fewer "
-            f"than that for each of {num_classes} classes; lower it, raise {key}, or set finetune.centroids=global."
-        )
-    real = record["rows"]["labelled"] + record["rows"]["validation"] if guided else 0
-    if guided and real <= NEIGHBOURS:
-        raise UserError(
-            f"rows: {guided[0]} is judged against the labelled and validation images, of which there "
-            f"are {real}; it takes more than {NEIGHBOURS}."
-        )
 
 
 def _up_to(plan: Plan, stages: list[str]) -> list[Job]:

@@ -118,7 +118,11 @@ def test_a_live_one_elsewhere_is_not(path: Place) -> None:
     assert [claim["owner"] for claim in claims(path)] == [holder.owner]
 
 
-def test_that_of_a_process_killed_on_this_host_is_taken_over_at_once(path: Place) -> None:
+@pytest.mark.parametrize("reaped", [False, True])
+def test_that_of_a_process_killed_on_this_host_is_taken_over_at_once(
+    path: Place, reaped: bool
+) -> None:
+    """Whether its parent has asked for its end yet or not."""
     script = (
         "import sys, time\nfrom ssat_ray.leases import lease_of\nfrom ssat_ray.places import place\n"
         "assert lease_of(place(sys.argv[1]), 60.0).acquire()\nprint('held', flush=True)\ntime.sleep(60)"
@@ -128,8 +132,10 @@ def test_that_of_a_process_killed_on_this_host_is_taken_over_at_once(path: Place
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         assert not lease_of(path, 60.0).acquire()
         holder.kill()
-        while psutil.Process(holder.pid).status() != psutil.STATUS_ZOMBIE:
-            time.sleep(0.01)  # its parent, this one, has not asked for its end yet
+        while not reaped and psutil.Process(holder.pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        if reaped:
+            holder.wait()
         lease = lease_of(path, 60.0)
         assert lease.acquire()
         lease.release()

@@ -9,8 +9,9 @@ import pytest
 from ssat_ray.config import RESERVED_RECIPES
 from ssat_ray.errors import UserError
 from ssat_ray.loading import load_config
-from ssat_ray.pipeline import _up_to, preflight
+from ssat_ray.pipeline import _up_to
 from ssat_ray.plan import STAGES, Plan, build_plan
+from ssat_ray.preflight import preflight
 from ssat_ray.stages.train import BEST
 
 SELECTING = ("random", "pcs", "lcs-km", "lcs-gmm", "easy")

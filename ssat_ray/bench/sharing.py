@@ -8,7 +8,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from ssat_ray.sweeps.record import FILE, FINISHED
 
 BAR = 1.67
 SAMPLE = 3
-PLACES = ("store", "runs", "checkpoints", "tracking_uri", "address")
+PLACES = ("store", "runs", "checkpoints", "tracking_uri")
 """Settings of `runtime` that a run by itself has of its own."""
 
 
@@ -40,8 +39,11 @@ def run(sweep: str, runs: Path, sample: int = SAMPLE) -> Comparison:
     names = [trial["name"] for trial in content["trials"] if trial["status"] == FINISHED]
     if not names:
         raise UserError(f"{sweep}: none of its trials has finished.")
-    chosen = random.Random(0).sample(names, min(sample, len(names)))
-    return compare(content, [_alone(f"{sweep}/{name}", runs) for name in _told(chosen)])
+    chosen, seconds = random.Random(0).sample(names, min(sample, len(names))), []
+    for number, name in enumerate(chosen, 1):
+        print(f"trial {name} by itself ({number} of {len(chosen)})", file=sys.stderr, flush=True)
+        seconds.append(_alone(f"{sweep}/{name}", runs))
+    return compare(content, seconds)
 
 
 def compare(content: dict[str, Any], seconds: list[float]) -> Comparison:
@@ -63,16 +65,13 @@ def compare(content: dict[str, Any], seconds: list[float]) -> Comparison:
     return Comparison(what, [ours], [alone], BAR, notes)
 
 
-def _told(names: list[str]) -> Iterator[str]:
-    for number, name in enumerate(names, 1):
-        print(f"trial {name} by itself ({number} of {len(names)})", file=sys.stderr, flush=True)
-        yield name
-
-
 def _alone(trial: str, runs: Path) -> float:
-    """Wall seconds of a trial's run in a fresh store, with what the sweep had of Ray; relative paths are of here."""
+    """Wall seconds of a trial's run in a fresh store beside the sweep's, where every node sees it, with the sweep's Ray.
+
+    Relative paths of the configuration are of here, as for the sweep.
+    """
     runtime = json.loads((runs / trial / "run.json").read_text())["config"]["runtime"]
-    with tempfile.TemporaryDirectory(prefix="ssat-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix=".bench-", dir=runs.absolute()) as folder:
         own = {"store": f"{folder}/store", "runs": f"{folder}/runs"}
         kept = {key: value for key, value in runtime.items() if key not in PLACES}
         preset = Path(folder) / "trial.yaml"

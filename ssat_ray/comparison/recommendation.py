@@ -46,8 +46,8 @@ def recommend(entries: Sequence[Record], best: str, by: str, attack: str) -> Rec
             f"--by {by}: no source says the {IN_WORDS[by]} of what could be recommended."
         )
     near = _near(known, by)
-    fewest = _images if by == "time" else (lambda entry: 0.0)
-    chosen = min(near, key=lambda e: (fewest(e), e[by], -e[attack]["mean"]))
+    images = by == "time"  # which decides where the clock does not
+    chosen = min(near, key=lambda e: (images and _images(e), e[by], -e[attack]["mean"]))
     has = f"the least {IN_WORDS[by]}"
     if chosen[by] > min(entry[by] for entry in near):
         has = f"the fewest images within {100 * NEAR:.0f} % of {has}"

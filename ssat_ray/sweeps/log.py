@@ -179,11 +179,8 @@ class Log:
         point = self.space.point(trial["settings"])
         plan, folder = build_plan(point.config), self.folder / trial["name"]
         for seed in point.config.seeds:
-            name, identity = (
-                f"{title(trial['settings'])} seed {seed}",
-                f"{trial['name']} seed {seed}",
-            )
-            run = tracker.open(name, parent, identity)
+            name = f"{title(trial['settings'])} seed {seed}"
+            run = tracker.open(name, parent, identity=f"{trial['name']} seed {seed}")
             tags = {"trial": trial["name"], "sweep": self.folder.name, "seed": seed}
             tags |= {key: trial[key] or "" for key in ("status", "step", "cause")}
             tracker.start_trial(run, point.config, plan, point.row, seed, tags)

@@ -234,13 +234,11 @@ class Space:
             return self.points
         values = {key: axis.values for key, axis in self.sweep.space.items()}
         found: dict[str, Point] = {}
-        for end in (0, -1):
+        for end in (0, -1):  # a point that is refused may be none of those drawn or proposed
             corner = {key: own[end] for key, own in values.items()}
             for key, own in values.items():
                 for value in own:
-                    with contextlib.suppress(
-                        UserError
-                    ):  # drawn or proposed points may all be allowed
+                    with contextlib.suppress(UserError):
                         point = self.point({**corner, key: value})
                         found[point.name] = point
         return list(found.values())

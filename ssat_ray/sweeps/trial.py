@@ -80,17 +80,7 @@ def trainable(order_of: Callable[[dict[str, Any]], Order], board: Any) -> Any:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         runner = Runner.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
         before = _reserved()
-        try:
-            outcomes = _watch(runner.run.remote(order), order, board)
-        except (
-            ray.exceptions.RayError
-        ) as error:  # the process is gone, for lack of memory for example
-            if order.alone:
-                for group in _reserved() - before:
-                    _free(group)
-            reason = " ".join(str(error).split())[:300]
-            lost = {STATUS: "failed", CAUSE: f"the trial's process died: {reason}"}
-            outcomes = {point.name: lost for point in order.points}
+        outcomes = _watch(runner.run.remote(order), order, board, before)
         ray.kill(runner)
         for name, outcome in outcomes.items():
             tune.report({NAME: name, **outcome})
@@ -101,20 +91,28 @@ def trainable(order_of: Callable[[dict[str, Any]], Order], board: Any) -> Any:
     return tune.with_resources(trial, {"cpu": 0, _node_resource(): SHARE})
 
 
-def _watch(done: Any, order: Order, board: Any) -> dict[str, dict[str, Any]]:
+def _watch(done: Any, order: Order, board: Any, before: set[str]) -> dict[str, dict[str, Any]]:
     """Wait for the runner, and report every rung that all seeds of a trial have reached meanwhile.
+
+    Args:
+        before: placement groups that the runner has not made.
 
     Returns:
         Trial -> how it ended.
-
-    Raises:
-        RayError: the runner's process died.
     """
     left = list(order.rungs)
     while not ray.wait([done], timeout=POLL_SECONDS)[0]:
         left = _report_rungs(order, board, left)
     _report_rungs(order, board, left)  # it may have found all its trainings published
-    outcomes: dict[str, dict[str, Any]] = ray.get(done)
+    try:
+        outcomes: dict[str, dict[str, Any]] = ray.get(done)
+    except ray.exceptions.RayError as error:  # the process is gone, for lack of memory for example
+        if order.alone:
+            for group in _reserved() - before:
+                _free(group)
+        reason = " ".join(str(error).split())[:300]
+        lost = {STATUS: "failed", CAUSE: f"the trial's process died: {reason}"}
+        return {point.name: lost for point in order.points}
     return outcomes
 
 

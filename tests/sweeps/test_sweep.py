@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -156,6 +158,11 @@ def test_a_grid_ends_with_its_table_and_the_same_command_does_nothing(
     output = sweep.run()
     assert sweep.trials == before and "started" not in output
     assert time.perf_counter() - since < 60
+    command = [sys.executable, "-m", "ssat_ray", "bench", "sharing", "sweep", "--sample", "1"]
+    bench = subprocess.run(command, cwd=sweep.cwd, capture_output=True, text=True, timeout=600)
+    assert bench.returncode == 0, bench.stdout + bench.stderr
+    assert "| sweep, 2 trials of 1 seeds |" in bench.stdout and "| 1.67 |" in bench.stdout
+    assert not list((sweep.cwd / "runs").glob(".bench-*")), "nothing is left"
 
 
 @pytest.mark.slow
