@@ -75,6 +75,12 @@ class Plan:
     report: Job | None
 
     @property
+    def last(self) -> Job:
+        """The report's job, of a comparison."""
+        assert self.report is not None, "its goal is the selection"
+        return self.report
+
+    @property
     def unique(self) -> list[Job]:
         """Every job once, after those it needs."""
         found: dict[str, Job] = {}

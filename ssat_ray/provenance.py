@@ -6,6 +6,7 @@ import contextlib
 import os
 import platform
 import subprocess
+from collections import Counter
 from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -48,6 +49,7 @@ def made_by() -> dict[str, Any]:
             "cpu": cpu_model(),
             "cores": os.cpu_count(),
             "platform": f"{platform.system()} {platform.machine()}",
+            **gpus(),
         },
     }
 
@@ -58,6 +60,7 @@ def machine() -> dict[str, Any]:
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        **gpus(),
         "python": platform.python_version(),
         "versions": library_versions(),
     }
@@ -78,6 +81,18 @@ def cpu_model() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def gpus() -> dict[str, str]:
+    """`gpus`: number and names of NVIDIA's as the driver gives them; empty where there are none."""
+    models: Counter[str] = Counter()
+    for path in Path("/proc/driver/nvidia/gpus").glob("*/information"):
+        with contextlib.suppress(OSError):
+            for line in path.read_text().splitlines():
+                if line.startswith("Model:"):
+                    models[line.partition(":")[2].strip()] += 1
+    found = ", ".join(f"{number} x {name}" for name, number in sorted(models.items()))
+    return {"gpus": found} if found else {}
 
 
 def installed(names: Iterable[str]) -> dict[str, str]:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 EXPERIMENT = "ssat_ray"
 STATE = "mlflow.json"
 DATABASE, ARTIFACTS = "mlflow.db", "mlflow-artifacts"
+SETTINGS, WARNINGS = "settings", "warnings"
+"""Tags: of a trial, the swept keys with their values as JSON; what to know of results before reading them, a line each."""
 KEY = "ssat_ray.key"
 """Tag by which a later command finds the runs that a killed one created."""
 MOST_NAME = 250
@@ -45,7 +47,7 @@ MODEL_NEEDS = ("ssat_ray", "torch", "safetensors", "numpy")
 
 def is_due(plan: Plan, folder: Place) -> bool:
     """Whether the plan's report is still to be logged."""
-    return not read_state(_report(plan).digest, folder).get("finished")
+    return not read_state(plan.last.digest, folder).get("finished")
 
 
 def check(uri: str | None, store: Store, seconds: float = CHECK_SECONDS) -> None:
@@ -171,12 +173,12 @@ def log_run(
         UserError: the tracking store does not answer. MLflow's own exceptions: it fails later.
     """
     state_path = folder / STATE
-    state = read_state(_report(plan).digest, folder)
+    state = read_state(plan.last.digest, folder)
     if state.get("finished"):
         return str(state["parent"])
     check(config.runtime.tracking_uri, store)
     if "key" not in state:
-        state = {"report": _report(plan).digest, "key": uuid.uuid4().hex, "children": {}}
+        state = {"report": plan.last.digest, "key": uuid.uuid4().hex, "children": {}}
         write_atomic(state_path, json.dumps(state))
     tracker = Tracker(config.runtime.tracking_uri, store, state["key"])
     parent = tracker.open(folder.name)
@@ -191,6 +193,7 @@ def log_run(
             write_atomic(state_path, json.dumps(state))
             if child.info.status != "FINISHED":
                 tracker.fill(child, config, plan, row, index)
+    tracker.describe(parent, {}, warning_tags(results))
     tracker.finish_parent(state["parent"], results, folder)
     write_atomic(state_path, json.dumps({**state, "finished": True}))
     return str(state["parent"])
@@ -392,8 +395,15 @@ def final_metrics(row: dict[str, Any], index: int) -> dict[str, float]:
         "hit_max_steps": row["steps"]["hit_max_steps"][index],
         "memory.peak": row["peak_memory_bytes"]["max"],
     }
+    if row["validation"]:
+        final["validation.pgd"] = row["validation"][index]
     size = row["world_size"][index]
     return final if size is None else {**final, "world_size": size}
+
+
+def warning_tags(results: dict[str, Any]) -> dict[str, str]:
+    """What to know of the results before reading them, a line each."""
+    return {WARNINGS: "\n".join(results["warnings"])[:5000]} if results["warnings"] else {}
 
 
 def read_state(report: str, folder: Place) -> dict[str, Any]:
@@ -403,13 +413,8 @@ def read_state(report: str, folder: Place) -> dict[str, Any]:
     return state if state.get("report") == report else {}
 
 
-def _report(plan: Plan) -> Job:
-    assert plan.report is not None, "only comparisons are tracked"
-    return plan.report
-
-
 def _report_tags(plan: Plan) -> dict[str, Any]:
-    return {"digest": _report(plan).digest, **version_tags()}
+    return {"digest": plan.last.digest, **version_tags()}
 
 
 def version_tags() -> dict[str, str]:

@@ -30,7 +30,8 @@ def run(sweep: str, runs: Path, sample: int = SAMPLE) -> Comparison:
         sample: trials that are run, of all drawn by a fixed seed.
 
     Raises:
-        UserError: there is no such sweep, or none of its trials has finished. RunFailed: a run fails.
+        UserError: there is no such sweep, none of its trials has finished, or one of its commands was killed, so
+            that nobody knows how long it took. RunFailed: a run fails.
     """
     path = runs / sweep / FILE
     if not path.is_file():
@@ -39,6 +40,10 @@ def run(sweep: str, runs: Path, sample: int = SAMPLE) -> Comparison:
     names = [trial["name"] for trial in content["trials"] if trial["status"] == FINISHED]
     if not names:
         raise UserError(f"{sweep}: none of its trials has finished.")
+    if not all(session["complete"] for session in content["sessions"]):
+        raise UserError(
+            f"{sweep}: one of its commands was killed, and how long that took is not known; measure a sweep that was not."
+        )
     chosen, seconds = random.Random(0).sample(names, min(sample, len(names))), []
     for number, name in enumerate(chosen, 1):
         print(f"trial {name} by itself ({number} of {len(chosen)})", file=sys.stderr, flush=True)

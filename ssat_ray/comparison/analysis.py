@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,9 +63,10 @@ def analyse(reading: Reading, question: Question) -> Record:
     keys = varied(outcomes, reading.keys)
     labels = name_outcomes(outcomes, keys)
     noise = pooled_noise(outcomes, attack)
-    best = max(candidates, key=lambda one: one.mean(attack))
+    usual = _usual_seeds(candidates, attack)
+    best = max((one for one in candidates if one.ran(attack, usual)), key=lambda o: o.mean(attack))
     entries = [_entry(one, label, question) for one, label in zip(outcomes, labels, strict=True)]
-    fronts = _fronts(outcomes, attack)
+    fronts = _fronts(outcomes, attack, usual)
     for index, (one, entry) in enumerate(zip(outcomes, entries, strict=True)):
         entry["settings"] = {key: one.settings[key] for key in keys if key in one.settings}
         entry[attack] = accuracy_interval(one, attack, noise)
@@ -95,9 +97,9 @@ def analyse(reading: Reading, question: Question) -> Record:
         "noise": _noise_json(noise),
         "outcomes": entries,
         "recommended": chosen | {"export": _export(chosen["name"], entries, question.runs)},
-        "effects": _effects(candidates, attack, keys),
+        "effects": _effects(candidates, attack, usual, keys),
         "unfinished": [vars(one) for one in reading.unfinished],
-        "warnings": _warnings(reading, outcomes, keys, question),
+        "warnings": _warnings(reading, outcomes, keys, usual, question),
         "watts": question.watts,
         "price": question.price,
         "spent": None if spent is None else {"seconds": spent, **_energy(spent, question)},
@@ -149,8 +151,20 @@ def _baseline(one: Outcome, row: str, outcomes: Sequence[Outcome]) -> Outcome | 
     return shared[0] if len(shared) == 1 else None
 
 
-def _fronts(outcomes: Sequence[Outcome], attack: str) -> dict[str, list[bool]]:
-    """For each cost, and for `all` of them together: is the outcome on the front of accuracy against it?"""
+def _usual_seeds(candidates: Sequence[Outcome], attack: str) -> tuple[int, ...]:
+    """The seeds that most candidates have, the more of them where that is a tie: means over others are of other luck."""
+    found = Counter(tuple(sorted(one.accuracy[attack])) for one in candidates)
+    return max(found, key=lambda seeds: (found[seeds], len(seeds)))
+
+
+def _fronts(
+    outcomes: Sequence[Outcome], attack: str, usual: tuple[int, ...]
+) -> dict[str, list[bool]]:
+    """For each cost, and for `all` of them together: is the outcome on the front of accuracy against it?
+
+    Only outcomes with the `usual` seeds can be.
+    """
+    alike = np.array([one.ran(attack, usual) for one in outcomes])
     gains = np.array([one.mean(attack) for one in outcomes])
     costs = np.array(
         [
@@ -161,7 +175,7 @@ def _fronts(outcomes: Sequence[Outcome], attack: str) -> dict[str, list[bool]]:
     )
     found = {}
     for name, columns in {**{c: [i] for i, c in enumerate(COSTS)}, "all": [0, 1, 2]}.items():
-        known = ~np.isnan(costs[:, columns]).any(axis=1)
+        known = alike & ~np.isnan(costs[:, columns]).any(axis=1)
         front = np.zeros(len(outcomes), bool)
         front[known] = pareto_front(costs[known][:, columns], gains[known])
         found[name] = front.tolist()
@@ -179,9 +193,14 @@ def _noise_json(noise: Noise | None) -> Record | None:
     }
 
 
-def _effects(candidates: Sequence[Outcome], attack: str, keys: Sequence[str]) -> Record:
-    """Main effects of the row, where there are several, and of every setting that all candidates have."""
-    common = sorted(set.intersection(*(set(one.accuracy[attack]) for one in candidates)))
+def _effects(
+    candidates: Sequence[Outcome], attack: str, usual: tuple[int, ...], keys: Sequence[str]
+) -> Record:
+    """Main effects of the row, where there are several, and of every setting that all candidates have.
+
+    Candidates that lack one of the `usual` seeds have no part in them.
+    """
+    candidates = [one for one in candidates if set(usual) <= set(one.accuracy[attack])]
     values = {"row": [one.row for one in candidates]}
     values |= {
         key: [one.settings[key] for one in candidates]
@@ -190,12 +209,14 @@ def _effects(candidates: Sequence[Outcome], attack: str, keys: Sequence[str]) ->
     }
     grouped = {key: levels(found) for key, found in values.items()}
     grouped = {key: found for key, found in grouped.items() if len(found.names) > 1}
-    if not grouped or not common:
-        return {"settings": [], "degrees_of_freedom": 0, "crossed": False}
-    table = np.stack([one.values(attack, common) for one in candidates])
+    if not grouped:
+        return {"settings": [], "crossed": False}
+    table = np.stack([one.values(attack, usual) for one in candidates])
     found = main_effects(np.column_stack([g.index for g in grouped.values()]), table)
     settings = []
-    for (key, group), effects in zip(grouped.items(), found.effects, strict=True):
+    for (key, group), effects, degrees in zip(
+        grouped.items(), found.effects, found.degrees_of_freedom, strict=True
+    ):
         members = [
             [one for one, place in zip(candidates, group.index, strict=True) if place == number]
             for number in range(len(group.names))
@@ -204,6 +225,7 @@ def _effects(candidates: Sequence[Outcome], attack: str, keys: Sequence[str]) ->
             {
                 "setting": key,
                 "separable": effects is not None,
+                "degrees_of_freedom": degrees,
                 "levels": [
                     {
                         "value": name,
@@ -215,11 +237,7 @@ def _effects(candidates: Sequence[Outcome], attack: str, keys: Sequence[str]) ->
                 ],
             }
         )
-    return {
-        "settings": settings,
-        "degrees_of_freedom": found.degrees_of_freedom,
-        "crossed": found.crossed,
-    }
+    return {"settings": settings, "crossed": found.crossed}
 
 
 def _export(name: str, entries: list[Record], runs: Place) -> str | None:
@@ -235,7 +253,11 @@ def _export(name: str, entries: list[Record], runs: Place) -> str | None:
 
 
 def _warnings(
-    reading: Reading, outcomes: Sequence[Outcome], keys: Sequence[str], question: Question
+    reading: Reading,
+    outcomes: Sequence[Outcome],
+    keys: Sequence[str],
+    usual: tuple[int, ...],
+    question: Question,
 ) -> list[str]:
     found = []
     missing = len(reading.outcomes) - len(outcomes)
@@ -258,11 +280,27 @@ def _warnings(
     machines = {machine for one in outcomes for machine in one.machines}
     if len(machines) > 1:
         found.append(
-            f"seconds are of {len(machines)} machines and not comparable across them: "
-            + "; ".join(sorted(machines))
+            f"seconds are of {len(machines)} machines and not comparable across them (--by images does "
+            "not look at them): " + "; ".join(sorted(machines))
         )
-    if len({tuple(one.seeds) for one in outcomes}) > 1:
-        found.append("the outcomes have different seeds; differences use those that both have")
+    workers = sorted({size for one in outcomes for size in one.world_sizes})
+    if len(workers) > 1:
+        found.append(
+            f"trainings had {', '.join(map(str, workers))} workers: their seconds are not comparable"
+        )
+    others = sum(not one.ran(question.attack, usual) for one in outcomes)
+    if others:
+        found.append(
+            f"{others} outcomes have not the seeds {', '.join(map(str, usual))} of most: differences use "
+            "those that both have, and these are on no front and not called the best; those that lack one "
+            "have no part in the effects"
+        )
+    stopped = sum(one.status == "stopped" for one in reading.unfinished)
+    if stopped:
+        found.append(
+            f"{stopped} trials were stopped early and have no part in the effects, which are of those that "
+            "did well enough to go on"
+        )
     texts: dict[str, list[str]] = {}
     for name, line in reading.warnings:
         texts.setdefault(line, []).append(name)

@@ -23,21 +23,20 @@ Record = dict[str, Any]
 
 
 def pooled_noise(outcomes: Sequence[Outcome], attack: str) -> Noise | None:
-    """The noise of all outcomes under the seeds that all of them have; None without two of each."""
-    common = sorted(set.intersection(*(set(one.accuracy[attack]) for one in outcomes)))
+    """The noise of all outcomes; None where no two of them have two seeds in common."""
+    seeds = sorted({seed for one in outcomes for seed in one.accuracy[attack]})
     # The same training read from two places must not count twice.
-    unique = {(one.row, tuple(one.values(attack, common))): one for one in outcomes}
-    table = [one.values(attack, common) for one in unique.values()]
-    return block_noise(np.array(table)) if common else None
+    unique = {(one.row, tuple(sorted(one.accuracy[attack].items()))) for one in outcomes}
+    return block_noise([[dict(found).get(seed, np.nan) for seed in seeds] for _, found in unique])
 
 
 def difference(a: Outcome, b: Outcome, attack: str, noise: Noise | None) -> Record | None:
     """Accuracy of `a` minus that of `b` under the seeds that both have; None without a common seed.
 
     Returns:
-        `mean`, `low`, `high`, `settled`; `seeds`, `by_seed`; `over`: what the interval is over; `alone`:
-        the interval of these two alone over seeds; `seeds_needed` to settle it, None where it is settled
-        or no number would.
+        `mean`, `low`, `high`; `settled`, 0 where the interval is not over seeds: then it is about these
+        trainings; `seeds`, `by_seed`; `over`: what the interval is over; `alone`: the interval of these two
+        alone over seeds; `seeds_needed` to settle it, None where it is settled or no number would.
     """
     seeds = sorted(set(a.accuracy[attack]) & set(b.accuracy[attack]))
     if not seeds:
@@ -48,15 +47,16 @@ def difference(a: Outcome, b: Outcome, attack: str, noise: Noise | None) -> Reco
         flags = a.load_flags(attack, seeds), b.load_flags(attack, seeds)
         if flags[0] is not None and flags[1] is not None and flags[0].shape == flags[1].shape:
             images = image_variance(flags[0], flags[1])
-    noise = block_noise(np.stack([first, second])) if noise is None else noise
     found = difference_interval(first, second, noise=noise, image_variance=images or 0.0)
     over = ["seeds"] if noise is not None else []
     alone = seed_interval(first - second)
     needed = None
     if noise is not None and not found.settled:
-        needed = seeds_needed(found.mean, noise, image_variance=images or 0.0)
+        more: dict[str, Any] = {"image_variance": images or 0.0, "used": len(seeds)}
+        needed = seeds_needed(found.mean, noise, **more)
     return {
         **as_json(found),
+        "settled": 0 if noise is None else found.settled,
         "seeds": seeds,
         "by_seed": (first - second).tolist(),
         "over": over + ([] if images is None else ["images"]),

@@ -36,13 +36,14 @@ class MainEffects:
     Attributes:
         effects: for each setting and each of its levels the difference to the average configuration,
             in points; None where the settings vary together, so that they cannot be told apart.
-        degrees_of_freedom: of the noise; 0 where nothing tells it and the intervals have no bounds.
+        degrees_of_freedom: for each setting, of its noise; 0 where nothing tells it and the intervals have no
+            bounds.
         crossed: whether the noise is that of seeds over a complete grid. Otherwise it is what the
             additive model leaves unexplained, interactions of settings included.
     """
 
     effects: tuple[tuple[Interval, ...] | None, ...]
-    degrees_of_freedom: int
+    degrees_of_freedom: tuple[int, ...]
     crossed: bool
 
 
@@ -98,15 +99,17 @@ def _order(value: Any) -> tuple[int, float, str]:
 def main_effects(factors: Int, table: Values, level: float = LEVEL) -> MainEffects:
     """Least squares of an additive model over configurations, and each level against the average.
 
-    On a complete grid an effect is the mean of the level's configurations minus that of all. Its
-    interval there is over seeds, with the noise of `block_noise`; on any other set of configurations,
-    and with a single seed, the noise is the residual mean square of the additive model.
+    On a complete grid an effect is the mean of the level's configurations minus that of all. Its interval
+    there is over seeds: with the noise of the setting's own levels x seeds, since configurations that share
+    a value may share a computation of that seed, as one clustering serves all ratios (a split plot). On any
+    other set of configurations, and with a single seed, the noise is the residual mean square of the
+    additive model.
 
     Args:
         factors: (C, F) number of the level that each configuration has of each setting.
         table: (C, S) accuracies in percent of C configurations under the same S seeds.
 
-    Source: Montgomery, Design and Analysis of Experiments, chapters 4, 5 and 10.
+    Source: Montgomery, Design and Analysis of Experiments, chapters 4, 5, 10 and 14.
     """
     num_configurations, num_seeds = table.shape
     counts = [np.bincount(column) for column in factors.T]
@@ -114,21 +117,25 @@ def main_effects(factors: Int, table: Values, level: float = LEVEL) -> MainEffec
     mean = table.mean(axis=1)
     inverse = np.linalg.pinv(design)
     coefficients = inverse @ mean
-    noise = block_noise(table)
-    crossed = noise is not None and _is_grid(factors, counts)
-    if noise is not None and crossed:
-        variance, degrees = noise.variance / num_seeds, noise.degrees_of_freedom
-    else:
-        degrees = num_configurations - int(np.linalg.matrix_rank(design))
-        rest = mean - design @ coefficients
-        variance = float(rest @ rest) / degrees if degrees else 0.0
-    spread = variance * inverse @ inverse.T  # covariance of the coefficients
+    crossed = num_seeds > 1 and _is_grid(factors, counts)
+    degrees = num_configurations - int(np.linalg.matrix_rank(design))
+    rest = mean - design @ coefficients
+    variance = float(rest @ rest) / degrees if degrees else 0.0
     projection = inverse @ design
     found: list[tuple[Interval, ...] | None] = []
-    for contrasts in _contrasts(counts, num_configurations):
+    freedom: list[int] = []
+    for factor, count, contrasts in zip(
+        factors.T, counts, _contrasts(counts, num_configurations), strict=True
+    ):
+        if crossed:
+            own = block_noise([table[factor == number].mean(0) for number in range(len(count))])
+            assert own is not None  # two levels or more, two seeds or more
+            degrees, variance = own.degrees_of_freedom, own.variance * count[0] / num_seeds
+        freedom.append(degrees)
         if not np.allclose(contrasts @ projection, contrasts, atol=1e-8):
             found.append(None)
             continue
+        spread = variance * inverse @ inverse.T  # covariance of the coefficients
         half = np.sqrt(np.einsum("ij,jk,ik->i", contrasts, spread, contrasts).clip(min=0.0))
         half *= t_quantile(level, degrees) if degrees else 0.0
         found.append(
@@ -139,7 +146,7 @@ def main_effects(factors: Int, table: Values, level: float = LEVEL) -> MainEffec
                 for m, h in zip(contrasts @ coefficients, half, strict=True)
             )
         )
-    return MainEffects(tuple(found), degrees, crossed)
+    return MainEffects(tuple(found), tuple(freedom), crossed)
 
 
 def _design(factors: Int, counts: list[Int]) -> Values:

@@ -40,23 +40,25 @@ def front(content: Record, by: str) -> Markup | None:
     attack, chosen = content["attack"], content["recommended"]["name"]
     with matplotlib.rc_context(STYLE):
         figure, axes = chart((5.4, 3.7))
-        costs, logarithmic = _side_by_side(np.array([entry[by] / UNITS[by] for entry in shown]))
+        costs = np.array([entry[by] / UNITS[by] for entry in shown])
+        logarithmic = bool(costs.min() > 0 and costs.max() > 10 * costs.min())
+        places = _side_by_side(costs, logarithmic)
         means = np.array([entry[attack]["mean"] for entry in shown])
         on_front = np.array([by in entry["fronts"] for entry in shown])
         named = []
-        for entry, cost, mean, best in zip(shown, costs, means, on_front, strict=True):
+        for entry, place, mean, best in zip(shown, places, means, on_front, strict=True):
             important = bool(best) or entry["name"] == chosen
             colour, alpha = row_colour(entry["row"]), 1.0 if important else _FAINT
             if entry[attack]["low"] is not None:
                 bounds = [entry[attack]["low"], entry[attack]["high"]]
-                axes.plot([cost, cost], bounds, color=colour, linewidth=1.1, alpha=alpha)
+                axes.plot([place, place], bounds, color=colour, linewidth=1.1, alpha=alpha)
             marker = "o" if entry["candidate"] else "s"
-            axes.plot([cost], [mean], marker, color=colour, markersize=5.5, alpha=alpha)
+            axes.plot([place], [mean], marker, color=colour, markersize=5.5, alpha=alpha)
             if entry["name"] == chosen:
                 ring: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": CHOSEN}
-                axes.plot([cost], [mean], "o", markersize=13, markeredgewidth=1.8, **ring)
+                axes.plot([place], [mean], "o", markersize=13, markeredgewidth=1.8, **ring)
             if important or len(shown) <= _NAMED:
-                named.append((entry["name"], row_colour(entry["row"]), float(cost), float(mean)))
+                named.append((entry["name"], row_colour(entry["row"]), float(place), float(mean)))
         order = np.lexsort((-means[on_front], costs[on_front]))
         line: dict[str, Any] = {"color": MUTED, "linewidth": 1.0, "drawstyle": "steps-post"}
         axes.plot(costs[on_front][order], means[on_front][order], zorder=0.5, **line)
@@ -70,16 +72,16 @@ def front(content: Record, by: str) -> Markup | None:
         return to_svg(figure, f"front-{by}", alt)
 
 
-def _side_by_side(costs: Float) -> tuple[Float, bool]:
-    """Costs that are equal moved apart a little, so that intervals stay visible; whether the axis is logarithmic."""
-    logarithmic = bool(costs.min() > 0 and costs.max() > 10 * costs.min())
+def _side_by_side(costs: Float, logarithmic: bool) -> Float:
+    """Where to draw costs that are nearly equal, so that intervals stay visible: within 1.5 % of the axis."""
     scale = np.log(costs) if logarithmic else costs
-    step = 0.016 * (float(np.ptp(scale)) or 1.0)
+    width = float(np.ptp(scale)) or 1.0
     moved = np.empty_like(scale)
     for i, place in enumerate(scale):
-        same = np.flatnonzero(np.abs(scale - place) < 0.5 * step)
+        same = np.flatnonzero(np.abs(scale - place) < 0.008 * width)
+        step = min(0.016, 0.03 / len(same)) * width
         moved[i] = place + step * (np.searchsorted(same, i) - (len(same) - 1) / 2)
-    return (np.exp(moved) if logarithmic else moved), logarithmic
+    return np.exp(moved) if logarithmic else moved
 
 
 def _scale(axes: Axes, costs: Float, logarithmic: bool) -> None:
@@ -88,10 +90,12 @@ def _scale(axes: Axes, costs: Float, logarithmic: bool) -> None:
         axes.set_xscale("log")
         ticks: list[float] = []
         for cost in sorted(costs.tolist()):
-            if not ticks or np.log(cost / ticks[-1]) > 0.16 * np.log(costs.max() / costs.min()):
+            if not ticks or np.log(cost / ticks[-1]) > 0.19 * np.log(costs.max() / costs.min()):
                 ticks.append(cost)
         axes.set_xticks(ticks, minor=False)
         axes.set_xticks([], minor=True)
+    elif np.ptp(costs) < 0.01 * costs.max():
+        axes.set_xticks([float(costs.mean())])
     else:
         axes.locator_params(axis="x", nbins=5)
     axes.xaxis.set_major_formatter(
@@ -119,23 +123,21 @@ def _names(axes: Axes, points: list[tuple[str, str, float, float]]) -> None:
 
 
 def effect(setting: Record, number: int) -> Markup | None:
-    """The effect of each value of one setting, in points against the average configuration."""
+    """The effect of each value of one setting, one below the other, in points against the average configuration."""
     if not setting["separable"]:
         return None
     levels = setting["levels"]
     with matplotlib.rc_context(STYLE):
-        figure, axes = chart((3.8, 2.6))
-        axes.axhline(0, color=INK, linewidth=0.8)
-        means = [level["effect"]["mean"] for level in levels]
-        axes.plot(range(len(levels)), means, "o-", color=CHOSEN, linewidth=1.2, markersize=5)
-        for place, level in enumerate(levels):
-            low, high = level["effect"]["low"], level["effect"]["high"]
-            if low is not None:
-                axes.plot([place, place], [low, high], color=CHOSEN, linewidth=1.6)
-        axes.set_xticks(range(len(levels)), [level["value"] for level in levels])
-        axes.margins(x=0.1, y=0.08)
-        thin(axes, setting["setting"], "points against the average")
-        axes.grid(visible=False, axis="x")
+        figure, axes = chart((4.6, 0.9 + 0.3 * len(levels)))
+        axes.axvline(0, color=INK, linewidth=0.8)
+        for place, level in enumerate(reversed(levels)):
+            found = level["effect"]
+            if found["low"] is not None:
+                bounds = [found["low"], found["high"]]
+                axes.plot(bounds, [place, place], color=CHOSEN, linewidth=1.6)
+            axes.plot([found["mean"]], [place], "o", color=CHOSEN, markersize=5)
+        thin(axes, "points of accuracy against the average configuration", "")
+        _lines(axes, [level["value"] for level in levels])
         name = re.sub(r"\W+", "-", setting["setting"])
         alt = f"Effect of {setting['setting']} on robust accuracy, by value"
         return to_svg(figure, f"effect-{number}-{name}", alt)
@@ -157,9 +159,14 @@ def forest(content: Record, against: str) -> Markup | None:
             marker = "o" if entry["candidate"] else "s"
             axes.plot([difference["mean"]], [place], marker, color=colour, markersize=5.5)
         thin(axes, f"points of {content['attack_name']} accuracy against {against}", "")
-        axes.grid(visible=False, axis="y")
-        axes.set_yticks(range(len(shown)), [entry["name"] for entry in reversed(shown)])
-        axes.tick_params(axis="y", length=0, labelsize=8.5, labelcolor=INK)
-        axes.set_ylim(-0.6, len(shown) - 0.4)
-        axes.spines["left"].set_visible(False)
+        _lines(axes, [entry["name"] for entry in shown])
         return to_svg(figure, f"forest-{against}", f"Differences to {against} by outcome")
+
+
+def _lines(axes: Axes, names: list[str]) -> None:
+    """A name to the left of every line, the first on top."""
+    axes.grid(visible=False, axis="y")
+    axes.set_yticks(range(len(names)), names[::-1])
+    axes.tick_params(axis="y", length=0, labelsize=8.5, labelcolor=INK)
+    axes.set_ylim(-0.6, len(names) - 0.4)
+    axes.spines["left"].set_visible(False)

@@ -14,6 +14,7 @@ from ssat_ray.comparison.outcomes import (
     Unfinished,
     gpu_seconds,
     settings_of,
+    stopped_text,
 )
 from ssat_ray.errors import UserError
 from ssat_ray.loading import flatten
@@ -119,9 +120,16 @@ def _trial(trial: dict[str, Any], row: str | None) -> dict[str, Any]:
         "run": str(trial.get("run") or trial["name"]),
         "settings": settings,
         "status": str(trial["status"]),
-        "cause": str(trial.get("cause") or ""),
+        "cause": str(trial.get("cause") or _stopped(trial)),
         "row": str(own),
     }
+
+
+def _stopped(trial: dict[str, Any]) -> str:
+    """Where early stopping ended it, and with what; empty if it did not."""
+    if trial.get("step") is None or not trial.get("reports"):
+        return ""
+    return stopped_text(int(trial["step"]), float(trial["reports"][-1][1]))
 
 
 def read_json(path: Place) -> dict[str, Any]:
@@ -201,6 +209,7 @@ def _outcome(
         test_set=None if labelled is None else labelled.name,
         flags={key: path for key, path in flags.items() if path.is_file()},
         lower_bounds=tuple(seed for seed, hit in limits if hit),
+        world_sizes=tuple(sorted({int(size) for size in sizes if size is not None})),
     )
 
 

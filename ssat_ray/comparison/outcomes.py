@@ -47,6 +47,7 @@ class Outcome:
         test_set: digest of the labelled set with its test images; None where not known.
         flags: (attack, seed) to the file of per-image flags, where it is at hand.
         lower_bounds: seeds whose training `train.max_steps` ended, so that its time is a lower bound.
+        world_sizes: how many workers trained; empty where not known.
     """
 
     row: str
@@ -67,6 +68,7 @@ class Outcome:
     test_set: str | None = None
     flags: dict[tuple[str, int], Place] = field(default_factory=dict)
     lower_bounds: tuple[int, ...] = ()
+    world_sizes: tuple[int, ...] = ()
 
     @property
     def images(self) -> int | None:
@@ -78,6 +80,10 @@ class Outcome:
     def mean(self, attack: str) -> float:
         """Mean accuracy over the seeds that have the attack, percent."""
         return float(np.mean(list(self.accuracy[attack].values())))
+
+    def ran(self, attack: str, seeds: Iterable[int]) -> bool:
+        """Whether these are the seeds that have the attack."""
+        return set(self.accuracy[attack]) == set(seeds)
 
     def values(self, attack: str, seeds: Iterable[int]) -> npt.NDArray[np.float64]:
         """(S,) accuracy in percent under these seeds."""
@@ -100,7 +106,7 @@ class Unfinished:
 
     Attributes:
         status: what the sweep says of it: stopped, failed, diverged, or still to do.
-        cause: in words; empty where there is none.
+        cause: why it failed, or where it was stopped, in words; empty where there is none.
     """
 
     name: str
@@ -140,6 +146,11 @@ class Reading:
             {**(self.spent or {}), **(other.spent or {})} if both else None,
             tuple(dict.fromkeys(self.commits + other.commits)),
         )
+
+
+def stopped_text(step: int, value: float) -> str:
+    """Where early stopping ended a trial, with its robust accuracy (percent) there."""
+    return f"at step {step}, with {value:.1f} % on the validation images"
 
 
 def settings_of(flat: dict[str, Any]) -> dict[str, Any]:

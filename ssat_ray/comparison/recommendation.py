@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ssat_ray.comparison.words import IN_WORDS, cost_text, points, seeds_text
+from ssat_ray.comparison.words import IN_WORDS, cost_of, points, seeds_text
 from ssat_ray.errors import UserError
 
 Record = dict[str, Any]
@@ -18,8 +18,9 @@ def recommend(entries: Sequence[Record], best: str, by: str, attack: str) -> Rec
     """Choose among the candidates and say why.
 
     A candidate is out if the interval of its difference to the best one lies below 0, or if there is no
-    interval, since then nothing says how far below it may be. Of those that are left and whose total time is
-    within `NEAR` of the least, the one with the fewest images is taken.
+    interval over seeds, since then nothing says how far below it may be. Of those that are left and whose
+    total time is within `NEAR` of the least, the one with the fewest images is taken, of equal ones the most
+    accurate.
 
     Args:
         entries: of `analysis.analyse`, with `to_best`.
@@ -35,9 +36,7 @@ def recommend(entries: Sequence[Record], best: str, by: str, attack: str) -> Rec
     """
     candidates = [entry for entry in entries if entry["candidate"]]
     top = next(entry for entry in candidates if entry["name"] == best)
-    compared = [
-        e for e in candidates if e["to_best"] is not None and e["to_best"]["low"] is not None
-    ]
+    compared = [e for e in candidates if _compared(e)]
     below = [e for e in compared if e["to_best"]["settled"] < 0]
     eligible = [top, *(e for e in compared if e not in below)]
     known = [entry for entry in eligible if entry[by] is not None]
@@ -47,12 +46,13 @@ def recommend(entries: Sequence[Record], best: str, by: str, attack: str) -> Rec
         )
     near = _near(known, by)
     images = by == "time"  # which decides where the clock does not
-    chosen = min(near, key=lambda e: (images and _images(e), e[by], -e[attack]["mean"]))
+    chosen = min(near, key=lambda e: (_images(e) if images else e[by], -e[attack]["mean"], e[by]))
     has = f"the least {IN_WORDS[by]}"
     if chosen[by] > min(entry[by] for entry in near):
         has = f"the fewest images within {100 * NEAR:.0f} % of {has}"
+    choice = _choice(chosen, top, eligible, candidates, by, attack, has)
     reason = [
-        _choice(chosen, top, eligible, candidates, by, attack, has),
+        " ".join([choice, *_rival(chosen, entries, by, attack)]),
         *_ties(chosen, near, by),
         *_doubt(chosen, top),
         *_spread(candidates, compared, below),
@@ -85,7 +85,7 @@ def _choice(
         return f"{chosen['name']} is the only candidate, at {reached} {name} accuracy."
     if len(eligible) == 1 and chosen is top:
         why = "no other comes within what the seeds leave open"
-        if all(e is top or e["to_best"] is None or e["to_best"]["low"] is None for e in candidates):
+        if not any(map(_compared, candidates)):
             why = "nothing says how far chance moves it: there is one seed, or none in common"
         return f"{chosen['name']} has the highest {name} accuracy of {len(candidates)}, {reached}; {why}."
     among = (
@@ -97,8 +97,35 @@ def _choice(
     return (
         f"{chosen['name']} has {has} of {among}: {reached} against "
         f"{top[attack]['mean']:.1f} % of {top['name']}, {points(chosen['to_best'])}, with "
-        f"{cost_text(chosen[by], by)} instead of {cost_text(top[by], by)}."
+        f"{cost_of(chosen, by)} instead of {cost_of(top, by)}."
     )
+
+
+def _compared(entry: Record) -> bool:
+    """Whether an interval over seeds says how far below the best it may be."""
+    return entry["to_best"] is not None and "seeds" in entry["to_best"]["over"]
+
+
+def _rival(chosen: Record, entries: Sequence[Record], by: str, attack: str) -> list[str]:
+    """The most accurate baseline that costs no more and reaches no less, under the same seeds."""
+    seeds = chosen["accuracy"][attack]["seeds"]
+    rivals = [
+        entry
+        for entry in entries
+        if not entry["candidate"]
+        and entry[by] is not None
+        and entry[by] <= chosen[by]
+        and entry["accuracy"][attack]["seeds"] == seeds
+        and entry[attack]["mean"] >= chosen[attack]["mean"]
+    ]
+    if not rivals:
+        return []
+    rival = max(rivals, key=lambda entry: float(entry[attack]["mean"]))
+    costs = [cost_of(rival, by)]
+    if by != "images" and rival["images"] is not None:
+        costs.append(cost_of(rival, "images"))
+    reached = f"{rival[attack]['mean']:.1f} %"
+    return [f"But {rival['name']} has {reached}, for no more: {', with '.join(costs)}."]
 
 
 def _near(known: list[Record], by: str) -> list[Record]:
@@ -122,10 +149,10 @@ def _ties(chosen: Record, near: list[Record], by: str) -> list[str]:
         "least too: among these "
     )
     if chosen["images"] is None:
-        return [f"{text}the clock decided."]
+        return [f"{text}the accuracy decided."]
     text += "the number of images decided"
     same = [entry for entry in others if _images(entry) == _images(chosen)]
-    return [f"{text}, and then the clock, as {_names(same)} has as few." if same else f"{text}."]
+    return [f"{text}, and then the accuracy, as {_names(same)} has as few." if same else f"{text}."]
 
 
 def _names(entries: list[Record]) -> str:
@@ -150,7 +177,7 @@ def by_validation(found: Record, other: Record, entries: Sequence[Record], attac
     by = found["by"]
     return (
         f"{text}, it would be {entry['name']}, with {entry[attack]['mean']:.1f} % "
-        f"{entry['accuracy'][attack]['name']} accuracy and {cost_text(entry[by], by)}."
+        f"{entry['accuracy'][attack]['name']} accuracy and {cost_of(entry, by)}."
     )
 
 
@@ -195,7 +222,7 @@ def _against_baselines(chosen: Record, entries: Sequence[Record], by: str) -> li
         verdict = {1: "better", -1: "worse", 0: f"not settled; {seeds_text(difference)}"}
         text = f"Against {other['name']}: {points(difference)}, {verdict[difference['settled']]}"
         if other[by] is not None and chosen[by] is not None:
-            text += f" ({cost_text(chosen[by], by)} against {cost_text(other[by], by)})"
+            text += f" ({cost_of(chosen, by)} against {cost_of(other, by)})"
         if row == "random" and difference["settled"] <= 0:
             text += ". So this does not show that choosing images pays over drawing them"
         found.append(f"{text}.")

@@ -43,20 +43,18 @@ class Noise:
 
     Attributes:
         variance: points², an estimate.
-        num_outcomes, num_seeds: of the table that it was estimated from.
+        degrees_of_freedom: of the estimate.
+        num_outcomes, num_seeds: of the table that it was estimated from: those with two cells or more.
     """
 
     variance: float
+    degrees_of_freedom: int
     num_outcomes: int
     num_seeds: int
 
     def degrees(self, num_seeds: int) -> int:
-        """Degrees of freedom of the estimate if the same outcomes had so many seeds."""
+        """Degrees of freedom of the estimate if the same outcomes all had so many seeds."""
         return (self.num_outcomes - 1) * (num_seeds - 1)
-
-    @property
-    def degrees_of_freedom(self) -> int:
-        return self.degrees(self.num_seeds)
 
 
 def block_noise(table: npt.ArrayLike) -> Noise | None:
@@ -67,22 +65,27 @@ def block_noise(table: npt.ArrayLike) -> Noise | None:
     difference, with S - 1 degrees of freedom.
 
     Args:
-        table: (C, S) accuracies in percent of C outcomes under the same S seeds.
+        table: (C, S) accuracies in percent of C outcomes under S seeds; NaN where an outcome lacks a seed.
 
     Returns:
-        The noise, with (C - 1)(S - 1) degrees of freedom; None where that is 0.
+        The noise. Its degrees of freedom are the cells less the rank of the model, so (C - 1)(S - 1) of a
+        full table; None where they are 0.
 
     Source: Montgomery, Design and Analysis of Experiments, chapter 4.
     """
     values = np.asarray(table, np.float64)
     if values.ndim != 2:
         raise ValueError(f"table has shape {values.shape}; must be (outcomes, seeds)")
-    num_outcomes, num_seeds = values.shape
-    if num_outcomes < 2 or num_seeds < 2:
+    known = ~np.isnan(values)
+    outcome, seed = np.nonzero(known)
+    design = np.hstack([np.eye(values.shape[0])[outcome], np.eye(values.shape[1])[seed]])
+    found, _, rank, _ = np.linalg.lstsq(design, values[known], rcond=None)
+    degrees = len(outcome) - int(rank)
+    if degrees == 0:
         return None
-    rest = values - values.mean(1, keepdims=True) - values.mean(0) + values.mean()
-    variance = float((rest**2).sum() / ((num_outcomes - 1) * (num_seeds - 1)))
-    return Noise(variance, num_outcomes, num_seeds)
+    variance = float(((values[known] - design @ found) ** 2).sum() / degrees)
+    sizes = [int((known.sum(axis) > 1).sum()) for axis in (1, 0)]
+    return Noise(variance, degrees, *sizes)
 
 
 def t_quantile(level: float, degrees: float) -> float:
@@ -125,24 +128,25 @@ def difference_interval(
     a: npt.ArrayLike,
     b: npt.ArrayLike,
     *,
-    noise: Noise | None = None,
+    noise: Noise | None,
     image_variance: float = 0.0,
     level: float = LEVEL,
 ) -> Interval:
     """The mean of `a` minus `b`, paired by seed, with an interval over seeds and, if known, over images.
 
-    Over seeds it is Student's t: of these S differences (S - 1 degrees of freedom), or with the `noise`
-    of a larger table. The squared half widths of seeds and images are added (Banerjee's method for
-    components of variance with different degrees of freedom, which covers at least the level).
+    Over seeds it is Student's t with the `noise`. The squared half widths of seeds and images are added
+    (Banerjee's method for components of variance with different degrees of freedom, which covers at least
+    the level).
 
     Args:
         a, b: (S,) accuracies in percent; entry s is the same seed in both.
-        noise: from `block_noise`, of a table that has both; None: of these two alone.
+        noise: from `block_noise`, of a table that has both; None where nothing tells it: then the interval
+            is about these trainings, and over images alone.
         image_variance: of the mean difference, points²; from `image_variance`. 0 where the flags are not
             at hand: then the interval is about these test images.
 
     Returns:
-        Without bounds for a single seed where there is neither `noise` nor an `image_variance`.
+        Without bounds where there is neither `noise` nor an `image_variance`.
 
     Source: Banerjee 1960, Sankhya 22, 357-358.
     """
@@ -150,7 +154,6 @@ def difference_interval(
     if first.shape != second.shape or first.ndim != 1 or not len(first):
         raise ValueError(f"a has shape {first.shape}, b {second.shape}; pairs need equal shapes")
     mean = float((first - second).mean())
-    noise = block_noise(np.stack([first, second])) if noise is None else noise
     if noise is None and image_variance <= 0:
         return Interval(mean, None, None)
     half = float(ndtri(0.5 + level / 2)) ** 2 * image_variance
@@ -193,7 +196,12 @@ def image_variance(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
 
 
 def seeds_needed(
-    mean: float, noise: Noise, *, image_variance: float = 0.0, level: float = LEVEL
+    mean: float,
+    noise: Noise,
+    *,
+    image_variance: float = 0.0,
+    used: int = 1,
+    level: float = LEVEL,
 ) -> int | None:
     """The least number of seeds whose interval of a difference leaves out 0, if mean and spread stay.
 
@@ -204,9 +212,10 @@ def seeds_needed(
         mean: of the difference, points.
         noise: its degrees of freedom grow with the seeds.
         image_variance: as in `difference_interval`; it does not fall with more seeds.
+        used: seeds that did not settle it.
 
     Returns:
-        2 or more; None where no number up to `MOST_SEEDS` does: the difference is 0, or smaller than what
+        More than `used`; None where no number up to `MOST_SEEDS` does: the difference is 0, or smaller than what
         the test images leave open.
     """
 
@@ -216,7 +225,7 @@ def seeds_needed(
 
     if not settles(MOST_SEEDS):
         return None
-    fails, enough = 1, MOST_SEEDS  # the width falls with every seed
+    fails, enough = used, MOST_SEEDS  # the width falls with every seed
     while enough - fails > 1:
         middle = (fails + enough) // 2
         fails, enough = (fails, middle) if settles(middle) else (middle, enough)

@@ -6,8 +6,8 @@ from typing import Any
 
 from rich.table import Table
 
-from ssat_ray.comparison.words import accuracy_text, noise_text, points, spent_text
-from ssat_ray.report.words import ATTACKS, duration, signed, size
+from ssat_ray.comparison.words import accuracy_text, cost_of, noise_text, points, spent_text
+from ssat_ray.report.words import ATTACKS, signed, size
 
 Record = dict[str, Any]
 
@@ -41,7 +41,7 @@ def outcomes_table(content: Record) -> Table:
             "–" if entry["images"] is None else f"{entry['images']:,}",
             accuracy_text(entry[attack]),
             *("" if mean is None else f"{mean['mean']:.1f}" for mean in means),
-            ("≥ " if entry["lower_bounds"] else "") + duration(entry["time"]),
+            cost_of(entry, "time"),
             size(entry["memory"]),
             *(_difference(entry["differences"].get(row)) for row in baselines),
             *(["–" if hours is None else f"{hours:.3g}"] if gpus else []),
@@ -65,7 +65,7 @@ def _difference(difference: Record | None) -> str:
 def comparison_lines(content: Record) -> list[str]:
     """Warnings, what the intervals rest on, effects, what is open, trials without results, time, the recommendation."""
     lines = [f"warning: {warning}" for warning in content["warnings"]]
-    lines.append(f"intervals of 95 % {noise_text(content['noise'])}")
+    lines.append(f"intervals of 95 %: {noise_text(content['noise'])}")
     for setting in content["effects"]["settings"]:
         lines.append(_effect_line(setting))
     differences = [

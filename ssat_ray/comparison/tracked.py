@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import ast
+import json
 from collections.abc import Iterable
 from typing import Any
 
 from ssat_ray.comparison.outcomes import (
     BASELINES,
+    VALIDATION,
     Outcome,
     Reading,
     Unfinished,
     gpu_seconds,
     settings_of,
+    stopped_text,
 )
 from ssat_ray.config import ROWS
 from ssat_ray.errors import UserError
 from ssat_ray.report.words import ATTACKS
 from ssat_ray.store import canonical_json
-from ssat_ray.tracking import EXPERIMENT, reading_client
+from ssat_ray.tracking import EXPERIMENT, SETTINGS, WARNINGS, reading_client
 
 PARENT, NAME = "mlflow.parentRunId", "mlflow.runName"
 PAGE = 1000
@@ -88,15 +91,20 @@ def _read_parent(parent: Any, children: Iterable[Any], uri: str) -> Reading:
     """The finished nested runs of one parent, by configuration and row, and the trials that have none."""
     name = f"{uri}#{parent.data.tags.get(NAME, parent.info.run_id)}"
     of_sweep = parent.data.tags.get("kind") == "sweep"
+    keys: dict[str, None] = {}
+    warnings = _warnings(name, parent)
     groups: dict[tuple[str, str], dict[int, Any]] = {}
     unfinished: dict[str, Unfinished] = {}
     commits: dict[str, None] = {}
     for run in children:
         params, tags = run.data.params, run.data.tags
+        swept = json.loads(tags.get(SETTINGS, "{}"))
+        keys |= dict.fromkeys(swept)
+        warnings += _warnings(_trial(name, run), run)
         if run.info.status != "FINISHED":
             trial = _trial(name, run)
             status = tags.get("status", run.info.status.lower())
-            unfinished[trial] = Unfinished(trial, {}, status, tags.get("cause", ""))
+            unfinished[trial] = Unfinished(trial, swept, status, tags.get("cause") or _stopped(run))
             continue
         missing = [metric for metric in NEEDED if metric not in run.data.metrics]
         if missing:
@@ -114,7 +122,26 @@ def _read_parent(parent: Any, children: Iterable[Any], uri: str) -> Reading:
             if all(f"{prefix}test.pgd" in run.data.metrics for run in runs.values()):
                 candidate = row == own if of_sweep else row not in BASELINES
                 outcomes.append(_outcome(row, prefix, runs, candidate, name, uri))
-    return Reading(tuple(outcomes), tuple(unfinished.values()), spent=None, commits=tuple(commits))
+    return Reading(
+        tuple(outcomes),
+        tuple(unfinished.values()),
+        tuple(keys),
+        tuple(dict.fromkeys(warnings)),
+        spent=None,
+        commits=tuple(commits),
+    )
+
+
+def _stopped(run: Any) -> str:
+    """Where early stopping ended it, and with what; empty if it did not."""
+    reached = run.data.metrics.get("val_pgd.mean")
+    if not run.data.tags.get("step") or reached is None:
+        return ""
+    return stopped_text(int(run.data.tags["step"]), reached)
+
+
+def _warnings(name: str, run: Any) -> list[tuple[str, str]]:
+    return [(name, line) for line in run.data.tags.get(WARNINGS, "").splitlines()]
 
 
 def _outcome(
@@ -136,6 +163,9 @@ def _outcome(
     accuracy = {
         attack: {s: float(m[f"test.{attack}"]) for s, m in metrics.items() if f"test.{attack}" in m}
         for attack in ATTACKS
+    }
+    accuracy[VALIDATION] = {
+        s: float(m["validation.pgd"]) for s, m in metrics.items() if "validation.pgd" in m
     }
     accuracy = {attack: by_seed for attack, by_seed in accuracy.items() if by_seed}
     seconds = {
@@ -166,6 +196,7 @@ def _outcome(
         digests={seed: t["digest.train"] for seed, t in own.items() if "digest.train" in t},
         test_set=tags[seeds[0]].get("digest.labelled"),
         lower_bounds=tuple(seed for seed, m in metrics.items() if m.get("hit_max_steps")),
+        world_sizes=tuple(sorted({size for size in sizes if size is not None})),
     )
 
 
@@ -175,7 +206,7 @@ def _attack_name(attack: str, flat: dict[str, Any]) -> str:
         restarts = flat.get("evaluate.pgd_restarts", 1)
         more = f" ({restarts} restarts)" if restarts > 1 else ""
         return f"PGD-{flat['evaluate.pgd_steps']}{more}"
-    return {"autoattack": "strongest ensemble"}.get(attack, attack)
+    return {"autoattack": "strongest ensemble", VALIDATION: "validation PGD"}.get(attack, attack)
 
 
 def value_of(text: str) -> Any:

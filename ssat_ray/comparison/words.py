@@ -17,6 +17,12 @@ def cost_text(value: float | None, by: str) -> str:
     return f"{count(value)} images" if by == "images" else size(value)
 
 
+def cost_of(entry: Record, by: str) -> str:
+    """A cost of an outcome for people; ≥ before a time that `train.max_steps` cut short."""
+    bound = "≥ " if by == "time" and entry["lower_bounds"] else ""
+    return bound + cost_text(entry[by], by)
+
+
 def points(difference: Record) -> str:
     """A difference in points with its 95 % interval: −0.9 points [−2.3, +0.5]."""
     text = f"{signed(difference['mean'])} points"
@@ -28,8 +34,8 @@ def points(difference: Record) -> str:
 def seeds_text(difference: Record) -> str:
     """How many seeds would settle an undecided difference."""
     if difference["seeds_needed"] is not None:
-        return f"about {count(difference['seeds_needed'], ',')} seeds would settle it"
-    if difference["low"] is None or "seeds" not in difference["over"]:
+        return f"about {count(difference['seeds_needed'], ',')} seeds would settle it, at even odds"
+    if "seeds" not in difference["over"]:
         return "a second seed would say how far it is from settled"
     if "images" in difference["over"]:
         return "more seeds alone would not settle it on these test images"
@@ -55,8 +61,8 @@ def noise_text(noise: Record | None) -> str:
     """What the intervals rest on."""
     if noise is None:
         return (
-            "no common spread: each interval is of its own seeds alone (Student's t), and there is none "
-            "for a single seed"
+            "no two outcomes have two seeds in common, so nothing says how far training again would move a "
+            "difference: none is settled, and where there is an interval, it is over the test images alone"
         )
     return (
         f"over seeds, Student's t with {noise['degrees_of_freedom']} degrees of freedom: the spread of "

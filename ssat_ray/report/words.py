@@ -249,7 +249,8 @@ def machine_name(machine: dict[str, Any] | str | None) -> str:
     """A machine in one line: AMD EPYC, 2 cores, 23.5 GiB; other facts of it follow."""
     if not isinstance(machine, dict):
         return str(machine or "unknown")
-    forms = {"cpu": "{}", "cores": "{} cores", "memory_gib": "{} GiB", "platform": "{}"}
+    forms = {"cpu": "{}", "cores": "{} cores", "memory_gib": "{} GiB", "gpus": "{}"}
+    forms["platform"] = "{}"
     known = [form.format(machine[key]) for key, form in forms.items() if key in machine]
     others = [
         f"{key} {value}"

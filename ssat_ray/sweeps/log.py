@@ -18,7 +18,7 @@ from ssat_ray.loading import flatten
 from ssat_ray.places import write_atomic
 from ssat_ray.plan import build_plan
 from ssat_ray.stages.report import REPORT, RESULTS, read_results
-from ssat_ray.store import Store
+from ssat_ray.store import Store, canonical_json
 from ssat_ray.sweeps.record import (
     ENDED,
     FAILED,
@@ -37,11 +37,13 @@ from ssat_ray.tracking import (
     ARTIFACTS,
     DATABASE,
     QUICK,
+    SETTINGS,
     STATE,
     check,
     reason,
     tracking_uri,
     version_tags,
+    warning_tags,
 )
 
 RETRY_SECONDS = 5.0
@@ -73,6 +75,7 @@ class Log:
         self._queue: queue.Queue[Trial | Record | None] = queue.Queue()
         self._deadline = float("inf")
         self._state = self._read_state()
+        self._queued = dict(self._state["trials"])
         self._added = False
         self._thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
         self._thread.start()
@@ -86,7 +89,8 @@ class Log:
 
     def add(self, trial: Trial) -> None:
         """A trial that has started or ended; what is logged already is not logged again."""
-        if self._state["trials"].get(trial["name"]) != _version(trial):
+        if self._queued.get(trial["name"]) != _version(trial):
+            self._queued[trial["name"]] = _version(trial)
             self._added = True
             self._queue.put(copy.deepcopy(trial))
 
@@ -110,32 +114,45 @@ class Log:
     # -- the thread -----------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while (found := self._queue.get()) is not None:
-            if not self._until_logged(found):
-                return
-
-    def _until_logged(self, found: Trial | Record) -> bool:
-        """Try until it works; False if it did not until the deadline."""
-        while True:
-            try:
-                if isinstance(found, Record):
-                    self._log_sweep(found)
-                else:
-                    self._log_trial(found)
-            except Exception as error:  # MLflow raises whatever its store or server raises
-                if self._failure is None:
-                    traceback.print_exc()
-                    text = f"MLflow: {reason(error)}; trying again until it works"
-                    self.lines.say("tracking_failed", text, cause=reason(error))
-                self._failure, self._tracker = reason(error), None
-            else:
+        """Log the latest of every trial; what fails comes last the next time, so that it holds up no other."""
+        left: dict[str, Trial | Record] = {}
+        more = True
+        while more or left:
+            while more and (not left or not self._queue.empty()):
+                found = self._queue.get()
+                if found is None:
+                    more = False
+                    break
+                left[_key(found)] = found
+            while left and self._logged(left[key := next(iter(left))]):
+                del left[key]
+            if not left:
                 if self._failure is not None:
                     self.lines.say("tracking_back", "MLflow: it works again")
                 self._failure = None
-                return True
-            if time.monotonic() > self._deadline:
-                return False
-            time.sleep(RETRY_SECONDS)
+            elif time.monotonic() > self._deadline:
+                for other in [name for name in left if name != key]:  # a last time
+                    self._logged(left[other])
+                return
+            else:
+                left[key] = left.pop(key)
+                time.sleep(RETRY_SECONDS)
+
+    def _logged(self, found: Trial | Record) -> bool:
+        """Whether it could be."""
+        try:
+            if isinstance(found, Record):
+                self._log_sweep(found)
+            else:
+                self._log_trial(found)
+        except Exception as error:  # MLflow raises whatever its store or server raises
+            if self._failure is None:
+                traceback.print_exc()
+                text = f"MLflow: {reason(error)}; trying again until it works"
+                self.lines.say("tracking_failed", text, cause=reason(error))
+            self._failure, self._tracker = reason(error), None
+            return False
+        return True
 
     def _connect(self) -> SweepTracker:
         """A client of a server that answers."""
@@ -182,12 +199,14 @@ class Log:
             name = f"{title(trial['settings'])} seed {seed}"
             run = tracker.open(name, parent, identity=f"{trial['name']} seed {seed}")
             tags = {"trial": trial["name"], "sweep": self.folder.name, "seed": seed}
+            tags[SETTINGS] = canonical_json(trial["settings"])
             tags |= {key: trial[key] or "" for key in ("status", "step", "cause")}
             tracker.start_trial(run, point.config, plan, point.row, seed, tags)
             tracker.reports(run.info.run_id, trial["reports"])
             if trial["status"] == FINISHED:
                 files = (folder / RESULTS, folder / REPORT)
                 results = read_results(folder)
+                tracker.describe(run, {}, warning_tags(results))
                 tracker.fill_trial(run.info.run_id, plan, point.row, seed, results, files)
             elif trial["status"] != RUNNING:
                 train = plan.jobs[point.row, seed, "train"]
@@ -218,6 +237,11 @@ class Log:
     def _note(self, **changes: Any) -> None:
         self._state |= changes
         write_atomic(self.folder / STATE, json.dumps(self._state))
+
+
+def _key(found: Trial | Record) -> str:
+    """Of what only the latest is logged."""
+    return "" if isinstance(found, Record) else str(found["name"])
 
 
 def _version(trial: Trial) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ssat_ray.errors import UserError
 from ssat_ray.places import write_atomic
+from ssat_ray.plan import build_plan
 from ssat_ray.provenance import git_commit, machine
 from ssat_ray.stages.report import RESULTS, read_results
 from ssat_ray.sweeps.space import ROW, Point, Space
@@ -27,8 +28,8 @@ Trial = dict[str, Any]
 class Record:
     """The trials of a sweep, as far as they are known, and how each stands.
 
-    A trial of an earlier command is found again by its name, which is a digest of its settings. One that the file no longer
-    asks for is left out; its folder stays.
+    A trial of an earlier command is found again by its name, which is a digest of its settings, and counts if the digest of its
+    report, with the stages' versions, is today's. One that the file no longer asks for is kept aside, in case it does again.
 
     Args:
         folder: `runs/<sweep>`.
@@ -43,8 +44,11 @@ class Record:
         self.points: dict[str, Point] = {}
         self.trials: dict[str, Trial] = {}
         before = _read(folder / FILE)
-        self._before = {trial["name"]: trial for trial in before.get("trials", [])}
-        self._sessions: list[dict[str, float]] = before.get("sessions", [])
+        known = [*before.get("former", []), *before.get("trials", [])]
+        self._before: dict[str, Trial] = {trial["name"]: trial for trial in known}
+        self._sessions: list[dict[str, Any]] = before.get("sessions", [])
+        self.complete = False
+        """Whether this command has come to its end."""
         self._started = time.time()
         self._origin = {
             "created": before.get("created") or datetime.now(UTC).isoformat(timespec="seconds"),
@@ -76,13 +80,21 @@ class Record:
         if point.name in self.trials:
             return self.trials[point.name]
         self.points[point.name] = point
+        digest = build_plan(point.config).last.digest
         new = _waiting(point.name, point.settings, point.row)
         trial = {**new, **self._before.get(point.name, {})}
-        done = trial["status"] in ENDED
+        done = trial["status"] in ENDED and trial["digest"] == digest
+        trial["digest"] = digest
         if trial["status"] == FINISHED and not (self.folder / point.name / RESULTS).exists():
             done = False
         if not done:
-            trial |= {"status": WAITING, "step": None, "cause": None, "reports": []}
+            trial |= {
+                "status": WAITING,
+                "step": None,
+                "cause": None,
+                "reports": [],
+                "results": None,
+            }
         self.trials[point.name] = trial
         return trial
 
@@ -154,7 +166,13 @@ class Record:
     def content(self) -> dict[str, Any]:
         """All of `sweep.json`."""
         sweep = self.space.sweep
-        own = {"started": self._started, "seconds": time.time() - self._started}
+        spent = time.time() - self._started
+        own = {"started": self._started, "seconds": spent, "complete": self.complete}
+        former = [
+            trial
+            for name, trial in self._before.items()
+            if name not in self.trials and trial["status"] in ENDED
+        ]
         return {
             "schema": SCHEMA,
             "kind": "sweep",
@@ -166,6 +184,7 @@ class Record:
             "baselines": list(sweep.baselines),
             "keys": list(sweep.space),
             "trials": list(self.trials.values()),
+            "former": former,
             "sessions": [*self._sessions, own],
             "sharing": self.sharing,
         }
@@ -178,6 +197,7 @@ def _waiting(name: str, settings: dict[str, Any], row: str) -> Trial:
         "settings": settings,
         "row": row,
         "status": WAITING,
+        "digest": None,
         "step": None,
         "cause": None,
         "seconds": 0.0,
@@ -233,7 +253,8 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{path} is damaged ({error}); delete it: the same command takes finished trials from their folders."
+            f"{path} is damaged ({error}). Put an older copy in its place, or delete it: then the same command "
+            "writes a new one, from what is in the store; it runs stopped trials again."
         ) from error
     if found.get("schema") != SCHEMA:
         raise UserError(f"{path} has schema {found.get('schema')}, this version writes {SCHEMA}.")

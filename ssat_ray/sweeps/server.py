@@ -41,6 +41,9 @@ class Server:
             free.bind((HOST, 0))
             port = free.getsockname()[1]
         self.uri = f"http://{HOST}:{port}"
+        for name in ("no_proxy", "NO_PROXY"):  # a proxy reaches no server of this machine
+            known = list(filter(None, os.environ.get(name, "").split(",")))
+            os.environ[name] = ",".join(dict.fromkeys([*known, HOST]))
         database.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "ssat_ray.sweeps.server", str(port), str(database)]
         with log.open("ab") as output:

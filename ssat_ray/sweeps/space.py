@@ -217,7 +217,8 @@ class Space:
         """UserError for a key that there is not, or that the sweep file itself decides."""
         known = [*_leaves(), ROW]
         if key not in known and not key.startswith("train.none_recipes."):
-            raise UserError(f"{where}: there is no such key{nearest(key, known)}.")
+            near = nearest(key, [*known, *ALSO_CALLED])
+            raise UserError(f"{where}: there is no such key{near}.")
         if key in OWN:
             raise UserError(f"{where} cannot be set in a sweep: {OWN[key]}.")
 

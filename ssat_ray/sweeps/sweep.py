@@ -37,7 +37,7 @@ from ssat_ray.sweeps.space import BATCH, Point, Space
 from ssat_ray.sweeps.trial import trainable
 from ssat_ray.sweeps.trials import NUMBER, Trials
 
-LOG, EXPERIMENT = "sweep.log", "tune"
+LOG, EXPERIMENT, ALONE = "sweep.log", "tune", ".lease"
 LAST = ("train", "evaluate", "report")
 """Stages of the batches; all before them are shared work, done first where the points are known."""
 TUNE = {
@@ -65,7 +65,6 @@ def run(space: Space, folder: Path, lines: Lines, log: Log) -> Record:
     check_keys(space, plans)
     with _alone(folder, store) as scratch:
         record = Record(folder, space)
-        record.write()
         for trial in record.of(*ENDED):
             log.add(trial)
         _build(plans, record)
@@ -78,6 +77,7 @@ def run(space: Space, folder: Path, lines: Lines, log: Log) -> Record:
             jobs = {job.digest: job for plan in (standing, *due.values()) for job in plan.unique}
             forget_failures(map(store.folder, jobs.values()))  # each is tried again, once
             examine(record, due if space.points else {"": standing}, lines)
+            record.write()
             with MemoryWatch(folder / MEMORY) as memory, pipeline.session(base, lines) as board:
                 memory.stage = "shared stages"
                 prepare(record, list(due.values()), lines)
@@ -85,6 +85,7 @@ def run(space: Space, folder: Path, lines: Lines, log: Log) -> Record:
                 _tune(Trials(record, plans, board, store, lines, log), scratch)
         _build(plans, record)  # a search has found some since
         record.sharing = sharing(list(plans.values()), store, folder / COMPUTATIONS)
+        record.complete = True
         record.write()
     return record
 
@@ -125,7 +126,7 @@ def check_keys(space: Space, plans: dict[str, Plan]) -> None:
 
 @contextlib.contextmanager
 def _alone(folder: Path, store: Store) -> Iterator[Path]:
-    """Ray Tune's folder for this sweep, leased as long as the sweep runs.
+    """Ray Tune's folder for this sweep. As long as it runs, the sweep is leased, and that folder, for `ssat gc`.
 
     Raises:
         UserError: a live process has it.
@@ -133,15 +134,15 @@ def _alone(folder: Path, store: Store) -> Iterator[Path]:
     key = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
     root = store.root if isinstance(store.root, Path) else cache_of(store.root)
     scratch = root / RAY_TUNE / f"{folder.name}-{key}"
-    lease = FileLease(scratch / LEASE)
-    if not lease.acquire():
-        raise UserError(f"another process runs the sweep in {folder}; wait for it, or stop it.")
-    try:
+    with contextlib.ExitStack() as held:
+        for lease in (FileLease(folder / ALONE / LEASE), FileLease(scratch / LEASE)):
+            if not lease.acquire():
+                text = f"another process runs the sweep in {folder}; wait for it, or stop it."
+                raise UserError(text)
+            held.callback(lease.release)
+        held.callback(shutil.rmtree, scratch, ignore_errors=True)
         shutil.rmtree(scratch / EXPERIMENT, ignore_errors=True)  # of a command that was killed
         yield scratch
-    finally:
-        lease.release()
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def examine(record: Record, plans: dict[str, Plan], lines: Lines) -> None:
@@ -211,7 +212,7 @@ def _tune(trials: Trials, scratch: Path) -> None:
     about = {"concurrent": most, "batches": len(trials.batches) or None}
     trials.lines.say("trials", _plan_text(trials, most), **about)
     tune.Tuner(
-        trainable(trials.orders(most), trials.board),
+        trainable(trials.orders(), trials.board),
         param_space=space,
         tune_config=tune.TuneConfig(
             search_alg=searcher,

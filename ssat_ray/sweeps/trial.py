@@ -13,11 +13,8 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.util.placement_group import (
-    PlacementGroup,
-    placement_group_table,
-    remove_placement_group,
-)
+from ray.core.generated import gcs_pb2
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ssat_ray.errors import RunFailed
@@ -45,7 +42,6 @@ class Order:
         cwd: that relative paths of the configurations are about.
         rungs: steps at which trainings of the swept row pause, in a batch of one trial; none: they do not.
         trained: of these trainings, digest -> the artefact's folder.
-        alone: whether no other batch runs at the same time.
     """
 
     points: tuple[Point, ...]
@@ -53,7 +49,6 @@ class Order:
     cwd: Path
     rungs: tuple[int, ...] = ()
     trained: dict[str, Place] | None = None
-    alone: bool = True
 
 
 @ray.remote(num_cpus=0)
@@ -79,8 +74,7 @@ def trainable(order_of: Callable[[dict[str, Any]], Order], board: Any) -> Any:
         order = order_of(config)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         runner = Runner.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
-        before = _reserved()
-        outcomes = _watch(runner.run.remote(order), order, board, before)
+        outcomes = _watch(runner.run.remote(order), order, board)
         ray.kill(runner)
         for name, outcome in outcomes.items():
             tune.report({NAME: name, **outcome})
@@ -91,11 +85,8 @@ def trainable(order_of: Callable[[dict[str, Any]], Order], board: Any) -> Any:
     return tune.with_resources(trial, {"cpu": 0, _node_resource(): SHARE})
 
 
-def _watch(done: Any, order: Order, board: Any, before: set[str]) -> dict[str, dict[str, Any]]:
+def _watch(done: Any, order: Order, board: Any) -> dict[str, dict[str, Any]]:
     """Wait for the runner, and report every rung that all seeds of a trial have reached meanwhile.
-
-    Args:
-        before: placement groups that the runner has not made.
 
     Returns:
         Trial -> how it ended.
@@ -103,43 +94,43 @@ def _watch(done: Any, order: Order, board: Any, before: set[str]) -> dict[str, d
     left = list(order.rungs)
     while not ray.wait([done], timeout=POLL_SECONDS)[0]:
         left = _report_rungs(order, board, left)
+        free_abandoned()
     _report_rungs(order, board, left)  # it may have found all its trainings published
     try:
         outcomes: dict[str, dict[str, Any]] = ray.get(done)
     except ray.exceptions.RayError as error:  # the process is gone, for lack of memory for example
-        if order.alone:
-            for group in _reserved() - before:
-                _free(group)
         reason = " ".join(str(error).split())[:300]
         lost = {STATUS: "failed", CAUSE: f"the trial's process died: {reason}"}
         return {point.name: lost for point in order.points}
     return outcomes
 
 
-def _reserved() -> set[str]:
-    """Placement groups of this job's workers. An id ends with the job's; those of Ray Tune have a share of a node."""
+def free_abandoned() -> None:
+    """Remove the placement groups of this job whose maker has died: other batches would wait for their CPUs for ever.
+
+    Ray keeps a group as long as the job lives, and has no public word for who made it (2.60).
+    """
     job = ray.get_runtime_context().get_job_id()
-    return {
-        name
-        for name, group in placement_group_table().items()
-        if name.endswith(job)
-        and group["state"] != "REMOVED"
-        and not any(key.startswith("node:") for one in group["bundles"].values() for key in one)
-    }
-
-
-def _free(group: str) -> None:
-    """Remove a group of workers: a process that died leaves it, and the next batch would wait for its CPUs."""
-    remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group))))
+    table = ray._private.state.state._connect_and_get_accessor().get_placement_group_table()
+    for group in map(gcs_pb2.PlacementGroupTableData.FromString, table):
+        maker = group.creator_actor_id
+        nobody = maker in (b"", ray.ActorID.nil().binary())
+        if nobody or group.creator_job_id.hex() != job or group.state == group.REMOVED:
+            continue
+        if ray._private.state.actors(maker.hex()).get("State") == "DEAD":
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
 
 
 def _report_rungs(order: Order, board: Any, left: list[int]) -> list[int]:
     """Report the rungs of `left` that all seeds have reached; returns those that are left."""
     if left:
         histories, finished = _progress(order, board)
+        name = order.points[0].name
         while left and (value := rung_value(histories, finished, left[0])) is not None:
-            tune.report({NAME: order.points[0].name, STEP: left[0], VALUE: value})
-            left = left[1:]
+            rung, left = left[0], left[1:]
+            tune.report({NAME: name, STEP: rung, VALUE: value})
+            if ray.get(board.decision.remote(name, rung)) is False:  # it may have reached more
+                return []
     return left
 
 

@@ -59,10 +59,12 @@ class Trials(tune.Callback):
     def _rungs(self) -> tuple[int, ...]:
         assert self.asha is not None
         lengths = []
-        for point in self.due:
+        for (
+            point
+        ) in self.record.points.values():  # also ended ones: a later command has the same rungs
             job = next(j for j in self.plans[point.name].unique if j.stage == "labelled")
-            labelled = self.store.record(job)
-            assert labelled is not None
+            if (labelled := self.store.record(job)) is None:  # of an ended one that was removed
+                continue
             rule = rule_of(point.config.train, labelled["rows"]["labelled"])
             lengths.append(rule.expected_steps)
         found = rungs_of(self.asha.grace, self.asha.reduction, max(lengths, default=0))
@@ -73,12 +75,8 @@ class Trials(tune.Callback):
             )
         return found
 
-    def orders(self, at_once: int) -> Callable[[dict[str, Any]], Order]:
-        """What Ray Tune has for a batch -> what it is told; it is called in the batch's process.
-
-        Args:
-            at_once: batches.
-        """
+    def orders(self) -> Callable[[dict[str, Any]], Order]:
+        """What Ray Tune has for a batch -> what it is told; it is called in the batch's process."""
         space, rungs, cwd = self.record.space, self.rungs, Path.cwd()
         parent = self.record.folder
         batches = [[point.settings for point in batch] for batch in self.batches]
@@ -95,7 +93,7 @@ class Trials(tune.Callback):
         def order_of(config: dict[str, Any]) -> Order:
             settings = batches[config[NUMBER]] if NUMBER in config else [config]
             points = tuple(space.point(one) for one in settings)
-            return Order(points, parent, cwd, rungs, trained.get(points[0].name), at_once == 1)
+            return Order(points, parent, cwd, rungs, trained.get(points[0].name))
 
         return order_of
 

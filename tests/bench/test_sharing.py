@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -33,4 +34,9 @@ def test_what_is_no_sweep_is_said(tmp_path: Path) -> None:
     (tmp_path / "grid").mkdir()
     (tmp_path / "grid/sweep.json").write_text('{"trials": [{"name": "a", "status": "failed"}]}')
     with pytest.raises(UserError, match="none of its trials has finished"):
+        run("grid", tmp_path)
+    sessions = [{"seconds": 1.0, "complete": False}, {"seconds": 9.0, "complete": True}]
+    killed = {"trials": [{"name": "a", "status": "finished"}], "sessions": sessions}
+    (tmp_path / "grid/sweep.json").write_text(json.dumps(killed))
+    with pytest.raises(UserError, match="one of its commands was killed"):
         run("grid", tmp_path)

@@ -15,7 +15,7 @@ from scipy import stats
 from ssat_ray.comparison.analysis import COSTS, Question, analyse
 from ssat_ray.comparison.differences import difference, pooled_noise
 from ssat_ray.comparison.naming import name_outcomes, varied
-from ssat_ray.comparison.outcomes import Reading
+from ssat_ray.comparison.outcomes import Reading, Unfinished
 from ssat_ray.comparison.sources import read_sources
 from ssat_ray.comparison.statistics import difference_interval, image_variance
 from ssat_ray.errors import UserError
@@ -139,12 +139,12 @@ def test_seeds_that_would_settle_a_difference_do(content: dict[str, Any], readin
             own -= stats.t.ppf(0.975, 8) ** 2 * noise.variance
             images = own / stats.norm.ppf(0.975) ** 2
         for seeds, settled in ((needed, True), (needed - 1, False)):
-            if seeds < 2:
+            if seeds <= len(found["seeds"]):
                 continue
             interval = difference_interval(
                 np.full(seeds, found["mean"]),
                 np.zeros(seeds),
-                noise=replace(noise, num_seeds=seeds),
+                noise=replace(noise, degrees_of_freedom=noise.degrees(seeds)),
                 image_variance=images,
             )
             assert bool(interval.settled) == settled
@@ -175,7 +175,8 @@ def test_effects_are_those_of_the_swept_settings(content: dict[str, Any]) -> Non
         assert level["effect"]["mean"] == pytest.approx(mean - grand)
         assert level["time"] == pytest.approx(np.mean([e["time"] for e in inside]))
     assert [level["value"] for level in effects["select.ratio"]["levels"]] == ["0.1", "0.4"]
-    assert effects["select.ratio"]["levels"][1]["effect"]["settled"] == 1
+    assert effects["select.ratio"]["levels"][1]["effect"]["mean"] > 0
+    assert [effect["degrees_of_freedom"] for effect in effects.values()] == [2, 1]
 
 
 def test_energy_and_cost_follow_the_time(content: dict[str, Any], reading: Reading) -> None:
@@ -287,14 +288,59 @@ def test_warnings_say_what_makes_a_comparison_doubtful(outcome: Any) -> None:
     a = outcome("pcs", 80.0, 81.0, machines=("A",), test_set="x", settings={"threat.eps": 0.1})
     b = outcome("pcs", 79.0, 82.0, machines=("B",), test_set="y", settings={"threat.eps": 0.2})
     assert "differ in threat.eps: their accuracies are not of the same test" in about(a, b)
-    assert "2 machines and not comparable across them: A; B" in about(a, b)
+    assert "2 machines and not comparable across them (--by images" in about(a, b)
+    more = replace(a, world_sizes=(8,), settings={})
+    assert "trainings had 1, 8 workers" in about(more, replace(a, world_sizes=(1,), settings={}))
     assert "different test images" in about(a, replace(b, settings=a.settings))
-    assert "different seeds" in about(a, outcome("pcs", 79.0))
+    assert "1 outcomes have not the seeds 0, 1 of most" in about(a, b, outcome("pcs", 79.0))
+    stopped = tuple(Unfinished(f"trial{i}", {}, "stopped", "") for i in range(3))
+    assert "3 trials were stopped early" in about(a, unfinished=stopped)
     assert about(a, replace(b, settings=a.settings, test_set="x", machines=("A",))) == ""
     k = [replace(a, settings={**a.settings, "cluster.k": k}, row="lcs-km") for k in (5, 9)]
     assert "cluster.k is no setting of pcs, so its effect is not worked out" in about(a, *k)
     told = tuple((f"run{i}", "masked") for i in range(5))
     assert "run0, run1, run2 and 2 more: masked" in about(a, warnings=told)
+
+
+def test_an_outcome_of_one_lucky_seed_moves_nothing(outcome: Any) -> None:
+    """It is not the best, on no front, in no effect, and leaves the others' intervals as they are."""
+    ks = [
+        outcome("lcs-km", value, value + 1.3 - k / 20, settings={"cluster.k": k})
+        for k, value in ((5, 79.0), (10, 80.5), (20, 80.0))
+    ]
+    lucky = outcome("lcs-km", 99.0, settings={"cluster.k": 10}, seconds={"total": 1.0})
+    alone = analyse(Reading(outcomes=tuple(ks)), Question())
+    beside = analyse(Reading(outcomes=(*ks, lucky)), Question())
+    assert beside["noise"] == pytest.approx(alone["noise"])
+    assert alone["noise"]["degrees_of_freedom"] == 2
+    assert beside["effects"] == alone["effects"]
+    assert beside["recommended"]["best"].startswith(alone["recommended"]["best"])
+    assert beside["recommended"]["best"] != beside["outcomes"][3]["name"]
+    assert beside["outcomes"][3]["fronts"] == []
+    for found, expected in zip(beside["outcomes"], alone["outcomes"], strict=False):
+        assert found["fronts"] == expected["fronts"]
+        if expected["to_best"] is not None:
+            assert found["to_best"]["low"] == pytest.approx(expected["to_best"]["low"])
+
+
+def test_with_one_seed_nothing_is_settled_and_only_the_best_is_named(
+    outcome: Any, tmp_path: Path
+) -> None:
+    """Even where the test images tell two classifiers apart: another training may turn them round."""
+    flags = np.arange(400) < 320, np.arange(400) < 100
+    made = []
+    for number, correct in enumerate(flags):
+        path = tmp_path / f"{number}.npy"
+        np.save(path, correct)
+        about = {"flags": {("pgd", 0): path}, "test_set": "x", "settings": {"cluster.k": number}}
+        made.append(outcome("lcs-km", 100 * correct.mean(), **about))
+    cheap = replace(made[1], seconds={"total": 1.0})
+    content = analyse(Reading(outcomes=(made[0], cheap)), Question())
+    found = content["outcomes"][1]["to_best"]
+    assert found["over"] == ["images"] and found["high"] < 0 and found["settled"] == 0
+    assert content["recommended"]["name"] == content["recommended"]["best"]
+    assert content["recommended"]["below"] == 0
+    assert "nothing says how far chance moves it" in content["recommended"]["reason"][0]
 
 
 def test_outcomes_without_a_common_seed_are_not_paired(outcome: Any) -> None:

@@ -20,17 +20,17 @@ GRID = np.array([(k, r) for k in range(5) for r in range(4)])
 def test_on_a_grid_they_are_marginal_means_with_the_noise_of_seeds() -> None:
     table = RNG.normal(size=(20, 3))
     found = main_effects(GRID, table)
-    assert found.crossed and found.degrees_of_freedom == 19 * 2
-    rest = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
-    variance = (rest**2).sum() / 38
+    assert found.crossed and found.degrees_of_freedom == (4 * 2, 3 * 2)
     for factor, (column, size) in enumerate(((0, 5), (1, 4))):
         effects = found.effects[factor]
         assert effects is not None and len(effects) == size
+        own = np.array([table[GRID[:, column] == level].mean(0) for level in range(size)])
+        rest = own - own.mean(1, keepdims=True) - own.mean(0) + own.mean()
+        degrees = (size - 1) * 2
+        variance = (rest**2).sum() / degrees
         for level, effect in enumerate(effects):
-            inside = GRID[:, column] == level
-            mean = table[inside].mean() - table.mean()
-            error = (variance / 3 * (1 / inside.sum() - 1 / 20)) ** 0.5
-            half = stats.t.ppf(0.975, 38) * error
+            mean = own[level].mean() - table.mean()
+            half = stats.t.ppf(0.975, degrees) * (variance / 3 * (1 - 1 / size)) ** 0.5
             assert effect.mean == pytest.approx(mean)
             assert (effect.low, effect.high) == pytest.approx((mean - half, mean + half))
 
@@ -47,7 +47,7 @@ def test_two_levels_of_several_seeds_are_the_paired_t_test() -> None:
 def test_two_levels_of_one_seed_are_the_unpaired_t_test() -> None:
     values, index = RNG.normal(size=10), np.array([0] * 5 + [1] * 5)
     found = main_effects(index[:, None], values[:, None])
-    assert not found.crossed and found.degrees_of_freedom == 8
+    assert not found.crossed and found.degrees_of_freedom == (8,)
     effects = found.effects[0]
     expected = stats.ttest_ind(values[5:], values[:5]).confidence_interval(0.95)
     assert effects is not None
@@ -97,15 +97,18 @@ def test_settings_that_vary_together_cannot_be_told_apart() -> None:
 
 def test_too_few_configurations_have_effects_without_bounds() -> None:
     found = main_effects(np.array([[0], [1], [2]]), RNG.normal(size=(3, 1)))
-    assert found.degrees_of_freedom == 0 and found.effects[0] is not None
+    assert found.degrees_of_freedom == (0,) and found.effects[0] is not None
     assert all(effect.low is None for effect in found.effects[0])
 
 
-def test_intervals_of_a_grid_of_two_seeds_cover() -> None:
+@pytest.mark.parametrize("shared", [0.0, 0.6, 2.0])
+def test_intervals_of_a_grid_of_two_seeds_cover(shared: float) -> None:
+    """Also where configurations share a clustering of their seed, whose luck is `shared` points."""
     rng, hits, trials = np.random.default_rng(2), 0, 1000
     truth = np.array([-0.5, 0.0, 0.5, 0.25, -0.25])[GRID[:, 0]]
     for _ in range(trials):
         table = truth[:, None] + rng.normal(0, 1, 2) + rng.normal(0, 0.8, (20, 2))
+        table += rng.normal(0, shared, (5, 2))[GRID[:, 0]]
         effects = main_effects(GRID, table).effects[0]
         assert effects is not None and effects[0].low is not None and effects[0].high is not None
         hits += effects[0].low <= -0.5 <= effects[0].high

@@ -8,9 +8,11 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ssat_ray.comparison.analysis import Question, analyse
+from ssat_ray.comparison.figures import _side_by_side
 from ssat_ray.comparison.html import grid, render
 from ssat_ray.comparison.outcomes import Reading
 from ssat_ray.comparison.sources import read_sources
@@ -143,18 +145,38 @@ def test_the_sweep_shows_its_grid_its_effects_and_what_failed(cases: Any) -> Non
     assert "cluster.k downwards, select.ratio across" in text
     assert "grid/odd" in text and "no space left" in text
     assert "Every combination was run, and the intervals are over seeds" in text
+    assert "against random" in text
     assert "over seeds and images" in text
     assert content["recommended"]["export"] in text
-    assert "kWh: 200 W over the total time, at a price of 0.3 a kWh." in text
+    assert (
+        "kWh: 200 W, drawn while one outcome is made, over the total time, at a price of 0.3 a kWh."
+        in text
+    )
     assert "AutoAttack, %" in text and "1 of 2 seeds" in text
     found = grid(content)
     assert found is not None
     assert (found["down"], found["across"]) == ("cluster.k", "select.ratio")
     assert found["columns"] == ["0.1", "0.4"]
-    assert [line for line, _ in found["lines"]] == ["5", "10", "20"]
-    for line, cells in found["lines"]:
+    assert [line for line, _ in found["lines"]] == ["5", "10", "20", "40"]
+    assert found["lines"][3][1] == ["failed", "–"]
+    below = [(row, [cell["name"] for cell in cells]) for row, cells in found["baselines"]]
+    assert below == [("random", ["random ratio=0.1", "random ratio=0.4"]), ("full", ["full"] * 2)]
+    for line, cells in found["lines"][:3]:
         for column, cell in zip(found["columns"], cells, strict=True):
             assert cell["name"] == f"lcs-km k={line} ratio={column}"
+
+
+def test_axes_have_the_costs_that_were_measured(cases: Any) -> None:
+    """Also where outcomes of nearly the same cost are drawn side by side."""
+    content, _ = cases["sweep"]
+    costs = np.array([entry["images"] for entry in content["outcomes"]], float)
+    places = _side_by_side(costs, logarithmic=False)
+    assert len(set(costs)) < len(costs) and len(set(places)) == len(costs)
+    assert np.abs(places - costs).max() <= 0.016 * np.ptp(costs)
+    many = np.repeat([100.0, 200.0, 2000.0], 40)
+    moved = _side_by_side(many, logarithmic=True)
+    assert np.abs(np.log(moved / many)).max() <= 0.016 * np.log(20)
+    assert (np.diff(moved) > 0).all()
 
 
 def test_what_is_missing_is_said(cases: Any) -> None:

@@ -19,7 +19,7 @@ def against(mean: float, half: float | None, needed: int | None = None, **more: 
 
 
 def entry(name: str, mean: float, time: float, to_best: Any = None, **more: Any) -> Any:
-    accuracy = {"pgd": {"name": "PGD-40", "mean": mean}}
+    accuracy = {"pgd": {"name": "PGD-40", "mean": mean, "seeds": [0, 1]}}
     about = {
         "name": name,
         "row": name.split()[0],
@@ -32,6 +32,7 @@ def entry(name: str, mean: float, time: float, to_best: Any = None, **more: Any)
         "memory": 2**20 * time,
         "to_best": to_best,
         "differences": {},
+        "lower_bounds": [],
     }
     return about | more
 
@@ -55,7 +56,7 @@ def test_the_cheapest_that_is_not_shown_to_be_worse() -> None:
     assert name == "pcs b"
     assert "least total time of the 3 of 4 configurations" in said
     assert "82.1 % against 83.0 % of pcs a, −0.9 points [−2.3, +0.5], with 2 min 00 s" in said
-    assert "up to 2.3 points below pcs a; about 9 seeds would settle it." in said
+    assert "up to 2.3 points below pcs a; about 9 seeds would settle it, at even odds." in said
     assert "1 of 4 is significantly below the best" in said
     assert "AutoAttack has not attacked it." in said
 
@@ -86,15 +87,37 @@ def test_a_near_tie_in_time_is_decided_by_the_images() -> None:
     assert "no interval" not in reason([BEST, entries[1], entries[3]], "pcs a")[1]
 
 
-def test_a_near_tie_in_time_with_as_many_images_is_the_clocks() -> None:
+def test_a_near_tie_in_time_with_as_many_images_is_decided_by_the_accuracy() -> None:
     entries = [
         BEST,
         entry("pcs b", 82.1, 100.0, against(-0.9, 1.4, 9), images=3000),
         entry("pcs c", 82.4, 104.0, against(-0.6, 1.4, 9), images=3000),
     ]
     name, said = reason(entries, "pcs a")
-    assert name == "pcs b" and "pcs b has the least total time of" in said
-    assert "the number of images decided, and then the clock, as pcs c has as few." in said
+    assert name == "pcs c" and "pcs c has the fewest images within 5 % of the least" in said
+    assert "the number of images decided, and then the accuracy, as pcs b has as few." in said
+    assert reason(entries, "pcs a", "images")[0] == "pcs c"
+
+
+def test_a_baseline_that_is_no_worse_for_no_more_is_named_at_once() -> None:
+    chosen = entry("pcs b", 82.1, 120.0, against(-0.9, 1.4, 9))
+    random = entry("random r", 82.4, 110.0, candidate=False, trials=["elsewhere"])
+    dear = entry("full", 85.0, 900.0, candidate=False, trials=["elsewhere"])
+    first = recommend([BEST, chosen, random, dear], "pcs a", "time", "pgd")["reason"][0]
+    assert first.endswith(
+        "But random r has 82.4 %, for no more: 1 min 50 s, with 11\u202f000 images."
+    )
+    by_images = recommend([BEST, chosen, random], "pcs a", "images", "pgd")["reason"][0]
+    assert by_images.endswith("has 82.4 %, for no more: 11\u202f000 images.")
+    other = {**random, "accuracy": {"pgd": {**random["accuracy"]["pgd"], "seeds": [0]}}}
+    for without in ([BEST, chosen, dear], [BEST, chosen, other]):
+        assert "But" not in recommend(without, "pcs a", "time", "pgd")["reason"][0]
+
+
+def test_a_time_that_was_cut_short_is_a_lower_bound_in_the_reason_too() -> None:
+    chosen = entry("pcs b", 82.1, 120.0, against(-0.9, 1.4, 9), lower_bounds=[1])
+    assert "with ≥ 2 min 00 s instead of 10 min 00 s" in reason([BEST, chosen], "pcs a")[1]
+    assert "≥" not in reason([BEST, chosen], "pcs a", "images")[1]
 
 
 def test_what_the_validation_images_would_choose_is_said_beside() -> None:
@@ -127,6 +150,8 @@ def test_without_intervals_only_the_best_can_be_named() -> None:
     cheap = entry("pcs b", 82.9, 10.0, against(-0.1, None))
     name, said = reason([BEST, cheap], "pcs a")
     assert name == "pcs a" and "nothing says how far chance moves it" in said
+    of_images = against(-0.1, 0.5, over=["images"])  # of one seed: it says nothing about training
+    assert reason([BEST, {**cheap, "to_best": of_images}], "pcs a")[0] == "pcs a"
     unpaired = entry("pcs c", 82.9, 10.0, None)
     assert reason([BEST, unpaired], "pcs a")[0] == "pcs a"
     assert reason([BEST], "pcs a")[1].startswith("pcs a is the only candidate, at 83.0 %")
@@ -166,10 +191,11 @@ def test_small_words() -> None:
     assert seeds_text(against(1.0, 2.0)) == "no number of seeds in reach would settle it"
     both = against(1.0, 2.0, over=["seeds", "images"])
     assert seeds_text(both) == "more seeds alone would not settle it on these test images"
-    assert seeds_text(against(1.0, 2.0, 1200)) == "about 1,200 seeds would settle it"
+    needed = seeds_text(against(1.0, 2.0, 1200))
+    assert needed == "about 1,200 seeds would settle it, at even odds"
     assert accuracy_text({"mean": 80.0, "low": None, "high": None}) == "80.0"
     assert spent_text(200.0, 0.1234, 0.05) == "3 min 20 s, 0.123 kWh, cost 0.05"
     assert spent_text(200.0, None, None) == "3 min 20 s"
-    assert "Student's t" in noise_text(None)
+    assert "none is settled" in noise_text(None)
     noise = {"points": 0.512, "degrees_of_freedom": 8, "outcomes": 9, "seeds": 2}
     assert "8 degrees of freedom: the spread of 0.51 points" in noise_text(noise)

@@ -52,7 +52,7 @@ def test_an_interval_over_seeds_is_the_one_sample_t_interval(num_seeds: int) -> 
 @pytest.mark.parametrize("num_seeds", [2, 3, 5])
 def test_a_difference_alone_is_the_paired_t_interval(num_seeds: int) -> None:
     a, b = RNG.normal(80, 2, (2, num_seeds))
-    found = difference_interval(a, b)
+    found = difference_interval(a, b, noise=block_noise([a, b]))
     expected = stats.ttest_rel(a, b).confidence_interval(0.95)
     assert (found.mean, found.low, found.high) == pytest.approx(
         ((a - b).mean(), expected.low, expected.high)
@@ -61,7 +61,7 @@ def test_a_difference_alone_is_the_paired_t_interval(num_seeds: int) -> None:
 
 def test_one_seed_has_no_interval_over_seeds() -> None:
     assert seed_interval([80.0]) == Interval(80.0, None, None)
-    assert difference_interval([80.0], [79.0]) == Interval(1.0, None, None)
+    assert difference_interval([80.0], [79.0], noise=None) == Interval(1.0, None, None)
     assert Interval(5.0, None, None).settled == 0
     assert block_noise([[80.0], [79.0]]) is None and block_noise([[80.0, 79.0]]) is None
 
@@ -77,6 +77,40 @@ def test_noise_is_the_residual_of_least_squares_with_outcomes_and_seeds() -> Non
     assert noise is not None
     assert noise.degrees_of_freedom == 15 - np.linalg.matrix_rank(design) == 8
     assert noise.variance == pytest.approx(rest @ rest / 8)
+
+
+@pytest.mark.parametrize("missing", [[(0, 1)], [(0, 0), (1, 1), (4, 2)], [(2, 0), (2, 1)]])
+def test_noise_of_outcomes_that_lack_seeds_is_that_of_least_squares(
+    missing: list[tuple[int, int]],
+) -> None:
+    """Against statsmodels' way: drop the empty cells, fit outcome and seed with one level of each left out."""
+    table = RNG.normal(size=(5, 3))
+    for cell in missing:
+        table[cell] = np.nan
+    known = ~np.isnan(table.ravel())
+    rows, columns = np.indices(table.shape).reshape(2, -1)
+    design = np.column_stack(
+        [np.ones(15), *(rows == i for i in range(1, 5)), *(columns == j for j in range(1, 3))]
+    )[known]
+    values = table.ravel()[known]
+    rest = values - design @ np.linalg.lstsq(design, values)[0]
+    degrees = known.sum() - 7
+    noise = block_noise(table)
+    assert noise is not None and noise.degrees_of_freedom == degrees
+    assert noise.variance == pytest.approx(rest @ rest / degrees)
+
+
+def test_an_outcome_of_one_seed_says_nothing_about_noise() -> None:
+    table = RNG.normal(size=(4, 3))
+    lonely = np.array([[80.0, np.nan, np.nan]])
+    with_it, without = block_noise(np.vstack([table, lonely])), block_noise(table)
+    assert with_it is not None and without is not None
+    assert with_it.variance == pytest.approx(without.variance)
+    assert with_it.degrees_of_freedom == without.degrees_of_freedom == 6
+    assert (with_it.num_outcomes, with_it.num_seeds) == (4, 3)
+    apart = np.full((2, 4), np.nan)
+    apart[0, :2], apart[1, 2:] = (1.0, 2.0), (3.0, 5.0)
+    assert block_noise(apart) is None
 
 
 @given(tables(), st.data())
@@ -105,7 +139,7 @@ def test_pooled_noise_narrows_an_interval_of_two_seeds_and_covers() -> None:
     for _ in range(2000):
         table = truth[:, None] + rng.normal(0, 1, 2) + rng.normal(0, 0.7, (12, 2))
         found = difference_interval(table[0], table[11], noise=block_noise(table))
-        alone = difference_interval(table[0], table[11])
+        alone = difference_interval(table[0], table[11], noise=block_noise(table[[0, 11]]))
         assert found.low is not None and found.high is not None
         assert alone.low is not None and alone.high is not None
         hits += found.low <= -3 <= found.high
@@ -117,7 +151,7 @@ def test_pooled_noise_narrows_an_interval_of_two_seeds_and_covers() -> None:
 
 
 def test_an_interval_with_noise_is_that_of_a_mean_of_known_degrees() -> None:
-    found = noise_interval([80.0, 82.0], Noise(4.0, 11, 2))
+    found = noise_interval([80.0, 82.0], Noise(4.0, 10, 11, 2))
     half = stats.t.ppf(0.975, 10) * (4.0 / 2) ** 0.5
     assert (found.mean, found.low, found.high) == pytest.approx((81.0, 81 - half, 81 + half))
 
@@ -137,7 +171,7 @@ def test_image_variance_is_the_component_of_a_two_way_table() -> None:
 def test_with_one_seed_the_images_interval_is_that_of_the_bootstrap() -> None:
     flags = RNG.random((1, 2000)) < 0.7
     variance = image_variance(flags, np.zeros_like(flags))
-    found = difference_interval([100 * flags.mean()], [0.0], image_variance=variance)
+    found = difference_interval([100 * flags.mean()], [0.0], noise=None, image_variance=variance)
     _, low, high = (100 * v for v in bootstrap_interval(flags, num_resamples=20_000))
     assert (found.low, found.high) == pytest.approx((low, high), abs=0.1)
 
@@ -164,8 +198,8 @@ def test_seeds_and_images_together_cover_at_least_the_level(
         together = (rest**2).sum() / ((num_seeds - 1) * (images - 1))
         between = num_seeds * table.mean(0).var(ddof=1)
         variance = max(0.0, between - together) / (num_seeds * images)
-        means = table.mean(1)
-        found = difference_interval(means, np.zeros(num_seeds), image_variance=variance)
+        pair = table.mean(1), np.zeros(num_seeds)
+        found = difference_interval(*pair, noise=block_noise(pair), image_variance=variance)
         assert found.low is not None and found.high is not None
         hits += found.low <= 0 <= found.high
     assert hits / trials > 0.95 - 3 * (0.95 * 0.05 / trials) ** 0.5
@@ -181,9 +215,10 @@ def test_the_seeds_needed_are_the_least_that_settle(
     mean: float, variance: float, num_outcomes: int, images: float
 ) -> None:
     """Against a search one by one through intervals that have that mean."""
-    found = seeds_needed(mean, Noise(variance, num_outcomes, 2), image_variance=images)
+    found = seeds_needed(mean, Noise(variance, 1, num_outcomes, 2), image_variance=images)
     for num_seeds in range(2, 60):
-        noise = Noise(variance, num_outcomes, num_seeds)
+        degrees = (num_outcomes - 1) * (num_seeds - 1)
+        noise = Noise(variance, degrees, num_outcomes, num_seeds)
         interval = difference_interval(
             np.full(num_seeds, mean), np.zeros(num_seeds), noise=noise, image_variance=images
         )
@@ -197,13 +232,13 @@ def test_the_seeds_needed_are_the_least_that_settle(
 
 
 def test_seeds_needed_of_what_no_seed_settles() -> None:
-    noise = Noise(1.0, 2, 2)
+    noise = Noise(1.0, 1, 2, 2)
     assert seeds_needed(0.0, noise) is None
     assert seeds_needed(1.0, noise, image_variance=1.0) is None
     assert seeds_needed(1e-4, noise) is None
-    assert seeds_needed(1.0, Noise(0.5, 2, 2)) == next(
-        s for s in itertools.count(2) if stats.t.ppf(0.975, s - 1) * (1 / s) ** 0.5 < 1
-    )
+    least = next(s for s in itertools.count(2) if stats.t.ppf(0.975, s - 1) * (1 / s) ** 0.5 < 1)
+    assert seeds_needed(1.0, Noise(0.5, 1, 2, 2)) == least
+    assert seeds_needed(1.0, Noise(0.5, 1, 2, 2), used=least + 3) == least + 4
 
 
 GRID = st.integers(1, 8).flatmap(
@@ -248,6 +283,6 @@ def test_bad_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="level is 95"):
         seed_interval([1.0, 2.0], level=95)
     with pytest.raises(ValueError, match="pairs need equal shapes"):
-        difference_interval([1.0, 2.0], [1.0])
+        difference_interval([1.0, 2.0], [1.0], noise=None)
     with pytest.raises(ValueError, match="must be \\(outcomes, seeds\\)"):
         block_noise([1.0, 2.0])

@@ -15,6 +15,7 @@ import mlflow
 import pytest
 
 from ssat_ray.errors import UserError
+from ssat_ray.loading import flatten
 from ssat_ray.places import write_atomic
 from ssat_ray.plan import build_plan
 from ssat_ray.sweeps import log as logging
@@ -83,6 +84,9 @@ def test_a_parent_and_a_run_a_trial_and_seed(tracked: Any) -> None:
     assert finished.data.params["select.ratio"] == "0.1"
     tags = finished.data.tags
     assert (tags["seed"], tags["status"], tags["cause"]) == ("1", "finished", "")
+    assert json.loads(tags["settings"]) == {"select.ratio": 0.1}
+    assert tags["warnings"] == "few seeds"
+    assert finished.data.metrics["validation.pgd"] == 62.0
     assert tags["trial"] == tracked.space.points[0].name and len(tags["digest.train"]) == 20
     client = mlflow.MlflowClient(tracked.space.base.runtime.tracking_uri)
     history = client.get_metric_history(finished.info.run_id, "val_pgd")
@@ -190,6 +194,43 @@ def test_a_failed_trial_that_finishes_later_has_one_run(tracked: Any) -> None:
     assert found["invented"].data.metrics["trials.failed"] == 0.0
 
 
+def test_an_end_that_was_logged_before_follows_a_start(tracked: Any) -> None:
+    """A trial that fails again of the same, before its start was logged."""
+    record, first = tracked.record(), tracked.space.points[0]
+    log = log_of(tracked)
+    log.add(record.fail(first.name, "failed", "its disk was full"))
+    assert log.close(record) is None
+    again = log_of(tracked)
+    record.start(first.name)
+    again.add(record.trials[first.name])
+    again.add(record.fail(first.name, "failed", "its disk was full"))
+    assert again.close(record) is None
+    run = runs(tracked.space.base.runtime.tracking_uri)["select.ratio=0.1 seed 0"]
+    assert (run.info.status, run.data.tags["status"]) == ("FAILED", "failed")
+
+
+def test_a_trial_that_cannot_be_logged_holds_up_no_other(
+    tracked: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging, "RETRY_SECONDS", 0.01)
+    record, log = one_of_each(tracked), log_of(tracked)
+    first, second = record.trials.values()
+    results = tracked.folder / first["name"] / "results.json"
+    content = results.read_text()
+    results.unlink()  # somebody has cleaned up
+    log.add(first)
+    log.add(second)
+    assert "results.json" in str(log.close(record, 1.0))
+    uri = tracked.space.base.runtime.tracking_uri
+    assert runs(uri)["select.ratio=0.2 seed 1"].info.status == "KILLED"
+    assert runs(uri)["invented"].info.status == "FINISHED"
+    results.write_text(content)
+    again = log_of(tracked)
+    again.add(first)
+    assert again.close(record) is None
+    assert runs(uri)["select.ratio=0.1 seed 1"].info.status == "FINISHED"
+
+
 def test_a_store_that_fails_for_a_while_gets_everything(
     tracked: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,10 +251,18 @@ def test_a_store_that_fails_for_a_while_gets_everything(
         log.add(trial)
     assert log.close(record) is None
     assert calls >= 12, "it has failed eight times, after different calls"
-    assert {name for name in runs(tracked.space.base.runtime.tracking_uri) if "0.2" in name} == {
-        "select.ratio=0.2 seed 0",
-        "select.ratio=0.2 seed 1",
-    }
+    found = runs(tracked.space.base.runtime.tracking_uri)
+    assert set(found) == {"invented", "select.ratio=0.2 seed 0", "select.ratio=0.2 seed 1"}
+    expected = flatten(tracked.space.points[1].config.model_dump(mode="json"))
+    for seed in (0, 1):
+        run = found[f"select.ratio=0.2 seed {seed}"]
+        assert (run.info.status, run.data.tags["status"]) == ("KILLED", "stopped")
+        assert run.data.metrics == {"val_pgd.mean": 33.0}
+        assert run.data.params == {
+            **{key: str(value) for key, value in expected.items()},
+            "row": "random",
+            "seed": str(seed),
+        }
 
 
 def test_what_never_works_is_said_and_tried_by_the_next_command(

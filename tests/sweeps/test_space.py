@@ -144,6 +144,8 @@ def test_a_bayesian_search_has_no_points_beforehand_but_checks_its_ends(read: An
             "select.layer is another name of embed.layer, which is there too",
         ),
         ({"set": {"select.method": "pcs"}}, "set: row cannot be set in a sweep: it is a key of"),
+        ({"space": {"select.metod": ["pcs"]}}, "did you mean 'select.method'"),
+        ({"space": {"select.layers": ["pool"]}}, "did you mean 'select.layer'"),
         ({"space": {"cluster": [1]}}, r"cluster: there is no such key"),
         ({"space": {"runtime.actors": [1, 2]}}, "changes no result"),
         ({"space": {"seeds": [[0], [1]]}}, "seeds cannot be set in a sweep: seeds says which"),

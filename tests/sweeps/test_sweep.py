@@ -112,9 +112,10 @@ def test_one_process_at_a_time_runs_a_sweep(tmp_path: Path) -> None:
     folder, store = tmp_path / "runs/one", Store(tmp_path / "store")
     refused = pytest.raises(UserError, match="another process runs the sweep")
     with _alone(folder, store), _alone(tmp_path / "runs/two", store), refused:
-        _alone(folder, store).__enter__()
+        _alone(folder, Store(tmp_path / "other")).__enter__()
     with _alone(folder, store) as scratch:
         assert scratch.exists()
+    assert not scratch.exists()
     assert [path.name for path in (store.root / RAY_TUNE).iterdir()] == [".lease.lock"]
 
 
@@ -261,6 +262,28 @@ def test_a_failing_trial_leaves_the_others_alone_and_is_tried_again(
     sweep.run()
     mended, same = sweep.trials
     assert (mended["status"], mended["cause"]) == ("finished", None) and same == finished
+
+
+@pytest.mark.slow
+def test_batches_whose_processes_die_leave_the_others_their_cpus(swept: Any) -> None:
+    """Two batches at once on two CPUs; both die while they train, and the third finishes."""
+    sweep = swept(batch=1, concurrent=2, space={"select.ratio": [0.1, 0.2, 0.4]})
+    process = sweep.start()
+    killed: set[int] = set()
+    while len(killed) < 2:
+        assert process.poll() is None, sweep.output()
+        with contextlib.suppress(psutil.Error):
+            children = psutil.Process(process.pid).children(recursive=True)
+            lines = {child: " ".join(child.cmdline()) for child in children}
+            if any("RayTrainWorker" in line for line in lines.values()):
+                for child in [c for c, line in lines.items() if "ray::Runner" in line][:1]:
+                    child.kill()
+                    killed.add(child.pid)
+        time.sleep(0.05)
+    assert process.wait(1800) == 1, sweep.output()
+    assert sorted(sweep.statuses) == ["failed", "failed", "finished"]
+    sweep.run()
+    assert sweep.statuses == ["finished"] * 3
 
 
 @pytest.mark.slow
