@@ -16,6 +16,8 @@ from ssat_ray.places import Place, Remote, cache_of, place, write_atomic
 
 _LOG = logging.getLogger(__name__)
 MEMORY, LOG, PLAN_LOG = "memory.jsonl", "run.log", "plan.log"
+PAGE = "compare.html"
+"""Of a comparison of runs, or of a sweep's trials."""
 GROWING = (MEMORY, LOG, PLAN_LOG)
 KEEP_SECONDS = 60.0
 TERMINATED = 128 + signal.SIGTERM

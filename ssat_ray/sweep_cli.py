@@ -53,7 +53,7 @@ def _run(space: Space, own: str, since: float) -> None:
 
     from rich.console import Console
 
-    from ssat_ray.run_folder import signals_told
+    from ssat_ray.run_folder import PAGE, signals_told
     from ssat_ray.store import Store
     from ssat_ray.sweeps import sweep as sweeping
     from ssat_ray.sweeps.log import PATIENCE, Log
@@ -68,27 +68,29 @@ def _run(space: Space, own: str, since: float) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"runtime.runs: {folder} cannot be written ({error.strerror}).") from error
-    record = None
+    record, found, uncompared = None, [], None
     with quiet_output(log_file) as screen:
         lines = Lines(runtime.log_format, own, since, screen)
         log = Log(folder, space, lines)
         try:
             with signals_told():
                 record = sweeping.run(space, folder, lines, log)
+            if record.of(FINISHED):
+                try:
+                    found = _compared(own, runtime.runs)
+                except UserError as error:  # the trials have ended all the same
+                    uncompared = str(error)
         except RunFailed as error:
             raise RunFailed(
                 f"{error} Ended trials are kept; run the same command to continue. Log: {log_file}"
             ) from error
         finally:
             untracked = log.close(record, PATIENCE if record else 0.0)
-        told, uncompared = [f"trials: {folder / FILE}"], None
+        told = [f"trials: {folder / FILE}"]
         about: dict[str, Any] = {"trials": len(record.trials), "results": str(folder / FILE)}
-        if record.of(FINISHED):
-            try:
-                about["page"], found = _compared(own, runtime.runs)
-                told += [*found, f"page: {about['page']} (ssat compare {own})"]
-            except UserError as error:  # the trials have ended all the same
-                uncompared = str(error)
+        if found:
+            about["page"] = str(folder / PAGE)
+            told += [*found, f"page: {about['page']} (ssat compare {own})"]
         if as_json:
             lines.say("finished", "", **about)
         else:
@@ -111,11 +113,11 @@ def _run(space: Space, own: str, since: float) -> None:
         )
 
 
-def _compared(own: str, runs: str) -> tuple[str, list[str]]:
-    """Where the page that compares the sweep's trials is, and what it says."""
+def _compared(own: str, runs: str) -> list[str]:
+    """Write the page that compares the sweep's trials; returns what it says."""
     from ssat_ray.comparison.analysis import Question
     from ssat_ray.comparison.page import write_page
     from ssat_ray.comparison.table import comparison_lines
 
-    content, page = write_page([own], Question(runs=named(runs)))
-    return str(page), comparison_lines(content)
+    content, _ = write_page([own], Question(runs=named(runs)))
+    return comparison_lines(content)

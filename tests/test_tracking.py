@@ -157,7 +157,8 @@ def comparison(tmp_path: Path, database: Path) -> Comparison:
         "labelled": {"image_shape": list(SHAPE), "num_classes": CLASSES},
         "train": {"history": history},
     }
-    results = {"rows": [_row("none", 0), _row("full", 10_000)]}
+    rows = [_row("none", 0), _row("full", 10_000)]
+    results: dict[str, Any] = {"rows": rows, "warnings": ["few seeds"]}
     for job in plan.unique:
         files: dict[str, Any] = {}
         if job.stage == "train":
@@ -186,6 +187,7 @@ def _row(name: str, pool: int) -> dict[str, Any]:
         "steps": {"total": [120], "hit_max_steps": [False]},
         "peak_memory_bytes": {"train": 2.0**30, "max": 2.0**30},
         "world_size": [2],
+        "validation": [78.0],
     }
 
 
@@ -200,12 +202,14 @@ def check_complete(comparison: Comparison) -> None:
     assert {run.info.lifecycle_stage for run in runs.values()} == {"active"}
     parent = runs.pop("invented")
     assert parent.data.metrics["full.pgd"] == 80.0
+    assert parent.data.tags[tracking.WARNINGS] == "few seeds"
     names = {a.path for a in comparison.client.list_artifacts(parent.info.run_id)}
     assert names == {"report.html", "results.json", "run.json"}
     for run in runs.values():
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
         history = comparison.client.get_metric_history(run.info.run_id, "val_pgd")
         assert [m.step for m in history] == [40, 80, 120]
+        assert run.data.metrics["validation.pgd"] == 78.0
         assert len(run.outputs.model_outputs) == 1
     assert sorted(m.source_run_id for m in comparison.models) == sorted(
         run.info.run_id for run in runs.values()

@@ -12,9 +12,9 @@ from ssat_ray.comparison.html import render
 from ssat_ray.comparison.sources import folder_of, read_sources
 from ssat_ray.errors import UserError
 from ssat_ray.places import Place, write_atomic
+from ssat_ray.run_folder import PAGE
 
 Record = dict[str, Any]
-PAGE = "compare.html"
 
 
 def write_page(

@@ -17,6 +17,7 @@ from ssat_ray.leases import file_lock
 from ssat_ray.loading import flatten
 from ssat_ray.places import write_atomic
 from ssat_ray.plan import build_plan
+from ssat_ray.run_folder import PAGE
 from ssat_ray.stages.report import REPORT, RESULTS, read_results
 from ssat_ray.store import Store, canonical_json
 from ssat_ray.sweeps.record import (
@@ -220,7 +221,7 @@ class Log:
         tracker = self._connect()
         parent = self._parent(tracker)
         counts = {status: len(record.of(status)) for status in (*ENDED, FAILED)}
-        tracker.finish_sweep(parent, counts, self.folder / FILE)
+        tracker.finish_sweep(parent, counts, (self.folder / FILE, self.folder / PAGE))
         self._note(finished=True)
 
     # -- mlflow.json ----------------------------------------------------------------------------------

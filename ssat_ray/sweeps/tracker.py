@@ -81,11 +81,13 @@ class SweepTracker(Tracker):
         metrics = [Metric("val_pgd.mean", float(value), 0, int(step)) for step, value in reports]
         self.client.log_batch(run_id, metrics=metrics)
 
-    def finish_sweep(self, run_id: str, counts: dict[str, int], file: Path) -> None:
-        """The number of trials by status, and `sweep.json`."""
+    def finish_sweep(self, run_id: str, counts: dict[str, int], files: tuple[Path, ...]) -> None:
+        """The number of trials by status, and of the files those that there are."""
         metrics = [
             Metric(f"trials.{k}", float(v), int(1000 * time.time()), 0) for k, v in counts.items()
         ]
         self.client.log_batch(run_id, metrics=metrics)
-        self.client.log_artifact(run_id, str(file))
+        for path in files:
+            if path.exists():  # no page without a finished trial
+                self.client.log_artifact(run_id, str(path))
         self.client.set_terminated(run_id)

@@ -18,6 +18,7 @@ from ssat_ray.errors import UserError
 from ssat_ray.loading import flatten
 from ssat_ray.places import write_atomic
 from ssat_ray.plan import build_plan
+from ssat_ray.run_folder import PAGE
 from ssat_ray.sweeps import log as logging
 from ssat_ray.sweeps.log import Log
 from ssat_ray.sweeps.record import HISTORIES
@@ -300,6 +301,7 @@ def test_a_configured_server_that_does_not_answer_is_refused_first(invented: Any
 @pytest.mark.slow
 def test_the_sweeps_own_server_writes_to_the_store(invented: Any) -> None:
     record, log = one_of_each(invented), log_of(invented)
+    (invented.folder / PAGE).write_text("<!doctype html>")
     for trial in record.trials.values():
         log.add(trial)
     assert log.close(record) is None
@@ -315,6 +317,8 @@ def test_the_sweeps_own_server_writes_to_the_store(invented: Any) -> None:
         "report.html",
     }
     assert run.info.artifact_uri.startswith((invented.store.root / ARTIFACTS).as_uri())
+    parent = found["invented"].info.run_id
+    assert {a.path for a in client.list_artifacts(parent)} == {"sweep.json", "compare.html"}
     state = json.loads((invented.folder / "mlflow.json").read_text())
     assert state["finished"] and state["uri"] is None
 
