@@ -213,7 +213,17 @@ def test_objectives_are_not_of_the_test_set(result: Any) -> None:
 def test_the_document_names_every_field(invented: Any, result: Any) -> None:
     record = Record(invented.folder, invented.space)
     text = (ROOT / "docs/sweeps.md").read_text()
-    named = set(re.findall(r"`([\w.]+)`", text))
+    tables = text[text.index("## sweep.json") :].split("\n\n")
+    of_sweep, of_trial, of_row = (
+        {name for cell in re.findall(r"^\| (`.+?) \|", table, re.M) for name in _quoted(cell)}
+        for table in tables
+        if table.startswith("| field")
+    )
+    assert set(record.content()) == of_sweep
     trial = next(iter(record.trials.values()))
-    row = summary({"rows": [result("random", 70.0)]})["random"]
-    assert set(record.content()) | set(trial) | set(row) <= named
+    assert set(trial) | {"started"} == of_trial
+    assert set(summary({"rows": [result("random", 70.0)]})["random"]) == of_row
+
+
+def _quoted(text: str) -> list[str]:
+    return re.findall(r"`(\w+)`", text)
