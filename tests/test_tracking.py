@@ -203,6 +203,8 @@ def check_complete(comparison: Comparison) -> None:
     parent = runs.pop("invented")
     assert parent.data.metrics["full.pgd"] == 80.0
     assert parent.data.tags[tracking.WARNINGS] == "few seeds"
+    experiment = comparison.client.get_experiment_by_name(tracking.EXPERIMENT)
+    assert tracking.KIND.items() <= experiment.tags.items()
     names = {a.path for a in comparison.client.list_artifacts(parent.info.run_id)}
     assert names == {"report.html", "results.json", "run.json"}
     for run in runs.values():

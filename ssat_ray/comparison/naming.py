@@ -23,10 +23,15 @@ def varied(outcomes: Sequence[Outcome], first: Sequence[str] = ()) -> tuple[str,
     return tuple([key for key in first if key in found] + sorted(found - set(first)))
 
 
+def short_keys(keys: Sequence[str]) -> dict[str, str]:
+    """Key -> its last part, where no other has the same: cluster.k -> k."""
+    leaves = Counter(key.rpartition(".")[2] for key in keys)
+    return {key: leaf if leaves[leaf := key.rpartition(".")[2]] == 1 else key for key in keys}
+
+
 def name_outcomes(outcomes: Sequence[Outcome], keys: Sequence[str]) -> list[str]:
     """A short and unique name for each: row and settings, or row and run where that says too little."""
-    leaves = Counter(key.rpartition(".")[2] for key in keys)
-    short = {key: leaf if leaves[leaf := key.rpartition(".")[2]] == 1 else key for key in keys}
+    short = short_keys(keys)
     names = []
     for one in outcomes:
         told = [f"{short[key]}={text(one.settings[key])}" for key in keys if key in one.settings]

@@ -13,6 +13,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from ssat_ray.comparison.naming import short_keys
 from ssat_ray.leases import file_lock
 from ssat_ray.loading import flatten
 from ssat_ray.places import write_atomic
@@ -196,8 +197,10 @@ class Log:
         parent = self._parent(tracker)
         point = self.space.point(trial["settings"])
         plan, folder = build_plan(point.config), self.folder / trial["name"]
+        short = short_keys(list(trial["settings"]))  # columns of names are narrow
+        named = title({short[key]: value for key, value in trial["settings"].items()})
         for seed in point.config.seeds:
-            name = f"{title(trial['settings'])} seed {seed}"
+            name = f"{named} seed {seed}"
             run = tracker.open(name, parent, identity=f"{trial['name']} seed {seed}")
             tags = {"trial": trial["name"], "sweep": self.folder.name, "seed": seed}
             tags[SETTINGS] = canonical_json(trial["settings"])

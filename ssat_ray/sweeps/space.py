@@ -171,12 +171,8 @@ class Point:
 
     @cached_property
     def name(self) -> str:
-        """Hex digits of a digest of all that determines the trial's result, and of nothing else."""
+        """Hex digits of a digest of the configuration, without the section that changes no result."""
         return _digest(self.config.model_dump(mode="json", exclude={"runtime"}))
-
-    @property
-    def title(self) -> str:
-        return title(self.settings)
 
 
 class Space:

@@ -147,7 +147,7 @@ def test_a_server_that_is_down_for_a_minute_in_mid_sweep_loses_no_metric(
         runs = {run.info.run_name: run for run in found}
         assert len(found) == len(runs) == 3, "a parent, and each trial once"
         for trial in sweep.trials:
-            run = runs[f"select.ratio={trial['settings']['select.ratio']} seed 0"]
+            run = runs[f"ratio={trial['settings']['select.ratio']} seed 0"]
             result = trial["results"]["random"]
             assert run.info.status == "FINISHED"
             assert run.data.metrics["test.pgd"] == result["accuracy"]["pgd"]["by_seed"][0]

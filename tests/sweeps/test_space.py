@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ssat_ray.errors import UserError
 from ssat_ray.sweeps.axis import Axis
-from ssat_ray.sweeps.space import Space, points, read_sweep
+from ssat_ray.sweeps.space import Space, points, read_sweep, title
 
 GRID: dict[str, Any] = {
     "preset": "digits",
@@ -41,7 +41,7 @@ def test_a_grid_has_every_combination_in_the_order_of_the_file(read: Any) -> Non
     settings = [(p.settings["cluster.k"], p.settings["select.ratio"]) for p in space.points]
     assert settings == [(k, ratio) for k in (5, 10) for ratio in (0.1, 0.2, 0.4)]
     first = space.points[0]
-    assert first.title == "cluster.k=5 select.ratio=0.1"
+    assert title(first.settings) == "cluster.k=5 select.ratio=0.1"
     assert first.config.rows == ("lcs-km", "random", "full") and first.config.seeds == (0, 1)
     assert (first.config.cluster.k, first.config.select.ratio) == (5, 0.1)
 
@@ -79,7 +79,7 @@ def test_a_mistake_of_the_preset_is_not_said_of_a_point(read: Any, tmp_path: Pat
 
 def test_a_name_is_of_the_settings_alone(read: Any) -> None:
     """Whatever the order of keys and points, and wherever the sweep runs."""
-    names = {p.title: p.name for p in read().points}
+    names = {title(p.settings): p.name for p in read().points}
     assert len(set(names.values())) == 6
     turned = dict(reversed(GRID["space"].items()))
     again = read("runtime.actors=1", "runtime.store=other", space=turned, concurrent=3)
@@ -111,7 +111,7 @@ def test_methods_and_layers_have_another_name(read: Any) -> None:
     space = read(row=None, space={"select.method": ["lcs-km", "pcs"], "select.layer": ["logits"]})
     plain = read(row=None, space={"row": ["lcs-km", "pcs"], "embed.layer": ["logits"]})
     assert [p.name for p in space.points] == [p.name for p in plain.points]
-    assert space.points[1].title == "row=pcs embed.layer=logits"
+    assert title(space.points[1].settings) == "row=pcs embed.layer=logits"
     for fixed in (read(set={"select.layer": "logits"}), read("select.layer=logits")):
         assert fixed.base.embed.layer == "logits"
 
