@@ -149,7 +149,7 @@ def forest(content: Record, against: str) -> Markup | None:
     if not shown:
         return None
     with matplotlib.rc_context(STYLE):
-        figure, axes = chart((5.0, 0.9 + 0.27 * len(shown)))
+        figure, axes = chart((6.4, 0.9 + 0.27 * len(shown)))
         axes.axvline(0, color=INK, linewidth=0.9)
         for place, entry in enumerate(reversed(shown)):
             difference, colour = entry["differences"][against], row_colour(entry["row"])
