@@ -55,6 +55,16 @@ class Invented:
     def record(self) -> Record:
         return Record(self.folder, self.space)
 
+    def one_of_each(self) -> Record:
+        """A record with a finished trial and a stopped one."""
+        record, (first, second) = self.record(), self.space.points
+        self.publish(first, 70.0)
+        record.finish(first.name)
+        record.start(second.name)
+        record.report(second.name, 40, 33.0)
+        record.stop(second.name)
+        return record
+
     def publish(self, point: Point, pgd: float) -> None:
         """What a trial that has finished leaves behind."""
         plan = build_plan(point.config)

@@ -48,22 +48,11 @@ def runs(uri: str) -> dict[str, Any]:
     return {run.info.run_name: run for run in found}
 
 
-def one_of_each(invented: Any) -> Any:
-    """A record with a finished trial and a stopped one."""
-    record, (first, second) = invented.record(), invented.space.points
-    invented.publish(first, 70.0)
-    record.finish(first.name)
-    record.start(second.name)
-    record.report(second.name, 40, 33.0)
-    record.stop(second.name)
-    return record
-
-
 NAMES = {f"ratio={ratio} seed {seed}" for ratio in (0.1, 0.2) for seed in (0, 1)}
 
 
 def test_a_parent_and_a_run_a_trial_and_seed(tracked: Any) -> None:
-    record, log = one_of_each(tracked), log_of(tracked)
+    record, log = tracked.one_of_each(), log_of(tracked)
     for trial in record.trials.values():
         log.add(trial)
     assert log.close(record) is None
@@ -163,7 +152,7 @@ def test_a_trial_without_results_keeps_its_metrics_by_step(tracked: Any) -> None
 
 
 def test_nothing_is_logged_twice(tracked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    record, log = one_of_each(tracked), log_of(tracked)
+    record, log = tracked.one_of_each(), log_of(tracked)
     for trial in record.trials.values():
         log.add(trial)
     assert log.close(record) is None
@@ -216,7 +205,7 @@ def test_a_trial_that_cannot_be_logged_holds_up_no_other(
     tracked: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging, "RETRY_SECONDS", 0.01)
-    record, log = one_of_each(tracked), log_of(tracked)
+    record, log = tracked.one_of_each(), log_of(tracked)
     first, second = record.trials.values()
     results = tracked.folder / first["name"] / "results.json"
     content = results.read_text()
@@ -248,7 +237,7 @@ def test_a_store_that_fails_for_a_while_gets_everything(
         return original(self, *args, **options)
 
     monkeypatch.setattr(mlflow.MlflowClient, "log_batch", sometimes)
-    record, log = one_of_each(tracked), log_of(tracked)
+    record, log = tracked.one_of_each(), log_of(tracked)
     record.trials = {k: v for k, v in record.trials.items() if v["status"] == "stopped"}
     for trial in record.trials.values():
         log.add(trial)
@@ -278,7 +267,7 @@ def test_what_never_works_is_said_and_tried_by_the_next_command(
         raise ConnectionError("the server is away")
 
     monkeypatch.setattr(mlflow.MlflowClient, "create_run", fail)
-    record, log = one_of_each(tracked), log_of(tracked)
+    record, log = tracked.one_of_each(), log_of(tracked)
     for trial in record.trials.values():
         log.add(trial)
     assert log.close(record, 0.1) == "the server is away"
@@ -302,7 +291,7 @@ def test_a_configured_server_that_does_not_answer_is_refused_first(invented: Any
 
 @pytest.mark.slow
 def test_the_sweeps_own_server_writes_to_the_store(invented: Any) -> None:
-    record, log = one_of_each(invented), log_of(invented)
+    record, log = invented.one_of_each(), log_of(invented)
     (invented.folder / PAGE).write_text("<!doctype html>")
     for trial in record.trials.values():
         log.add(trial)
@@ -344,7 +333,7 @@ def test_a_server_that_is_away_for_a_while_gets_everything(
     try:
         answer(uri)
         away = invented.again(f"runtime.tracking_uri={uri}")
-        record, log = one_of_each(away), log_of(away)
+        record, log = away.one_of_each(), log_of(away)
         log.check()
         first, second = record.trials.values()
         log.add(first)
