@@ -25,6 +25,13 @@ def test_git_commit_is_a_hash() -> None:
         assert commit.removesuffix("-dirty") == head.stdout.decode().strip()
 
 
+def test_gpus_are_those_of_the_driver() -> None:
+    there = list(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    found = provenance.gpus()
+    numbers = re.findall(r"(\d+) x ", found.get("gpus", ""))
+    assert bool(found) == bool(there) and sum(map(int, numbers)) == len(there)
+
+
 def test_git_is_asked_once_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     calls, run = [], subprocess.run
 

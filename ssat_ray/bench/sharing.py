@@ -40,7 +40,7 @@ def run(sweep: str, runs: Path, sample: int = SAMPLE) -> Comparison:
     names = [trial["name"] for trial in content["trials"] if trial["status"] == FINISHED]
     if not names:
         raise UserError(f"{sweep}: none of its trials has finished.")
-    if not all(session["complete"] for session in content["sessions"]):
+    if not all(session.get("complete", True) for session in content["sessions"]):
         raise UserError(
             f"{sweep}: one of its commands was killed, and how long that took is not known; measure a sweep that was not."
         )

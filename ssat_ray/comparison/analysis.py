@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from ssat_ray.comparison.differences import accuracy_interval, difference, pooled_noise
 from ssat_ray.comparison.effects import levels, main_effects
 from ssat_ray.comparison.naming import name_outcomes, varied
-from ssat_ray.comparison.outcomes import BASELINES, VALIDATION, Outcome, Reading
+from ssat_ray.comparison.outcomes import BASELINES, TEST, VALIDATION, Outcome, Reading
 from ssat_ray.comparison.recommendation import by_validation, recommend
 from ssat_ray.comparison.statistics import LEVEL, Noise, as_json, pareto_front
 from ssat_ray.errors import UserError
@@ -23,8 +22,6 @@ from ssat_ray.places import Place
 SCHEMA = 1
 Record = dict[str, Any]
 COSTS = ("time", "images", "memory")
-TEST = ("threat.", "evaluate.", "data.")
-"""Settings that change what an accuracy is of."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,8 @@ def analyse(reading: Reading, question: Question) -> Record:
     labels = name_outcomes(outcomes, keys)
     noise = pooled_noise(outcomes, attack)
     usual = _usual_seeds(candidates, attack)
-    best = max((one for one in candidates if one.ran(attack, usual)), key=lambda o: o.mean(attack))
+    alike = [one for one in candidates if one.ran(attack, usual)]
+    best = max(alike, key=lambda one: one.values(attack, usual).mean())
     entries = [_entry(one, label, question) for one, label in zip(outcomes, labels, strict=True)]
     fronts = _fronts(outcomes, attack, usual)
     for index, (one, entry) in enumerate(zip(outcomes, entries, strict=True)):
@@ -152,9 +150,16 @@ def _baseline(one: Outcome, row: str, outcomes: Sequence[Outcome]) -> Outcome | 
 
 
 def _usual_seeds(candidates: Sequence[Outcome], attack: str) -> tuple[int, ...]:
-    """The seeds that most candidates have, the more of them where that is a tie: means over others are of other luck."""
-    found = Counter(tuple(sorted(one.accuracy[attack])) for one in candidates)
-    return max(found, key=lambda seeds: (found[seeds], len(seeds)))
+    """The seeds that most candidates have, and of several such sets that which most have among theirs.
+
+    Means over others are of other luck.
+    """
+    own = [frozenset(one.accuracy[attack]) for one in candidates]
+    found = max(
+        dict.fromkeys(own),
+        key=lambda seeds: (own.count(seeds), sum(seeds <= other for other in own), len(seeds)),
+    )
+    return tuple(sorted(found))
 
 
 def _fronts(
@@ -162,10 +167,12 @@ def _fronts(
 ) -> dict[str, list[bool]]:
     """For each cost, and for `all` of them together: is the outcome on the front of accuracy against it?
 
-    Only outcomes with the `usual` seeds can be.
+    Only outcomes with the `usual` seeds can be, by their means over these.
     """
     alike = np.array([one.ran(attack, usual) for one in outcomes])
-    gains = np.array([one.mean(attack) for one in outcomes])
+    gains = np.array(
+        [one.values(attack, usual).mean() if one.ran(attack, usual) else 0.0 for one in outcomes]
+    )
     costs = np.array(
         [
             [np.nan if c is None else c for c in (o.seconds["total"], o.images, o.peak_memory)]
@@ -200,7 +207,7 @@ def _effects(
 
     Candidates that lack one of the `usual` seeds have no part in them.
     """
-    candidates = [one for one in candidates if set(usual) <= set(one.accuracy[attack])]
+    candidates = [one for one in candidates if one.ran(attack, usual)]
     values = {"row": [one.row for one in candidates]}
     values |= {
         key: [one.settings[key] for one in candidates]
@@ -291,9 +298,9 @@ def _warnings(
     others = sum(not one.ran(question.attack, usual) for one in outcomes)
     if others:
         found.append(
-            f"{others} outcomes have not the seeds {', '.join(map(str, usual))} of most: differences use "
-            "those that both have, and these are on no front and not called the best; those that lack one "
-            "have no part in the effects"
+            f"{others} outcomes lack one of the seeds {', '.join(map(str, usual))}, which most have: "
+            "differences use those that both have, but these are on no front, in no effect and not called "
+            "the best"
         )
     stopped = sum(one.status == "stopped" for one in reading.unfinished)
     if stopped:

@@ -25,9 +25,13 @@ Record = dict[str, Any]
 def pooled_noise(outcomes: Sequence[Outcome], attack: str) -> Noise | None:
     """The noise of all outcomes; None where no two of them have two seeds in common."""
     seeds = sorted({seed for one in outcomes for seed in one.accuracy[attack]})
-    # The same training read from two places must not count twice.
-    unique = {(one.row, tuple(sorted(one.accuracy[attack].items()))) for one in outcomes}
-    return block_noise([[dict(found).get(seed, np.nan) for seed in seeds] for _, found in unique])
+    cells = [(one.row, one.accuracy[attack]) for one in outcomes]
+    # The same trainings, read from two places or with further seeds, must not count twice.
+    unique: list[tuple[str, dict[int, float]]] = []
+    for row, found in sorted(cells, key=lambda cell: -len(cell[1])):
+        if not any(row == other and found.items() <= more.items() for other, more in unique):
+            unique.append((row, found))
+    return block_noise([[found.get(seed, np.nan) for seed in seeds] for _, found in unique])
 
 
 def difference(a: Outcome, b: Outcome, attack: str, noise: Noise | None) -> Record | None:

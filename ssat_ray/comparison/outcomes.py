@@ -17,6 +17,8 @@ VALIDATION = "validation"
 """Measure that stands beside the attacks: PGD on the validation images, by which nothing of the test set is chosen."""
 NOT_SETTINGS = ("preset", "goal", "seeds", "rows", "evaluate.autoattack_seeds")
 """Keys of the configuration that say what is compared, not how."""
+TEST = ("threat.", "evaluate.", "data.")
+"""Settings that change what an accuracy is of."""
 BASELINES = ("none", "random", "full")
 """Rows that others are measured by; they may be recommended only where there are no others."""
 TRAINED = ("intermediate", "pretrain", "finetune", "train")
@@ -82,8 +84,8 @@ class Outcome:
         return float(np.mean(list(self.accuracy[attack].values())))
 
     def ran(self, attack: str, seeds: Iterable[int]) -> bool:
-        """Whether these are the seeds that have the attack."""
-        return set(self.accuracy[attack]) == set(seeds)
+        """Whether all of these seeds have the attack."""
+        return set(seeds) <= set(self.accuracy[attack])
 
     def values(self, attack: str, seeds: Iterable[int]) -> npt.NDArray[np.float64]:
         """(S,) accuracy in percent under these seeds."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from ssat_ray.comparison.outcomes import TEST
 from ssat_ray.comparison.words import IN_WORDS, cost_of, points, seeds_text
 from ssat_ray.errors import UserError
 
@@ -49,7 +50,8 @@ def recommend(entries: Sequence[Record], best: str, by: str, attack: str) -> Rec
     chosen = min(near, key=lambda e: (_images(e) if images else e[by], -e[attack]["mean"], e[by]))
     has = f"the least {IN_WORDS[by]}"
     if chosen[by] > min(entry[by] for entry in near):
-        has = f"the fewest images within {100 * NEAR:.0f} % of {has}"
+        most = "highest accuracy" if chosen["images"] is None else "fewest images"
+        has = f"the {most} within {100 * NEAR:.0f} % of {has}"
     choice = _choice(chosen, top, eligible, candidates, by, attack, has)
     reason = [
         " ".join([choice, *_rival(chosen, entries, by, attack)]),
@@ -84,10 +86,15 @@ def _choice(
     if len(candidates) == 1:
         return f"{chosen['name']} is the only candidate, at {reached} {name} accuracy."
     if len(eligible) == 1 and chosen is top:
-        why = "no other comes within what the seeds leave open"
         if not any(map(_compared, candidates)):
-            why = "nothing says how far chance moves it: there is one seed, or none in common"
-        return f"{chosen['name']} has the highest {name} accuracy of {len(candidates)}, {reached}; {why}."
+            return (
+                f"{chosen['name']} is taken for its {name} accuracy, {reached}. Nothing says how far chance "
+                "moves it: there is one seed, or none in common."
+            )
+        return (
+            f"{chosen['name']} has the highest {name} accuracy of {len(candidates)}, {reached}; no other "
+            "comes within what the seeds leave open."
+        )
     among = (
         f"the {len(eligible)} of {len(candidates)} configurations whose {name} accuracy is not "
         "significantly below the best one's"
@@ -107,15 +114,19 @@ def _compared(entry: Record) -> bool:
 
 
 def _rival(chosen: Record, entries: Sequence[Record], by: str, attack: str) -> list[str]:
-    """The most accurate baseline that costs no more and reaches no less, under the same seeds."""
-    seeds = chosen["accuracy"][attack]["seeds"]
+    """The most accurate baseline that costs no more and reaches no less, in the same test under the same seeds."""
+
+    def test(entry: Record) -> tuple[Any, ...]:
+        settings = {k: v for k, v in entry["settings"].items() if k.startswith(TEST)}
+        return sorted(entry["accuracy"][attack]["seeds"]), settings
+
     rivals = [
         entry
         for entry in entries
         if not entry["candidate"]
         and entry[by] is not None
         and entry[by] <= chosen[by]
-        and entry["accuracy"][attack]["seeds"] == seeds
+        and test(entry) == test(chosen)
         and entry[attack]["mean"] >= chosen[attack]["mean"]
     ]
     if not rivals:

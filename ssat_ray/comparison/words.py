@@ -62,7 +62,8 @@ def noise_text(noise: Record | None) -> str:
     if noise is None:
         return (
             "no two outcomes have two seeds in common, so nothing says how far training again would move a "
-            "difference: none is settled, and where there is an interval, it is over the test images alone"
+            "difference: none is settled, and its interval is over the test images alone, if there is one. An "
+            "accuracy has that of its own seeds (Student's t)"
         )
     return (
         f"over seeds, Student's t with {noise['degrees_of_freedom']} degrees of freedom: the spread of "

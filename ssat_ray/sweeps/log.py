@@ -48,6 +48,8 @@ from ssat_ray.tracking import (
     warning_tags,
 )
 
+SWEEP = ""
+"""What stands for the sweep as a whole among names of trials."""
 RETRY_SECONDS = 5.0
 PATIENCE = 300.0
 """Seconds after the last trial until a server that does not answer is given up; the same command tries again."""
@@ -137,7 +139,9 @@ class Log:
                     self._logged(left[other])
                 return
             else:
-                left[key] = left.pop(key)
+                for last in (key, SWEEP):  # the sweep as a whole after all its trials
+                    if last in left:
+                        left[last] = left.pop(last)
                 time.sleep(RETRY_SECONDS)
 
     def _logged(self, found: Trial | Record) -> bool:
@@ -178,6 +182,7 @@ class Log:
                     self._server = None
                     raise
             uri = self._server.uri
+        self._note()  # the key is on disk before the first run is created
         self._tracker = SweepTracker(uri, self.store, self._state["key"], local=self.uri is None)
         return self._tracker
 
@@ -230,12 +235,11 @@ class Log:
     # -- mlflow.json ----------------------------------------------------------------------------------
 
     def _read_state(self) -> dict[str, Any]:
-        """What has been logged to this tracking store; the key is on disk before the first run is created."""
+        """What has been logged to this tracking store, with the key by which its runs are found."""
         path = self.folder / STATE
         state: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
         if state.get("uri", "") != self.uri:
             state = {"key": uuid.uuid4().hex, "uri": self.uri, "trials": {}}
-            write_atomic(path, json.dumps(state))
         return state
 
     def _note(self, **changes: Any) -> None:
@@ -245,7 +249,7 @@ class Log:
 
 def _key(found: Trial | Record) -> str:
     """Of what only the latest is logged."""
-    return "" if isinstance(found, Record) else str(found["name"])
+    return SWEEP if isinstance(found, Record) else str(found["name"])
 
 
 def _version(trial: Trial) -> str:

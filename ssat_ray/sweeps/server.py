@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -41,9 +42,7 @@ class Server:
             free.bind((HOST, 0))
             port = free.getsockname()[1]
         self.uri = f"http://{HOST}:{port}"
-        for name in ("no_proxy", "NO_PROXY"):  # a proxy reaches no server of this machine
-            known = list(filter(None, os.environ.get(name, "").split(",")))
-            os.environ[name] = ",".join(dict.fromkeys([*known, HOST]))
+        os.environ.update(without_proxy(os.environ))
         database.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "ssat_ray.sweeps.server", str(port), str(database)]
         with log.open("ab") as output:
@@ -78,6 +77,17 @@ class Server:
             return
         os.killpg(self._keeper.pid, signal.SIGKILL)
         self._keeper.wait()
+
+
+def without_proxy(environment: Mapping[str, str]) -> dict[str, str]:
+    """What to set so that no proxy is asked for this machine, which it does not reach; what is excepted already stays so.
+
+    Programs differ in which of the two names they read.
+    """
+    names = ("no_proxy", "NO_PROXY")
+    hosts = [host for name in names for host in environment.get(name, "").split(",") if host]
+    text = ",".join(dict.fromkeys(["*"] if "*" in hosts else [*hosts, HOST]))
+    return dict.fromkeys(names, text)
 
 
 def serve(port: str, database: str, artifacts: str, **options: Any) -> subprocess.Popen[bytes]:

@@ -136,7 +136,11 @@ def _alone(folder: Path, store: Store) -> Iterator[Path]:
     scratch = root / RAY_TUNE / f"{folder.name}-{key}"
     with contextlib.ExitStack() as held:
         for lease in (FileLease(folder / ALONE / LEASE), FileLease(scratch / LEASE)):
-            if not lease.acquire():
+            try:
+                free = lease.acquire()
+            except OSError as error:
+                raise UserError(f"{lease.path} cannot be locked ({error.strerror}).") from error
+            if not free:
                 text = f"another process runs the sweep in {folder}; wait for it, or stop it."
                 raise UserError(text)
             held.callback(lease.release)

@@ -6,6 +6,7 @@ a placement group, so the pipeline runs outside of it, and its stages ask the cl
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +95,8 @@ def _watch(done: Any, order: Order, board: Any) -> dict[str, dict[str, Any]]:
     left = list(order.rungs)
     while not ray.wait([done], timeout=POLL_SECONDS)[0]:
         left = _report_rungs(order, board, left)
-        free_abandoned()
+        with contextlib.suppress(Exception):  # Ray's own tables: the batch is none the worse for it
+            free_abandoned()
     _report_rungs(order, board, left)  # it may have found all its trainings published
     try:
         outcomes: dict[str, dict[str, Any]] = ray.get(done)

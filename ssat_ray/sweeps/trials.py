@@ -59,9 +59,8 @@ class Trials(tune.Callback):
     def _rungs(self) -> tuple[int, ...]:
         assert self.asha is not None
         lengths = []
-        for (
-            point
-        ) in self.record.points.values():  # also ended ones: a later command has the same rungs
+        # Of ended trials too, so that a later command has the same rungs.
+        for point in self.record.points.values():
             job = next(j for j in self.plans[point.name].unique if j.stage == "labelled")
             if (labelled := self.store.record(job)) is None:  # of an ended one that was removed
                 continue

@@ -292,7 +292,9 @@ def test_warnings_say_what_makes_a_comparison_doubtful(outcome: Any) -> None:
     more = replace(a, world_sizes=(8,), settings={})
     assert "trainings had 1, 8 workers" in about(more, replace(a, world_sizes=(1,), settings={}))
     assert "different test images" in about(a, replace(b, settings=a.settings))
-    assert "1 outcomes have not the seeds 0, 1 of most" in about(a, b, outcome("pcs", 79.0))
+    assert "1 outcomes lack one of the seeds 0, 1, which most have" in about(
+        a, b, outcome("pcs", 79.0)
+    )
     stopped = tuple(Unfinished(f"trial{i}", {}, "stopped", "") for i in range(3))
     assert "3 trials were stopped early" in about(a, unfinished=stopped)
     assert about(a, replace(b, settings=a.settings, test_set="x", machines=("A",))) == ""
@@ -323,6 +325,37 @@ def test_an_outcome_of_one_lucky_seed_moves_nothing(outcome: Any) -> None:
             assert found["to_best"]["low"] == pytest.approx(expected["to_best"]["low"])
 
 
+def test_further_seeds_of_some_make_them_no_better_and_no_worse(outcome: Any) -> None:
+    """Which is what a comparison asks for where two seeds settle nothing; ranked are the seeds that all have."""
+    ks = [
+        outcome("lcs-km", *values, settings={"cluster.k": k})
+        for k, values in ((5, (79.0, 80.0)), (10, (90.0, 90.5, 60.0)), (20, (80.0, 81.2)))
+    ]
+    content = analyse(Reading(outcomes=tuple(ks)), Question())
+    assert content["recommended"]["best"] == "lcs-km k=10"
+    assert content["outcomes"][1]["fronts"] and "lack" not in "".join(content["warnings"])
+    assert len(content["effects"]["settings"][0]["levels"]) == 3
+    cheap = outcome("lcs-km", 60.0, 60.5, 60.2, 60.1, settings={"cluster.k": 5})
+    dear = outcome("lcs-km", 80.0, 81.0, settings={"cluster.k": 9}, seconds={"total": 99.0})
+    assert analyse(Reading(outcomes=(cheap, dear)), Question())["recommended"]["best"] == (
+        "lcs-km k=9"
+    )
+
+
+def test_no_seed_in_common_makes_nothing_the_highest(outcome: Any) -> None:
+    apart = [
+        replace(
+            outcome("lcs-km", settings={"cluster.k": k}),
+            seeds=tuple(by_seed),
+            accuracy={"pgd": by_seed},
+        )
+        for k, by_seed in ((5, {0: 70.0, 1: 71.0}), (9, {2: 90.0}))
+    ]
+    content = analyse(Reading(outcomes=tuple(apart)), Question())
+    assert "highest" not in content["recommended"]["reason"][0]
+    assert content["noise"] is None
+
+
 def test_with_one_seed_nothing_is_settled_and_only_the_best_is_named(
     outcome: Any, tmp_path: Path
 ) -> None:
@@ -340,7 +373,7 @@ def test_with_one_seed_nothing_is_settled_and_only_the_best_is_named(
     assert found["over"] == ["images"] and found["high"] < 0 and found["settled"] == 0
     assert content["recommended"]["name"] == content["recommended"]["best"]
     assert content["recommended"]["below"] == 0
-    assert "nothing says how far chance moves it" in content["recommended"]["reason"][0]
+    assert "Nothing says how far chance moves it" in content["recommended"]["reason"][0]
 
 
 def test_outcomes_without_a_common_seed_are_not_paired(outcome: Any) -> None:
@@ -355,6 +388,12 @@ def test_a_training_read_twice_counts_once_in_the_noise(outcome: Any) -> None:
     ones = [outcome("pcs", 80.0, 81.0), outcome("pcs", 79.0, 82.5), outcome("easy", 78.0, 78.5)]
     twice = [*ones, replace(ones[0], seconds={"total": 1.0})]
     assert pooled_noise(twice, "pgd") == pooled_noise(ones, "pgd")
+    longer = outcome("pcs", 80.0, 81.0, 80.4)
+    assert pooled_noise([ones[0], longer], "pgd") is None
+    with_both, with_it = (
+        pooled_noise([*more, *ones[1:]], "pgd") for more in ([longer, ones[0]], [longer])
+    )
+    assert with_both == with_it
 
 
 def test_costs_that_nobody_recorded(outcome: Any) -> None:

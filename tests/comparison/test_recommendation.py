@@ -31,6 +31,7 @@ def entry(name: str, mean: float, time: float, to_best: Any = None, **more: Any)
         "images": 100 * time,
         "memory": 2**20 * time,
         "to_best": to_best,
+        "settings": {},
         "differences": {},
         "lower_bounds": [],
     }
@@ -109,8 +110,13 @@ def test_a_baseline_that_is_no_worse_for_no_more_is_named_at_once() -> None:
     )
     by_images = recommend([BEST, chosen, random], "pcs a", "images", "pgd")["reason"][0]
     assert by_images.endswith("has 82.4 %, for no more: 11\u202f000 images.")
-    other = {**random, "accuracy": {"pgd": {**random["accuracy"]["pgd"], "seeds": [0]}}}
-    for without in ([BEST, chosen, dear], [BEST, chosen, other]):
+    turned, other = (
+        {**random, "accuracy": {"pgd": {**random["accuracy"]["pgd"], "seeds": seeds}}}
+        for seeds in ([1, 0], [0])
+    )
+    assert "But" in recommend([BEST, chosen, turned], "pcs a", "time", "pgd")["reason"][0]
+    easier = {**random, "settings": {"threat.eps": 0.01}}
+    for without in ([BEST, chosen, dear], [BEST, chosen, other], [BEST, chosen, easier]):
         assert "But" not in recommend(without, "pcs a", "time", "pgd")["reason"][0]
 
 
@@ -149,7 +155,7 @@ def test_the_best_is_the_cheapest_too() -> None:
 def test_without_intervals_only_the_best_can_be_named() -> None:
     cheap = entry("pcs b", 82.9, 10.0, against(-0.1, None))
     name, said = reason([BEST, cheap], "pcs a")
-    assert name == "pcs a" and "nothing says how far chance moves it" in said
+    assert name == "pcs a" and "Nothing says how far chance moves it" in said
     of_images = against(-0.1, 0.5, over=["images"])  # of one seed: it says nothing about training
     assert reason([BEST, {**cheap, "to_best": of_images}], "pcs a")[0] == "pcs a"
     unpaired = entry("pcs c", 82.9, 10.0, None)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,31 @@ import pytest
 
 from ssat_ray.sweeps import log as logging
 from ssat_ray.sweeps.log import Log
-from ssat_ray.sweeps.server import Server, wait_for_lock
+from ssat_ray.sweeps.server import Server, wait_for_lock, without_proxy
 from ssat_ray.sweeps.show import Lines
 
 HOLD = (
     "import sys, threading\nfrom pathlib import Path\nfrom ssat_ray.sweeps.server import wait_for_lock\n"
     "file = wait_for_lock(Path(sys.argv[1]), threading.Event())\nprint('held', flush=True)\nsys.stdin.read()"
 )
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({}, "127.0.0.1"),
+        ({"NO_PROXY": "minio.internal"}, "minio.internal,127.0.0.1"),
+        ({"no_proxy": "a,127.0.0.1", "NO_PROXY": "b"}, "a,127.0.0.1,b"),
+        ({"NO_PROXY": "*"}, "*"),
+    ],
+)
+def test_the_server_is_reached_without_a_proxy(given: dict[str, str], text: str) -> None:
+    found = {"http_proxy": "http://proxy:3128", **given, **without_proxy(given)}
+    assert found["no_proxy"] == found["NO_PROXY"] == text
+    bypass = urllib.request.proxy_bypass_environment
+    proxies = {key.removesuffix("_proxy"): value for key, value in found.items()}
+    for host in ("127.0.0.1", *(h for h in given.values() if h == "minio.internal")):
+        assert bypass(host, proxies)
 
 
 @pytest.fixture
