@@ -21,6 +21,8 @@ STAGE_PACKAGES = ("torch", "numpy", "ray", "diffusers", "scikit-learn", *FAISS)
 """What `stage.json` names."""
 PACKAGES = ("ray", "torch", "torchvision", "diffusers", "scikit-learn", "mlflow", "numpy")
 """What `results.json` and the tags of MLflow name, besides `faiss` and `ssat_ray`."""
+NVIDIA = Path("/proc/driver/nvidia/gpus")
+"""Where NVIDIA's driver has a folder for each GPU."""
 
 
 @cache
@@ -83,10 +85,10 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def gpus() -> dict[str, str]:
+def gpus(driver: Path = NVIDIA) -> dict[str, str]:
     """`gpus`: number and names of NVIDIA's as the driver gives them; empty where there are none."""
     models: Counter[str] = Counter()
-    for path in Path("/proc/driver/nvidia/gpus").glob("*/information"):
+    for path in driver.glob("*/information"):
         with contextlib.suppress(OSError):
             for line in path.read_text().splitlines():
                 if line.startswith("Model:"):

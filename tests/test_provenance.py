@@ -25,11 +25,13 @@ def test_git_commit_is_a_hash() -> None:
         assert commit.removesuffix("-dirty") == head.stdout.decode().strip()
 
 
-def test_gpus_are_those_of_the_driver() -> None:
-    there = list(Path("/proc/driver/nvidia/gpus").glob("*/information"))
-    found = provenance.gpus()
-    numbers = re.findall(r"(\d+) x ", found.get("gpus", ""))
-    assert bool(found) == bool(there) and sum(map(int, numbers)) == len(there)
+def test_gpus_are_those_of_the_driver(tmp_path: Path) -> None:
+    assert provenance.gpus(tmp_path) == {}
+    for bus, model in (("0000:01:00.0", "H100"), ("0000:02:00.0", "H100"), ("0000:03:00.0", "T4")):
+        (tmp_path / bus).mkdir()
+        text = f"Model: \t\t NVIDIA {model}\nIRQ:   \t\t 17\nGPU UUID: \t GPU-1\n"
+        (tmp_path / bus / "information").write_text(text)
+    assert provenance.gpus(tmp_path) == {"gpus": "2 x NVIDIA H100, 1 x NVIDIA T4"}
 
 
 def test_git_is_asked_once_a_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,10 +83,8 @@ class Record:
         digest = build_plan(point.config).last.digest
         new = _waiting(point.name, point.settings, point.row)
         trial = {**new, **self._before.get(point.name, {})}
-        done = trial["status"] in ENDED and trial["digest"] in (
-            None,
-            digest,
-        )  # None: of older files
+        same = trial["digest"] in (None, digest)  # None: of a file of an older version
+        done = trial["status"] in ENDED and same
         trial["digest"] = digest
         if trial["status"] == FINISHED and not (self.folder / point.name / RESULTS).exists():
             done = False
